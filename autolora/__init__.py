@@ -1,0 +1,34 @@
+"""AutoLoRa: robust fine-tuning without a hyper-parameter search, and the evidence that it worked.
+
+    threat = autolora.Threat("linf", "8/255")
+    model  = autolora.load_backbone("resnet18", weights=PATH, classes=10, image_size=32, stem="lowres")
+    tuned  = autolora.finetune(model, (x_train, y_train), (x_val, y_val), threat)
+    robust = autolora.merge(tuned, alpha=0.0)
+    report = autolora.autoattack(robust, x, y, threat)
+    autolora.export_onnx(robust, "model.onnx")
+
+Names are fetched at first use: a stage that exports does not import (and so does not depend on) the attacks.
+"""
+
+from importlib import import_module
+
+_HOMES = {
+    "Threat": "threat",
+    "load_backbone": "backbones",
+    "finetune": "training",
+    "merge": "branch",
+    "autoattack": "attacks.autoattack",
+    "export_onnx": "export",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autolora' has no attribute {name!r}")
+    return getattr(import_module(f"autolora.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,87 @@
+"""Projected gradient descent (Madry et al., 2018): the attack inside training and validation.
+
+    x_{t+1} = P_ball( x_t + step * direction(grad_x CE(h(x_t), y)) )
+
+The published number is AutoAttack's; PGD only trains and selects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autolora.threat import Threat
+
+
+def pgd(
+    logits: Callable[[Tensor], Tensor],
+    x: Tensor,  # [n,3,h,w] in [0,1]
+    y: Tensor,  # [n]
+    threat: Threat,
+    steps: int = 10,
+    step: float | None = None,
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The last point of `steps` ascent steps on the cross-entropy; `step` defaults to eps/4 (2/255 at 8/255)."""
+    step = threat.eps / 4 if step is None else step
+    perturbed = project(x + random_in_ball(x, threat, generator), x, threat) if random_start else x.clone()
+    for _ in range(steps):
+        perturbed = perturbed.detach().requires_grad_(True)
+        with torch.enable_grad():
+            loss = F.cross_entropy(logits(perturbed).float(), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, perturbed)
+        perturbed = project(perturbed.detach() + step * ascent_direction(gradient, threat), x, threat)
+    return perturbed.detach()
+
+
+def random_in_ball(x: Tensor, threat: Threat, generator: torch.Generator | None) -> Tensor:
+    if threat.norm == "linf":
+        return (torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype) * 2 - 1) * threat.eps
+    direction = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    radius = torch.rand(len(x), generator=generator, device=x.device, dtype=x.dtype).view(-1, 1, 1, 1)
+    return direction / _l2(direction) * radius * threat.eps
+
+
+def ascent_direction(gradient: Tensor, threat: Threat) -> Tensor:
+    return gradient.sign() if threat.norm == "linf" else gradient / _l2(gradient)
+
+
+def project(perturbed: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """Back into the ball around x and the box of pixel values."""
+    offset = perturbed - x
+    if threat.norm == "linf":
+        offset = offset.clamp(-threat.eps, threat.eps)
+    elif threat.norm == "l2":
+        offset = offset * (threat.eps / _l2(offset)).clamp(max=1)
+    else:
+        raise NotImplementedError(f"PGD knows linf and l2, not {threat.norm}: evaluate {threat.norm} with AutoAttack")
+    return (x + offset).clamp(*threat.bounds)
+
+
+def _l2(t: Tensor) -> Tensor:
+    return t.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Parameters without gradients and every module in eval, for the length of an attack; all of it put back after.
+
+    An input gradient then costs no weight gradients, and batch-norm statistics do not move.
+    """
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        model.eval()
+        yield model
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,165 @@
+"""params.yaml, checked: one frozen model per section, and for each stage only the keys that dvc.yaml declares for it.
+
+    params = load("merge");  params.merge.alpha;  params.export  ->  UndeclaredParam
+
+An unknown key, a wrong type or an impossible value stops with one line naming the key, the value, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autolora.threat import Threat
+from stages.work import StageError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Section):
+    source: Literal["digits", "folder", "csv", "npz", "cifar10", "cifar100", "dtd", "caltech256", "dogs", "cub200"]
+    path: str = "data/raw"
+    image_size: int = Field(ge=8, le=1024)
+    validation_fraction: Fraction = 0.05
+    test_fraction: Fraction = 0.2
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    reference_manifest: str | None = None
+
+
+class Backbone(Section):
+    arch: str
+    weights: str | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    stem: Literal["timm", "lowres", "nopool"] = "timm"
+    options: dict[str, Any] = {}
+
+
+class ThreatSection(Section):
+    norm: Literal["linf", "l2", "l1"]
+    eps: float | str | int
+
+    @field_validator("eps")
+    @classmethod
+    def _parses(cls, eps: float | str | int, info: Any) -> float | str | int:
+        Threat(info.data.get("norm", "l2"), eps)
+        return eps
+
+    def value(self) -> Threat:
+        return Threat(self.norm, self.eps)
+
+
+class Finetune(Section):
+    method: Literal["autolora", "vanilla", "twins", "natural", "linear"] = "autolora"
+    reference: Literal["paper", "released"] = "paper"
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(128, ge=2)
+
+
+class Merge(Section):
+    alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0, le=1)] = "auto"
+    toward: Literal["branch", "natural"] = "branch"
+
+
+class Evaluate(Section):
+    version: Literal["standard", "plus", "rand", "fast"] = "standard"
+    images: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+
+
+class Export(Section):
+    variants: list[Literal["fp16", "int8"]] = []
+    max_robust_drop: float = Field(1.0, ge=0)
+    check_images: int = Field(100, ge=0)
+
+
+class Gates(Section):
+    clean: float = Field(0.0, ge=0, le=1)
+    robust: float = Field(0.0, ge=0, le=1)
+
+
+class Register(Section):
+    name: str = Field(min_length=1)
+    gates: Gates = Gates()
+
+
+# `register` is what people write in params.yaml; that pydantic's metaclass has a method of the same name is no harm.
+warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
+
+
+class Params(Section):
+    seed: int = Field(0, ge=0)
+    data: Data
+    backbone: Backbone
+    threat: ThreatSection
+    finetune: Finetune = Finetune()
+    merge: Merge = Merge()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    register: Register
+
+
+class UndeclaredParam(StageError):
+    pass
+
+
+class Declared:
+    """A view of params.yaml that shows a stage only what dvc.yaml declares for it."""
+
+    def __init__(self, value: Any, keys: set[str], stage: str, prefix: str = "") -> None:
+        self._value, self._keys, self._stage, self._prefix = value, keys, stage, prefix
+
+    def __getattr__(self, name: str) -> Any:
+        key = f"{self._prefix}{name}"
+        if key in self._keys:
+            return getattr(self._value, name)
+        if any(k.startswith(key + ".") for k in self._keys):
+            return Declared(getattr(self._value, name), self._keys, self._stage, key + ".")
+        raise UndeclaredParam(f"stage {self._stage} reads {key}, which dvc.yaml does not declare for it")
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that is declared, flat: {"seed": 0, "threat": {...}, ...}; the stage's part of a work key."""
+        found = {}
+        for key in sorted(self._keys):
+            value = self._value
+            for part in key.split("."):
+                value = getattr(value, part)
+            found[key] = value.model_dump() if isinstance(value, BaseModel) else value
+        return found
+
+
+def load(stage: str, folder: str | Path = ".") -> Any:
+    """The declared part of a checked params.yaml."""
+    declared = yaml.safe_load((Path(folder) / "dvc.yaml").read_text())["stages"][stage].get("params", [])
+    return Declared(check(Path(folder) / "params.yaml"), set(declared), stage)
+
+
+def check(path: str | Path) -> Params:
+    try:
+        return Params.model_validate(yaml.safe_load(Path(path).read_text()))
+    except yaml.YAMLError as error:
+        raise StageError(f"{path} is not YAML: {error}") from None
+    except ValidationError as error:
+        raise StageError("\n".join(f"{path}: {line}" for line in _readable(error))) from None
+
+
+def _readable(error: ValidationError) -> list[str]:
+    return [_line(problem) for problem in error.errors()]
+
+
+def _line(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        section: Any = Params
+        for part in problem["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown key {key}: allowed are {', '.join(section.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"

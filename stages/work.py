@@ -1,0 +1,80 @@
+"""What every stage needs around its one function: an error that reads well, a place to go on from, times on record.
+
+DVC deletes a stage's outs before the command runs, so progress lives outside them: `.work/<stage>/<key>`, where the key
+is a hash of all that determines the work (`AUTOLORA_WORK` moves `.work`, to shared storage for instance).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autolora.files import write_json
+
+
+class StageError(Exception):
+    """A failure that the user can mend: the message says what is wrong, where, and what to do."""
+
+
+def main(stage: Callable[[], None]) -> None:
+    """Run a stage; what a user can mend becomes one line on stderr and exit code 1, not a traceback."""
+    try:
+        stage()
+    except (StageError, ValueError, FileNotFoundError, PermissionError) as error:
+        sys.exit(f"{stage.__name__}: {error}")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            sys.exit(
+                f"{stage.__name__}: cannot write {error.filename or 'its output'}: {error.strerror}. "
+                "Make room and run `dvc repro` again: it goes on where it stopped; "
+                "`dvc checkout` brings the previous outputs back."
+            )
+        raise
+    except KeyboardInterrupt:
+        sys.exit(f"{stage.__name__}: interrupted; `dvc repro` goes on where it stopped")
+
+
+def work_dir(stage: str, **determines: Any) -> Path:
+    """The folder for the progress of exactly this work: same inputs, same folder, also after a crash."""
+    key = hashlib.sha256(json.dumps(determines, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    path = Path(os.environ.get("AUTOLORA_WORK", ".work")) / stage / key
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Two processes never work on the same key at once; the lock dies with its holder."""
+    with open(folder / "lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StageError(f"another process is at work in {folder}: wait for it, or stop it") from None
+        yield
+
+
+@contextmanager
+def timed(stage: str) -> Iterator[dict[str, Any]]:
+    """Seconds and peak memory into reports/timing/<stage>.json; the stage may add figures of its own to the record."""
+    record: dict[str, Any] = {}
+    start = time.perf_counter()
+    yield record
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    record |= {
+        "seconds": round(time.perf_counter() - start, 2),
+        "peak_memory_mb": round(peak / 2**20),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+    }
+    write_json(f"reports/timing/{stage}.json", record)
