@@ -150,16 +150,30 @@ def check(path: str | Path) -> Params:
 
 
 def _readable(error: ValidationError) -> list[str]:
-    return [_line(problem) for problem in error.errors()]
+    """One line a key; where a key may be one of several kinds, what each of them allows, joined by "or"."""
+    problems: dict[str, list[Any]] = {}
+    for problem in error.errors():
+        problems.setdefault(_key(problem["loc"]), []).append(problem)
+    return [_line(key, found) for key, found in problems.items()]
 
 
-def _line(problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
+def _key(location: tuple[int | str, ...]) -> str:
+    """section.key, without the names that pydantic gives to the members of a union."""
+    section, *rest = location
+    return ".".join(str(part) for part in (section, *rest[:1]))
+
+
+def _line(key: str, problems: list[Any]) -> str:
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
         section: Any = Params
-        for part in problem["loc"][:-1]:
+        for part in first["loc"][:-1]:
             section = section.model_fields[part].annotation
-        return f"unknown key {key}: allowed are {', '.join(section.model_fields)}"
-    if problem["type"] == "missing":
+        return f"unknown key {'.'.join(map(str, first['loc']))}: allowed are {', '.join(section.model_fields)}"
+    if first["type"] == "missing":
         return f"{key} is missing"
-    return f"{key} is {problem['input']!r}: {problem['msg'].removeprefix('Value error, ')}"
+    reasons = dict.fromkeys(p["msg"].removeprefix("Value error, ").replace("Input should", "it must") for p in problems)
+    value = first["input"]
+    return f"{key} is {value!r}: " + " or ".join(reasons).replace(" or it must be", " or").removeprefix(
+        f"{key} is {value!r}, "
+    )

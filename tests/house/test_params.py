@@ -1,0 +1,83 @@
+"""A params.yaml with a fault stops with one line that names the key, the value, and what is allowed."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from stages.params import UndeclaredParam, check, load
+from stages.work import StageError
+from tests.house.imports import ROOT
+
+
+def changed(tmp_path, key, value):
+    """The shipped params.yaml with one key set, as a file."""
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    *sections, last = key.split(".")
+    place = tree
+    for section in sections:
+        place = place[section]
+    place[last] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_the_shipped_file_is_right():
+    params = check(ROOT / "params.yaml")
+    assert params.finetune.method == "autolora"
+    assert params.threat.value().norm == "linf"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("finetune.epoch", 3, ["finetune.epoch", "unknown", "epochs, batch_size"]),
+        ("finetun", {}, ["finetun", "unknown", "finetune"]),
+        ("finetune.epochs", "many", ["finetune.epochs", "'many'", "integer"]),
+        ("finetune.epochs", 0, ["finetune.epochs", "0", "greater than or equal to 1"]),
+        ("finetune.method", "autolara", ["finetune.method", "'autolara'", "'vanilla'"]),
+        ("threat.eps", 8, ["threat.eps", "8", "8/255"]),
+        ("threat.eps", "8/0", ["threat.eps", "'8/0'", "fraction"]),
+        ("threat.eps", -1, ["threat.eps", "-1", "larger than 0"]),
+        ("threat.norm", "l7", ["threat.norm", "'l7'", "'linf'"]),
+        ("data.test_fraction", 1.5, ["data.test_fraction", "1.5", "less than 1"]),
+        ("merge.alpha", 2, ["merge.alpha", "2"]),
+        ("evaluate.images", "most", ["evaluate.images", "'most'", "'all'"]),
+        ("backbone.sha256", "abc", ["backbone.sha256", "'abc'"]),
+        ("seed", True, ["seed", "True", "integer"]),
+    ],
+)
+def test_a_fault_is_named(tmp_path, key, value, words):
+    with pytest.raises(StageError) as caught:
+        check(changed(tmp_path, key, value))
+    for word in words:
+        assert word in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_missing_key_is_named(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: 0\n")
+    with pytest.raises(StageError, match="backbone is missing"):
+        check(path)
+
+
+def test_not_yaml(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("seed: [0\n")
+    with pytest.raises(StageError, match="is not YAML"):
+        check(path)
+
+
+def test_a_stage_sees_only_what_it_declares():
+    params = load("merge", ROOT)
+    assert params.merge.alpha == "auto"
+    with pytest.raises(UndeclaredParam, match=r"stage merge reads export"):
+        _ = params.export
+    assert set(params.as_dict()) == {"seed", "threat", "merge"}
+
+
+def test_parameters_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        check(ROOT / "params.yaml").finetune.epochs = 3
