@@ -1,0 +1,28 @@
+"""How sure a share is, and whether two models differ: Wilson's interval and McNemar's exact paired test.
+
+Plain Python on counts, so that every floor can use it.
+"""
+
+from __future__ import annotations
+
+from math import comb, sqrt
+
+Z95 = 1.959963984540054
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, 1927): never outside [0, 1], sensible at 0 and at 1."""
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * sqrt(share * (1 - share) / n + Z95**2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided p: are the images that only one of two models gets right split evenly between the two?"""
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    if n == 0:
+        return 1.0
+    return min(1.0, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n)
