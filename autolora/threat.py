@@ -41,9 +41,9 @@ class Threat:
     @property
     def eps_text(self) -> str:
         """How people write the radius: "8/255" where it is a short fraction of 255, else the number."""
-        levels = round(self.eps * 255, 2)
-        if self.norm == "linf" and abs(levels - self.eps * 255) < 1e-6:
-            return f"{levels:g}/255"
+        quarters = round(self.eps * 255 * 4)
+        if self.norm == "linf" and abs(quarters / 4 - self.eps * 255) < 1e-6:
+            return f"{quarters / 4:g}/255"
         return f"{self.eps:.6g}"
 
     def as_record(self) -> dict:
@@ -56,7 +56,8 @@ class Threat:
 
 def parse_eps(eps: float | str) -> float:
     try:
-        value = float(Fraction(str(eps).replace(" ", "")))
+        above, _, below = str(eps).partition("/")
+        value = float(Fraction(above.strip()) / Fraction(below.strip() or 1))
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"threat.eps is {eps!r}: expected a number or a fraction such as '8/255'") from None
     if not value > 0:

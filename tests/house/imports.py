@@ -39,7 +39,7 @@ def own_imports(file: Path) -> set[Path]:
 
 
 def closure(file: Path, without: frozenset[Path] = frozenset()) -> set[Path]:
-    """The file and all of our own files that it reaches by imports; what is in `without` is neither listed nor entered."""
+    """The file and all of ours that it reaches by imports; what is in `without` is neither listed nor entered."""
     found: set[Path] = set()
     waiting = [file]
     while waiting:

@@ -1,0 +1,103 @@
+"""What stands around every stage: one readable line for a failure, a place to go on from, one process a key."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from autolora.files import file_sha256, read_json, replacing, weights_sha256, write_json
+from stages.work import StageError, main, only_one, timed, work_dir
+from tests.house.imports import ROOT
+
+
+def fails_with(error):
+    def prepare():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        main(prepare)
+    return str(caught.value.code)
+
+
+def test_a_failure_reads_well():
+    assert fails_with(StageError("no such thing")) == "prepare: no such thing"
+    assert "seed" in fails_with(ValueError("seed is -1"))
+    full = fails_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "models/x"))
+    assert "models/x" in full
+    assert "No space left" in full
+    assert "goes on where it stopped" in full
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    def prepare():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        main(prepare)
+
+
+def test_the_same_work_has_the_same_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path))
+    first = work_dir("merge", seed=0, threat={"norm": "linf", "eps": "8/255"})
+    assert first == work_dir("merge", threat={"eps": "8/255", "norm": "linf"}, seed=0)
+    assert first != work_dir("merge", seed=1, threat={"norm": "linf", "eps": "8/255"})
+    assert first.parent == tmp_path / "merge"
+    assert first.is_dir()
+
+
+def test_one_process_a_key(tmp_path):
+    """The second is refused while the first lives, and let in as soon as it is gone, also when it was killed."""
+    code = "import sys, time; from pathlib import Path; from stages.work import only_one\n"
+    code += "with only_one(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert holder.stdout.readline() == "in\n"
+    with pytest.raises(StageError, match="another process"), only_one(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with only_one(tmp_path):
+        pass
+
+
+def test_timing_is_on_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with timed("merge") as record:
+        record["images_per_s"] = 3
+    written = read_json("reports/timing/merge.json")
+    assert {"seconds", "peak_memory_mb", "machine", "images_per_s"} <= set(written)
+
+
+def test_a_file_is_whole_or_absent(tmp_path):
+    path = tmp_path / "out" / "x.json"
+    write_json(path, {"b": 1, "a": 2})
+    before = file_sha256(path)
+
+    def dies_half_way():
+        with replacing(path) as part:
+            part.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dies_half_way()
+    assert file_sha256(path) == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_weights_hash_sees_name_dtype_shape_and_bytes():
+    import torch
+
+    state = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1)}
+    digest = weights_sha256(state)
+    assert digest == weights_sha256(dict(reversed(state.items())))
+    assert digest == weights_sha256({"a": state["a"].t().contiguous().t(), "b": state["b"]})  # layout is no content
+    for other in (
+        {**state, "a": state["a"].view(3, 2)},
+        {**state, "a": state["a"].double()},
+        {**state, "b": torch.tensor(2)},
+        {"a": state["a"], "c": state["b"]},
+    ):
+        assert weights_sha256(other) != digest
