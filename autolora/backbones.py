@@ -137,7 +137,8 @@ def head_name(model: nn.Module) -> str:
 def stem_names(model: nn.Module) -> list[str]:
     """Names of the layers that turn pixels into the first features (patch embedding, deep stem); none for an MLP.
 
-    That is the first convolution, and what shares with it the largest module that holds less than a quarter of all layers.
+    That is the first convolution, and what shares with it the largest module that holds less than a quarter of all
+    layers.
     """
     layers = [name for name, _ in _layers(model)]
     return sorted(
@@ -149,10 +150,9 @@ def block_layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
     """All convolutions and linear layers of the feature extractor's blocks: neither stem nor head, in module order.
 
     Contract: (name, layer) with `model.get_submodule(name) is layer`; each layer once; shortcut convolutions,
-    squeeze-and-excitation, attention and MLP layers count (19 of ResNet-18, 52 of ResNet-50); grouped convolutions come
-    with their `groups`. Only what has a dense `weight` that torch calls its own: the packed input projection of
-    torch.nn.MultiheadAttention is a bare parameter and is not listed. Empty when the network has nothing between stem and
-    head: the caller decides what that means.
+    squeeze-and-excitation, attention and MLP layers count (19 of ResNet-18, 52 of ResNet-50); grouped convolutions
+    come with their `groups`. The packed input projection of torch.nn.MultiheadAttention is a bare parameter and no
+    layer, so it is not listed. Empty when there is nothing between stem and head: the caller decides what that means.
     """
     outside = {*head_names(model), *stem_names(model)}
     return [(name, layer) for name, layer in _layers(model) if name not in outside]
