@@ -1,0 +1,141 @@
+"""One image file, or one array, as a square of uint8 pixels and a row of facts; or BadImage with the reason.
+
+What is done on purpose: the EXIF orientation is applied; 16-bit grey is scaled to 8 bits; a palette and CMYK become
+RGB; what is transparent lies on white; grey is repeated three times; of an animation the first frame counts; a large
+JPEG is decoded at a half, quarter or eighth of its size (libjpeg's own scaling) while twice the stored size remains.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+DECODER = 1  # part of the key under which decoded images are kept: raise it when the pixels change
+# Formats that Pillow decodes by itself, each known by its first bytes: no PostScript, nothing that starts a program.
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
+WHITE = (255, 255, 255, 255)
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+class BadImage(Exception):
+    """Why an image cannot be used, as `code: what to do`; the code is what stages.validate sorts by."""
+
+
+def read_file(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except PermissionError:
+        raise BadImage("unreadable: no permission to read it; chmod +r it") from None
+    except FileNotFoundError:
+        raise BadImage("missing: there is no such file") from None
+    except OSError as error:
+        raise BadImage(f"unreadable: {error.strerror}") from None
+    if not content:
+        raise BadImage("empty: the file has no bytes; restore or remove it")
+    return content
+
+
+def content_sha256(content: bytes | np.ndarray) -> str:
+    """The name of an image: of a file its bytes, of an array its shape and bytes."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(str(content.shape).encode())
+    digest.update(np.ascontiguousarray(content).data)
+    return digest.hexdigest()
+
+
+def decode(content: bytes | np.ndarray, size: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """uint8 [3,size,size]: the short side resized to `size` (bilinear, antialiased), the centre kept; and the facts."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata, and about sizes well below Pillow's own limit
+            image, facts = _open(content, size)
+            square = _square(_to_eight_bits(image), size)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise BadImage(f"too large: more than {limit} million pixels; shrink it") from None
+    except UnidentifiedImageError:
+        raise BadImage("not an image: no format that is read here; convert it to JPEG or PNG, or remove it") from None
+    except MemoryError:
+        raise BadImage("too large: it does not fit into memory; shrink it") from None
+    except Exception as error:  # a decoder fed with broken bytes raises what it likes
+        raise BadImage(f"broken: {_one_line(error)}; restore or remove it") from None
+    pixels = np.asarray(square)
+    facts |= {"mean": round(float(pixels.mean()), 2), "std": round(float(pixels.std()), 2), "phash": dhash(square)}
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), facts
+
+
+def _open(content: bytes | np.ndarray, size: int) -> tuple[Image.Image, dict[str, Any]]:
+    image = Image.fromarray(content) if isinstance(content, np.ndarray) else _from_bytes(content)
+    width, height = image.size
+    orientation = image.getexif().get(ORIENTATION, 1)
+    if orientation in (5, 6, 7, 8):  # a quarter turn
+        width, height = height, width
+    facts = {"width": width, "height": height, "mode": image.mode}
+    if image.format == "JPEG":
+        image.draft(image.mode, (2 * size, 2 * size))
+    if orientation != 1:
+        image = ImageOps.exif_transpose(image)
+    return image, facts
+
+
+def _from_bytes(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """A mode that resizes well: L, RGB or RGBA."""
+    if image.mode in ("L", "RGB", "RGBA"):
+        return image.convert("RGBA") if "transparency" in image.info else image
+    if image.mode.startswith(("I", "F")):
+        return Image.fromarray(_scaled(np.asarray(image)))
+    if image.mode == "1":
+        return image.convert("L")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """16-bit integers by their full range, floats from 0 to 1; any other range is unknown."""
+    low, high = float(values.min()), float(values.max())
+    if np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 65535:
+        return np.round(values / 257).astype(np.uint8)
+    if low >= 0 and high <= 1:
+        return np.round(values * 255).astype(np.uint8)
+    raise BadImage(f"unknown range: values from {low:g} to {high:g}; save it with 8 or 16 bits")
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    """Short side to `size` and centre crop, in one step."""
+    width, height = image.size
+    short = min(width, height)
+    left, top = (width - short) / 2, (height - short) / 2
+    box = (left, top, left + short, top + short)
+    if short != size or width != height:
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+    return image.convert("RGB")
+
+
+def dhash(image: Image.Image) -> str:
+    """256 bits: is each of 16 x 16 places brighter than its left neighbour? As 64 hex digits."""
+    grey = np.asarray(image.convert("L").resize((17, 16), Image.Resampling.BILINEAR))
+    return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def processes() -> int:
+    """As many as this process may use cores."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,112 @@
+"""Raw images -> splits that training reads at memory speed, and one row per image found.
+
+    python -m stages.prepare        # or: dvc repro prepare
+
+It never stops at a bad image: the row says why the image was left out, and stages.validate judges.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import __version__ as pillow
+from tqdm import tqdm
+
+from autolora.files import replacing, write_json
+from stages.duplicates import leave_out_copies
+from stages.images import DECODER
+from stages.params import load
+from stages.sources import SOURCES
+from stages.splits import SPLITS, draw
+from stages.store import Store
+from stages.work import StageError, main, only_one, timed, work_dir
+
+COLUMNS = ["path", "sha256", "phash", "label", "split", "width", "height", "mode", "mean", "std", "bytes", "reason"]
+PREPARED, MANIFEST = Path("data/prepared"), Path("data/manifest.csv")
+
+
+def prepare() -> None:
+    params = load("prepare")
+    data = params.data
+    size = data.image_size
+    folder = work_dir("prepare", size=size, decoder=DECODER, pillow=pillow)
+    with timed("prepare") as record, only_one(folder):
+        store = Store(folder, size)
+        found = SOURCES[data.source](Path(data.path))
+        rows = list(store.decode(tqdm(found, desc="prepare", unit=" images", disable=None)))
+        _split(rows, params.seed, data.validation_fraction, data.test_fraction)
+        leave_out_copies(rows)
+        record |= {"images": len(rows), "decoded": store.decoded}
+        with _replacing_folder(PREPARED) as part:
+            _write_splits(part, rows, store)
+            _write_manifest(rows)
+
+
+def _split(rows: list[dict[str, Any]], seed: int, validation_fraction: float, test_fraction: float) -> None:
+    parts = {row["split"] for row in rows if row["split"]}
+    for row in rows:
+        row["split"] = draw(seed, row["sha256"], row["split"], parts, validation_fraction, test_fraction)
+
+
+def _write_splits(folder: Path, rows: list[dict[str, Any]], store: Store) -> None:
+    fit = [row for row in rows if not row["reason"]]
+    if not fit:
+        reasons = "\n".join(f"  {row['path']}: {row['reason']}" for row in rows[:20])
+        raise StageError(f"no image can be used; the first of {len(rows)} found:\n{reasons}")
+    classes = sorted({row["label"] for row in fit}, key=_natural)
+    number = {name: index for index, name in enumerate(classes)}
+    write_json(folder / "classes.json", classes)
+    for split in SPLITS:
+        chosen = [row for row in fit if row["split"] == split]
+        (folder / split).mkdir()
+        write_json(folder / split / "classes.json", classes)
+        np.save(folder / split / "labels.npy", np.array([number[row["label"]] for row in chosen], np.int64))
+        np.save(folder / split / "ids.npy", np.array([row["sha256"] for row in chosen], "S64"))
+        _write_images(folder / split / "images.npy", [row["sha256"] for row in chosen], store)
+
+
+def _natural(label: str) -> tuple:
+    """2 before 10 where labels are numbers; names by the alphabet, after all numbers."""
+    return (0, int(label), label) if label.isdecimal() else (1, 0, label)
+
+
+def _write_images(path: Path, names: list[str], store: Store) -> None:
+    """A .npy file, block by block: written and not memory-mapped, since a full disk kills who writes through a map."""
+    shape = (len(names), 3, store.size, store.size)
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for block in store.read(names):
+            file.write(block.data)
+
+
+def _write_manifest(rows: list[dict[str, Any]]) -> None:
+    with replacing(MANIFEST) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@contextmanager
+def _replacing_folder(path: Path) -> Iterator[Path]:
+    """A folder that is either whole or as it was before."""
+    part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if path.exists():
+            os.replace(path, old)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main(prepare)

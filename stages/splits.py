@@ -1,0 +1,37 @@
+"""Which image goes where: by a hash of seed and content against a threshold, so that no image ever moves.
+
+Shares hold in expectation. Adding images, renaming them or reordering them changes the split of none that was there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+SPLITS = ("train", "val", "test")
+
+
+def place(seed: int, sha256: str, part: str) -> float:
+    """Uniform in [0,1), and fixed for ever by seed, content and part."""
+    digest = hashlib.sha256(f"{seed} {part} {sha256}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def draw(
+    seed: int, sha256: str, given: str | None, parts: set[str], validation_fraction: float, test_fraction: float
+) -> str:
+    """The split of one image. `parts` are those that the data set brings along: they are never drawn again."""
+    if given in ("val", "test"):
+        return given
+    if "test" not in parts and place(seed, sha256, "test") < test_fraction:
+        return "test"
+    if "val" not in parts and place(seed, sha256, "val") < validation_fraction:
+        return "val"
+    return "train"
+
+
+def fraction_that_would_do(seed: int, classes: Sequence[Sequence[str]], part: str) -> float:
+    """The smallest fraction, in hundredths, at which every class has an image in `part`; above 1 where none does."""
+    smallest = (min((place(seed, sha, part) for sha in members), default=1.0) for members in classes)
+    return math.floor(100 * max(smallest, default=0.0) + 1) / 100
