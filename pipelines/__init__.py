@@ -1,0 +1,7 @@
+"""Prefect flows: where and when DVC's stages run, and what happens when a machine dies. Nothing here imports torch."""
+
+import os
+
+# Prefect and MLflow read it when they are imported. pyproject.toml switches off what Prefect's own server reports; the
+# client asks whatever server it talks to, and a team's server may still have it on.
+os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -1,0 +1,172 @@
+"""Rebuild what is stale: DVC says what, Prefect runs it, stage by stage, as tasks with retries and time limits.
+
+    python -m pipelines.rebuild                                           what is stale, here
+    python -m pipelines.rebuild --stages merge                            merge and what it is made from
+    python -m pipelines.rebuild --override finetune.method=vanilla        in a fresh workspace that shares DVC's cache
+    python -m pipelines.rebuild --revision v1                             the same for a commit, branch or tag
+
+No server is needed: Prefect starts one for as long as the run takes and keeps the history in ~/.prefect, where
+`prefect server start` shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from pipelines import commands, graph, results, workspace
+from pipelines.graph import Stage
+
+PERCENT = re.compile(r"\b(\d{1,3})%\|")  # tqdm: "finetune:  42%|####   | 25/60 ..."
+HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.", "Use `dvc push`")
+EVERY = 10.0  # seconds between two reports of one progress bar
+
+
+def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
+    """Not where the stage itself said in one line what the user has to mend."""
+    error = state.result(raise_on_failure=False)
+    lines = error.lines if isinstance(error, commands.CommandFailed) else []
+    name = task_run.name.removeprefix("dvc ")
+    return not any(line.startswith(f"{name}: ") and "%|" not in line for line in lines[-5:])
+
+
+@task(name="dvc repro", task_run_name="dvc {stage.name}", cache_policy=NO_CACHE, retry_condition_fn=worth_a_retry)
+def repro(stage: Stage, folder: Path, env: dict[str, str]) -> dict[str, Any]:
+    """One stage: DVC decides between running it and fetching the same result from its run cache."""
+    start = time.perf_counter()
+    report = Reporter(stage.name)
+    command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage.name]
+    lines = commands.run(command, folder, env, stage.minutes * 60, report)
+    report.done()
+    cached = any("is cached - skipping run" in line for line in lines)
+    return {
+        "stage": stage.name,
+        "what": "from DVC's cache" if cached else "run",
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+class Reporter:
+    """Lines to the run's log as they come; of a progress bar one in ten seconds, and its percentage as an artifact."""
+
+    def __init__(self, stage: str) -> None:
+        self.log, self.last = get_run_logger(), -EVERY
+        key = re.sub(r"[^a-z0-9]+", "-", stage.lower())
+        self.artifact: Any = create_progress_artifact(0.0, key=f"progress-{key}", description=f"stage {stage}")
+
+    def __call__(self, line: str) -> None:
+        percent = PERCENT.search(line)
+        if line.strip().startswith(HINTS):
+            return
+        if not percent:
+            self.log.info("%s", line)
+        elif time.monotonic() - self.last >= EVERY:
+            self.last = time.monotonic()
+            self.log.info("%s", line)
+            update_progress_artifact(self.artifact, progress=float(percent[1]))
+
+    def done(self) -> None:
+        update_progress_artifact(self.artifact, progress=100.0)
+
+
+@contextmanager
+def place(source: Path, revision: str | None, overrides: Mapping[str, Any], name: str) -> Iterator[Path]:
+    """Here; with overrides or a revision, in a fresh worktree."""
+    if overrides or revision:
+        with workspace.fresh(source, revision or "HEAD", overrides, name) as folder:
+            yield folder
+    else:
+        yield source
+
+
+def run_name() -> str:
+    """What a list of runs shows: rebuild merge seed=1 @v1"""
+    given = flow_run.parameters
+    overrides = [f"{key}={value}" for key, value in (given.get("overrides") or {}).items()]
+    revision = [f"@{given['revision']}"] if given.get("revision") else []
+    return " ".join(["rebuild", *(given.get("stages") or []), *overrides, *revision])
+
+
+@flow(name="rebuild", flow_run_name=run_name, persist_result=False)
+def rebuild(
+    stages: list[str] | None = None,
+    overrides: dict[str, Any] | None = None,
+    revision: str | None = None,
+    folder: Path = Path("."),
+    uncommitted: bool = False,
+) -> list[dict[str, Any]]:
+    """Each stale stage in order; a stage that is up to date costs a look and no task."""
+    source, overrides = Path(folder).resolve(), overrides or {}
+    graph.stages(source, stages or [])  # an unknown stage is told before a workspace is made
+    if not uncommitted:
+        workspace.refuse_uncommitted(source)
+    with place(source, revision, overrides, run_name()) as here, workspace.alone(here):
+        rows = [outcome(stage, here, environment(source, here)) for stage in graph.stages(here, stages or [])]
+        publish(here, rows)
+    return rows
+
+
+def outcome(stage: Stage, folder: Path, env: dict[str, str]) -> dict[str, Any]:
+    log = get_run_logger()
+    reasons = graph.stale(folder, stage.name)
+    if not reasons:
+        log.info("%s is up to date", stage.name)
+        return {"stage": stage.name, "what": "up to date", "seconds": 0.0}
+    log.info("%s is stale: %s", stage.name, "; ".join(reasons[:5]))
+    return repro.with_options(retries=stage.retries, retry_delay_seconds=[5, 60])(stage, folder, env)
+
+
+def publish(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """The figures, the stages and the way to more, as artifacts of the run."""
+    create_table_artifact(key="rebuild", table=results.rows(folder, rows), description=run_name())
+    create_markdown_artifact(key="rebuild-summary", markdown=results.summary(folder, run_name(), rows))
+    for what, link in results.links(folder).items():
+        create_link_artifact(key=what, link=link)
+
+
+def environment(source: Path, here: Path) -> dict[str, str]:
+    """Progress and MLflow's sqlite lie beside the source, where the next workspace finds them."""
+    shared = (
+        {}
+        if here == source
+        else {
+            "AUTOLORA_WORK": os.environ.get("AUTOLORA_WORK") or str(source / ".work"),
+            "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{source / 'mlflow.db'}",
+        }
+    )
+    return commands.environment(PYTHONPATH=str(here), **shared)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", default=[], metavar="STAGE", help="these and what they are made from")
+    parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="other values for params.yaml")
+    parser.add_argument("--revision", help="a commit, branch or tag")
+    parser.add_argument("--uncommitted", action="store_true", help="build from changes that are not committed")
+    args = parser.parse_args()
+    try:
+        rebuild(args.stages, workspace.parse_overrides(args.override), args.revision, uncommitted=args.uncommitted)
+    except (graph.GraphError, workspace.WorkspaceError, commands.CommandFailed) as error:
+        sys.exit(f"rebuild: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""Where a rebuild works: here, or in a fresh git worktree of its own that shares DVC's cache.
+
+One rebuild at a time per workspace. A worktree sees what is committed, the overrides, and the raw files that git does
+not keep (linked in, so that DVC finds the same hashes); outputs of earlier runs come from the shared cache.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines import graph
+
+
+class WorkspaceError(ValueError):
+    pass
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise WorkspaceError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def resolve(folder: Path, revision: str) -> str:
+    """The commit that a branch, tag or hash stands for."""
+    try:
+        return git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+    except WorkspaceError:
+        raise WorkspaceError(
+            f"revision {revision!r} does not exist in {folder}: `git log --oneline --all` lists what there is, "
+            "`git fetch` brings what others pushed"
+        ) from None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Two rebuilds never work in one folder; the lock dies with its holder."""
+    file = folder / ".dvc" / "tmp" / "rebuild.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise WorkspaceError(
+                f"{folder} is being rebuilt by process {handle.read().strip() or 'unknown'}: wait for it, or give "
+                "--revision HEAD to work in a fresh workspace beside it"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def refuse_uncommitted(folder: Path) -> None:
+    """What a run was made from must be a commit; DVC's own files and outputs may differ."""
+    changed = uncommitted(folder)
+    if changed:
+        shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
+        raise WorkspaceError(
+            f"{folder} has changes that are not committed: {shown}. Commit them, or give --uncommitted to build from "
+            "them all the same (here, without --override and --revision)"
+        )
+
+
+def uncommitted(folder: Path) -> list[str]:
+    """Changed or new files outside DVC's outputs and dvc.lock, relative to the top of the repository."""
+    entries = git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", ".").split("\0")
+    top = Path(git(folder, "rev-parse", "--show-toplevel").strip())
+    with graph.opened(folder) as repo:
+        outs = [Path(out.fs_path).absolute() for out in repo.index.outs]
+    changed = [entry[3:] for entry in entries if entry]
+    return [file for file in changed if not _belongs_to_dvc(top / file, outs)]
+
+
+def _belongs_to_dvc(file: Path, outs: Sequence[Path]) -> bool:
+    return file.name == "dvc.lock" or any(file == out or out in file.parents for out in outs)
+
+
+@contextmanager
+def fresh(source: Path, revision: str, overrides: Mapping[str, Any], name: str) -> Iterator[Path]:
+    """A worktree of a commit with the overrides applied; removed when the block ends well, kept to look at when not."""
+    commit = resolve(source, revision)
+    place = source / ".work" / "workspaces"
+    place.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{slug(name)}-", dir=place))
+    git(source, "worktree", "add", "--detach", "--force", str(folder), commit)
+    try:
+        share_cache(source, folder)
+        override(folder, overrides)
+        link_raw_files(source, folder)
+    except BaseException:
+        remove(source, folder)
+        raise
+    yield folder
+    remove(source, folder)
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:60] or "rebuild"
+
+
+def remove(source: Path, folder: Path) -> None:
+    subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=source, capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    git(source, "worktree", "prune")
+
+
+def share_cache(source: Path, folder: Path) -> None:
+    """The same cache, and the same private settings (remotes, passwords); bookkeeping of its own."""
+    private = source / ".dvc" / "config.local"
+    if private.is_file():
+        shutil.copy(private, folder / ".dvc" / "config.local")
+    cache = _dvc(source, "cache", "dir").strip()
+    _dvc(folder, "config", "--local", "cache.dir", str((source / cache).resolve()))
+    _dvc(folder, "config", "--local", "core.site_cache_dir", str(folder / ".dvc" / "tmp" / "site"))
+
+
+def _dvc(folder: Path, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise WorkspaceError(f"dvc {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """["finetune.method=vanilla", "seed=1"] -> {"finetune.method": "vanilla", "seed": 1}"""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise WorkspaceError(f"override {text!r}: expected KEY=VALUE, as in finetune.method=vanilla")
+        found[key.strip()] = yaml.safe_load(value)
+    return found
+
+
+def override(folder: Path, overrides: Mapping[str, Any]) -> None:
+    """Write the overrides into params.yaml; the revision's own schema, where it has one, is the judge."""
+    file = folder / "params.yaml"
+    params = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    schema = (folder / "stages" / "params.py").is_file()
+    for key, value in overrides.items():
+        _set(params, key, value, allow_new=schema)
+    if overrides:
+        file.write_text(yaml.safe_dump(params, sort_keys=False))
+    if schema:
+        _judge(folder)
+
+
+def _set(params: dict[str, Any], key: str, value: Any, allow_new: bool) -> None:
+    *parents, last = key.split(".")
+    section: Any = params
+    for part in parents:
+        if not isinstance(section, dict) or not isinstance(section.get(part), dict):
+            raise WorkspaceError(f"override {key}: params.yaml has no section {part!r}; it has {', '.join(params)}")
+        section = section[part]
+    if last not in section and not allow_new:
+        raise WorkspaceError(f"override {key}: params.yaml has no such key; there are {', '.join(section)}")
+    section[last] = value
+
+
+def _judge(folder: Path) -> None:
+    code = "from stages import params, work\ndef override(): params.check('params.yaml')\nwork.main(override)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise WorkspaceError(done.stderr.strip())
+
+
+def link_raw_files(source: Path, folder: Path) -> None:
+    """What stages read, git does not keep and DVC does not make (images, weights): links to the files beside us."""
+    for path in raw_paths(folder):
+        _link(source / path, folder / path)
+
+
+def raw_paths(folder: Path) -> list[Path]:
+    """Dependencies inside the repository that no stage writes."""
+    with graph.opened(folder) as repo:
+        outs = [Path(out.fs_path).absolute() for out in repo.index.outs]
+        deps = {Path(dep.fs_path).absolute() for dep in repo.index.deps if dep.protocol == "local"}
+    return [dep.relative_to(folder) for dep in sorted(deps) if folder in dep.parents and not _belongs_to_dvc(dep, outs)]
+
+
+def _link(there: Path, here: Path) -> None:
+    """Whole where nothing is here, entry by entry where git has put a part (data/raw/README.md)."""
+    if not there.exists() or here.is_file():
+        return
+    if here.is_dir():
+        for entry in there.iterdir():
+            _link(entry, here / entry.name)
+        return
+    here.parent.mkdir(parents=True, exist_ok=True)
+    here.symlink_to(there, target_is_directory=there.is_dir())
