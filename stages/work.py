@@ -45,10 +45,14 @@ def main(stage: Callable[[], None]) -> None:
         sys.exit(f"{stage.__name__}: interrupted; `dvc repro` goes on where it stopped")
 
 
+def work_root() -> Path:
+    return Path(os.environ.get("AUTOLORA_WORK", ".work"))
+
+
 def work_dir(stage: str, **determines: Any) -> Path:
     """The folder for the progress of exactly this work: same inputs, same folder, also after a crash."""
     key = hashlib.sha256(json.dumps(determines, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    path = Path(os.environ.get("AUTOLORA_WORK", ".work")) / stage / key
+    path = work_root() / stage / key
     path.mkdir(parents=True, exist_ok=True)
     return path
 

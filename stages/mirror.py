@@ -1,0 +1,128 @@
+"""The run, written from the files: parameters, metrics, plots, evidence. What a live run already has is not repeated.
+
+run_id = mirror(mlflow, evidence, title="robust-digits 1a2b3c4d", extra=[Path("reports/card.html")])
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.charts import standalone
+from stages.evidence import EXPORT, FILES, ONNX, TRAINING, Evidence
+from stages.tracking import experiment_id, find_live_run, log_epochs, log_params
+from stages.work import work_root
+
+EVIDENCE = "evidence"  # the artifact folder that holds the same tree as the repository
+
+
+def mirror(mlflow: Any, evidence: Evidence, title: str, plots: Mapping[str, str], extra: list[Path]) -> str:
+    """The id of a finished run that holds all there is to know: the live run of this training, completed, or a new one."""
+    client = mlflow.MlflowClient()
+    rows = evidence.rows(TRAINING)
+    run_id = find_live_run(rows, work_root() / "finetune") or ""
+    if not _alive(client, run_id):
+        run_id = client.create_run(experiment_id(mlflow), run_name=title).info.run_id
+    client.update_run(run_id, status="RUNNING", name=title)
+    log_params(mlflow, run_id, locked_params(evidence.folder))
+    log_epochs(mlflow, run_id, _missed(client, run_id, rows))
+    log_metrics(mlflow, run_id, metrics(evidence))
+    for key, value in lineage(evidence.folder).items():
+        client.set_tag(run_id, key, value)
+    log_files(client, run_id, evidence, plots, extra)
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
+
+
+def _alive(client: Any, run_id: str) -> bool:
+    try:
+        return bool(run_id) and client.get_run(run_id).info.lifecycle_stage == "active"
+    except Exception:  # a live run that this server does not know
+        return False
+
+
+def _missed(client: Any, run_id: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Epochs that the live run did not get to write."""
+    known = {metric.step for metric in client.get_metric_history(run_id, "val_robust")}
+    return [row for row in rows if int(row["epoch"]) not in known]
+
+
+def metrics(evidence: Evidence) -> dict[str, float]:
+    """The figures that versions are compared by, as fractions."""
+    robust, exported = evidence.robustness, evidence.exported
+    found = {
+        "clean_accuracy": robust["clean_accuracy"],
+        "robust_accuracy": robust["robust_accuracy"],
+        "robust_accuracy_low": robust["ci95"][0],
+        "robust_accuracy_high": robust["ci95"][1],
+        "test_images": robust["data"]["n"],
+        "alpha": robust["alpha"],
+        "parity_max_difference": exported["parity"]["max_difference"],
+        "parity_label_flips": exported["parity"]["label_flips"],
+    }
+    for attack in robust["attacks"]:
+        found[f"robust_accuracy_after_{_name(attack['name'])}"] = attack["robust_accuracy"]
+    if baseline := robust.get("baseline"):
+        found |= {f"baseline_{key}": baseline[key] for key in ("clean_accuracy", "robust_accuracy")}
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def _name(text: str) -> str:
+    """MLflow allows few characters in the name of a metric."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+
+
+def log_metrics(mlflow: Any, run_id: str, values: Mapping[str, float], model_id: str | None = None) -> None:
+    mlflow.log_metrics(dict(values), run_id=run_id, model_id=model_id)
+
+
+def locked_params(folder: Path) -> dict[str, Any]:
+    """Every parameter as each stage really ran with it: dvc.lock knows, params.yaml may have changed since."""
+    found: dict[str, Any] = {}
+    for stage in _lock(folder).get("stages", {}).values():
+        found |= stage.get("params", {}).get("params.yaml", {})
+    return found
+
+
+def lineage(folder: Path) -> dict[str, str]:
+    """Where the model comes from: revision of the code, version of the data, hash of the lock."""
+    outs = _lock(folder).get("stages", {}).get("prepare", {}).get("outs", [])
+    data = {out["path"]: out.get("md5", "") for out in outs}
+    found = {
+        "git_revision": git(folder, "rev-parse", "HEAD"),
+        "git_dirty": "yes" if git(folder, "status", "--porcelain", "--untracked-files=no") else "no",
+        "data_version": data.get("data/prepared", ""),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _lock(folder: Path) -> dict[str, Any]:
+    path = folder / "dvc.lock"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says, or nothing where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def log_files(client: Any, run_id: str, evidence: Evidence, plots: Mapping[str, str], extra: list[Path]) -> None:
+    """Evidence under the paths that it has in the repository, plots to look at, and what else goes with it."""
+    for name in (*FILES, *(name for name in evidence.manifest if name.startswith(EXPORT) and name != ONNX)):
+        client.log_artifact(run_id, str(evidence.path(name)), f"{EVIDENCE}/{Path(name).parent}")
+    for name in ("dvc.lock", "params.yaml", "dvc.yaml"):
+        if evidence.path(name).is_file():
+            client.log_artifact(run_id, str(evidence.path(name)), EVIDENCE)
+    for name, svg in plots.items():
+        client.log_text(run_id, standalone(svg), f"plots/{name}.svg")
+    for path in extra:
+        client.log_artifact(run_id, str(path))
+    client.log_dict(run_id, evidence.manifest, f"{EVIDENCE}/manifest.json")

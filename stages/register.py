@@ -1,0 +1,232 @@
+"""The model and its evidence into the MLflow registry; the robustness card; a receipt.    python -m stages.register
+
+The same content never becomes a second version: the key is a hash over the ONNX file and all that was measured on it. The
+receipt is no proof but a pointer: a clone that meets another server registers there again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autolora.files import file_sha256, read_json, write_json, write_text
+from stages.card import card, plots
+from stages.evidence import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
+from stages.examples import canaries, gallery
+from stages.mirror import lineage, log_metrics, metrics, mirror
+from stages.params import load
+from stages.tracking import connect, tracking_uri, without_password
+from stages.work import StageError, main, timed, work_dir
+
+RECEIPT, CARD = "models/registered.json", "reports/card.html"
+CANARIES = "canaries.npz"
+
+
+def register() -> None:
+    params = load("register").register
+    with timed("register") as record:
+        evidence = Evidence(".")
+        same_weights(evidence)
+        origin = lineage(evidence.folder)
+        examples = gallery(evidence, evidence.classes)
+        # Before the server is asked, so that there is a card to read where the server is away.
+        write_text(CARD, card(evidence, params.name, examples, origin, params.gates.model_dump()))
+        receipt = find_or_create(params.name, evidence, origin)
+        write_json(RECEIPT, receipt)
+        record["version"] = receipt["version"]
+
+
+def find_or_create(name: str, evidence: Evidence, origin: dict[str, str]) -> dict[str, Any]:
+    """The receipt of the one version that holds this content, created where the server does not have it."""
+    mlflow = connect()
+    client = mlflow.MlflowClient()
+    with one_at_a_time(name):
+        mine = None
+        if not find(client, name, evidence.key):
+            mine = create(mlflow, name, evidence, origin)
+        found = settle(client, name, evidence.key, mine)
+    verify_file(mlflow, found, evidence.manifest[ONNX])
+    return {
+        "name": name,
+        "version": int(found.version),
+        "model_uri": f"models:/{name}/{found.version}",
+        "run_id": found.run_id,
+        "tracking_uri": without_password(tracking_uri()),
+        "content_key": evidence.key,
+        "onnx_sha256": evidence.manifest[ONNX],
+    }
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Registrations on this machine wait for each other; those of other machines are settled on the server."""
+    with open(work_dir("register", name=name) / "lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def find(client: Any, name: str, key: str) -> list[Any]:
+    """The versions with this content, oldest first."""
+    versions = client.search_model_versions(f"name = '{name}' and tags.content_key = '{key}'")
+    return sorted(versions, key=lambda v: int(v.version))
+
+
+def settle(client: Any, name: str, key: str, mine: Any) -> Any:
+    """Where two machines registered at the same moment the older version stays; each removes only what it made itself.
+
+    A version appears whole and at once, with its key; numbers rise; so both see the older one, and agree.
+    """
+    oldest = find(client, name, key)[0]
+    if mine is not None and mine.version != oldest.version:
+        client.delete_model_version(name, mine.version)
+        client.set_tag(mine.run_id, "duplicate_of_version", oldest.version)
+    return oldest
+
+
+def create(mlflow: Any, name: str, evidence: Evidence, origin: dict[str, str]) -> Any:
+    """Run, model, metrics, and only then the version: what is in the registry is complete."""
+    client = mlflow.MlflowClient()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / CANARIES
+        known = canaries(evidence)
+        np.savez(path, allow_pickle=False, **known)
+        tags = version_tags(evidence) | origin | {"canaries_sha256": file_sha256(path)}
+        title = f"{name} {evidence.key[:8]}"
+        run_id = mirror(mlflow, evidence, title, plots(evidence), [path, evidence.path(CARD)])
+    model = log_onnx(mlflow, run_id, evidence, known["x"][:1], tags)
+    log_metrics(mlflow, run_id, metrics(evidence), model.model_id)
+    _ensure_registered_model(mlflow, name)
+    return client.create_model_version(
+        name, f"models:/{model.model_id}", run_id, tags, description=description(evidence), model_id=model.model_id
+    )
+
+
+def log_onnx(mlflow: Any, run_id: str, evidence: Evidence, example: np.ndarray, tags: dict[str, str]) -> Any:
+    import onnx
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    floats = np.dtype("float32")
+    signature = ModelSignature(
+        Schema([TensorSpec(floats, (-1, *example.shape[1:]), "image")]),
+        Schema([TensorSpec(floats, (-1, len(evidence.classes)), "logits")]),
+    )
+    with mlflow.start_run(run_id=run_id), quiet():
+        return mlflow.onnx.log_model(
+            onnx.load(str(evidence.path(ONNX))),
+            name="classifier",
+            signature=signature,
+            input_example={"image": example},
+            save_as_external_data=False,  # one file, byte for byte that of DVC
+            pip_requirements=[f"onnxruntime=={installed('onnxruntime')}", f"numpy=={np.__version__}"],
+            onnx_execution_providers=["CPUExecutionProvider"],
+            model_type="image-classifier",
+            tags=tags,
+            metadata={"onnx_sha256": evidence.manifest[ONNX], "threat": evidence.robustness["threat"]["text"]},
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """MLflow writes progress to stderr."""
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
+
+
+def _ensure_registered_model(mlflow: Any, name: str) -> None:
+    try:
+        mlflow.MlflowClient().create_registered_model(name, description="Robust classifiers; `champion` is served.")
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def version_tags(evidence: Evidence) -> dict[str, str]:
+    """What people filter by, and what promotion and deployment verify."""
+    r = evidence.robustness
+    return {
+        "content_key": evidence.key,
+        "onnx_sha256": evidence.manifest[ONNX],
+        "robustness_sha256": evidence.manifest[ROBUSTNESS],
+        "flags_sha256": evidence.manifest[FLAGS],
+        "weights_sha256": r["weights_sha256"],
+        "data_ids_sha256": r["data"]["ids_sha256"],
+        "threat": r["threat"]["text"],
+        "eps": f"{r['threat']['eps']:.6g}",
+        "clean_accuracy": f"{r['clean_accuracy']:.4f}",
+        "robust_accuracy": f"{r['robust_accuracy']:.4f}",
+        "n": str(r["data"]["n"]),
+        "attack_version": r["version"],
+        "alpha": f"{r['alpha']:g}",
+    }
+
+
+def description(evidence: Evidence) -> str:
+    """The model card in short, as Markdown; the whole one is card.html in the run's artifacts."""
+    r = evidence.robustness
+    low, high = (f"{100 * v:.1f}" for v in r["ci95"])
+    twin = r.get("baseline")
+    return "\n".join(
+        [
+            f"**Robust image classifier**, {len(evidence.classes)} classes: {', '.join(evidence.classes[:12])}"
+            + (" …" if len(evidence.classes) > 12 else ""),
+            "",
+            f"- **Threat model:** {r['threat']['text']}, white box, on pixels in [0, 1]",
+            f"- **Robust accuracy:** {100 * r['robust_accuracy']:.1f} % (95 % interval {low} to {high}; AutoAttack "
+            f"{r['version']}, n = {r['data']['n']})",
+            f"- **Clean accuracy:** {100 * r['clean_accuracy']:.1f} %",
+            *([f"- **Natural twin under the same attack:** {100 * twin['robust_accuracy']:.1f} %"] if twin else []),
+            f"- **Dial:** alpha = {r['alpha']:g}, folded into the weights before the attack",
+            f"- **Checks:** {r['verdict']}",
+            "",
+            "**Use:** float32 pixels in [0, 1], shape [n, 3, h, w], not normalised: the file normalises itself. "
+            "**Not for:** other threats than the one above, or images unlike the test images. "
+            "Whole card: `card.html` in the run's artifacts.",
+        ]
+    )
+
+
+def verify_file(mlflow: Any, version: Any, expected: str) -> Path:
+    """The registry's ONNX file, byte for byte the one that was registered, or an error that says so."""
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = fetch_onnx(mlflow, version, Path(folder))
+        found = file_sha256(path)
+    if found != expected:
+        raise StageError(
+            f"{version.name} version {version.version} on {without_password(tracking_uri())} holds another model.onnx than was "
+            f"registered (sha256 {found[:12]}, expected {expected[:12]}): it was changed afterwards. Delete that version "
+            "and run `dvc repro` again."
+        )
+    return path
+
+
+def fetch_onnx(mlflow: Any, version: Any, folder: Path) -> Path:
+    """Download the one ONNX file of a version."""
+    uri = f"models:/{version.name}/{version.version}/model.onnx"
+    return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
+
+
+def check_receipt(client: Any, path: str | Path = RECEIPT) -> Any:
+    """The version that the receipt names, which the server must know, with the same content."""
+    receipt = read_json(path)
+    uri = without_password(tracking_uri())
+    named = [v for v in find(client, receipt["name"], receipt["content_key"]) if int(v.version) == receipt["version"]]
+    if not named:
+        raise StageError(
+            f"{path} names {receipt['name']} version {receipt['version']} (registered at {receipt['tracking_uri']}), which "
+            f"{uri} does not know: set MLFLOW_TRACKING_URI to the server that has it, or register here with "
+            "`dvc repro --force --single-item register`"
+        )
+    return named[0]
+
+
+if __name__ == "__main__":
+    main(register)

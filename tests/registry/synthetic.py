@@ -1,0 +1,245 @@
+"""A made-up run: every file that `register` reads, small, plausible, and clearly not measured.
+
+    make_run(folder, robust=0.6)      # models/export/model.onnx, reports/*, data/quality.json, params.yaml, dvc.yaml
+
+The network is a random linear classifier of 8 x 8 pixels, but the hashes, flags and counts agree as they must.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from autolora.files import file_sha256, write_json
+from autolora.statistics import mcnemar, wilson
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = [str(i) for i in range(10)]
+CHECKS = [
+    "train mode, moving statistics", "predictions depend on the batch", "pixels not in [0,1]", "eps in the wrong unit",
+    "point outside ball or box", "softmax instead of logits", "random model", "masked gradients",
+    "black-box beats white-box", "attack too weak", "too few images", "choice on the test set",
+    "robust but clean wrong", "other weights than shipped", "train/test leakage", "low precision",
+]  # fmt: skip
+
+
+def make_run(
+    folder: Path,
+    robust: float = 0.6,
+    clean: float = 0.9,
+    n: int = 200,
+    seed: int = 0,
+    eps: int = 16,
+    version: str = "standard",
+    images: str = "a",
+    failed_check: int | None = None,
+    flips: int = 0,
+    name: str = "synthetic",
+) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    weights = make_onnx(folder / "models/export/model.onnx", rng, eps)
+    flags = make_flags(rng, n, robust, clean, images)
+    (folder / "reports").mkdir(exist_ok=True)
+    np.save(folder / "reports/robust_flags.npy", flags)
+    make_examples(folder, rng, flags, eps)
+    write_json(folder / "reports/robustness.json", robustness(flags, weights, eps, version, failed_check))
+    write_json(folder / "reports/export.json", exported(folder, weights, flips))
+    write_json(folder / "data/quality.json", quality())
+    make_curves(folder, robust, clean)
+    make_project(folder, name)
+    return folder
+
+
+def make_onnx(path: Path, rng: np.random.Generator, eps: int) -> str:
+    """Flatten and one matrix; returns the hash of the weights, kept in the metadata as export does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    matrix = rng.normal(size=(192, 10)).astype(np.float32)
+    digest = hashlib.sha256(matrix.tobytes()).hexdigest()
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["image"], ["flat"], axis=1),
+            helper.make_node("MatMul", ["flat", "matrix"], ["logits"]),
+        ],
+        "synthetic",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [numpy_helper.from_array(matrix, "matrix")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {"weights_sha256": digest, "threat": f"linf:{eps}/255"})
+    onnx.save(model, path)
+    return digest
+
+
+def make_flags(rng: np.random.Generator, n: int, robust: float, clean: float, images: str) -> np.ndarray:
+    """Correlated between seeds as real models are: the same images are hard for everyone."""
+    kind = [(f, "S64" if f == "id" else "i8" if f == "label" else "?") for f in
+            ("id", "label", "clean", "robust", "baseline_clean", "baseline_robust")]  # fmt: skip
+    flags = np.zeros(n, dtype=kind)
+    flags["id"] = [hashlib.sha256(f"{images}{i}".encode()).hexdigest().encode() for i in range(n)]
+    flags["label"] = np.arange(n) % 10
+    hardness = np.random.default_rng(99).uniform(size=n) * 0.9 + 0.1 * rng.uniform(size=n)
+    rank = hardness.argsort().argsort() / n
+    flags["clean"], flags["robust"] = rank < clean, rank < robust
+    flags["baseline_clean"], flags["baseline_robust"] = rank < min(1, clean + 0.06), rank < 0.02
+    return flags
+
+
+def make_examples(folder: Path, rng: np.random.Generator, flags: np.ndarray, eps: int) -> None:
+    n = min(len(flags), 60)
+    x = rng.integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)
+    noise = rng.choice([-1.0, 1.0], x.shape).astype(np.float32) * eps / 255
+    found = ~flags["robust"][:n]
+    pixels = x.astype(np.float32) / 255
+    np.savez(
+        folder / "models/adversarial.npz",
+        x=x,
+        adversarial=np.where(found[:, None, None, None], (pixels + noise).clip(0, 1), pixels),
+        y=flags["label"][:n],
+        ids=flags["id"][:n],
+        found=found,
+        threat=f"linf:{eps}/255",
+    )
+
+
+def robustness(flags: np.ndarray, weights: str, eps: int, version: str, failed: int | None) -> dict[str, Any]:
+    n = len(flags)
+    clean, robust = int(flags["clean"].sum()), int(flags["robust"].sum())
+    base_clean, base_robust = int(flags["baseline_clean"].sum()), int(flags["baseline_robust"].sum())
+    only_model = int((flags["robust"] & ~flags["baseline_robust"]).sum())
+    only_baseline = int((flags["baseline_robust"] & ~flags["robust"]).sum())
+    text = f"linf:{eps}/255"
+    return {
+        "threat": {"norm": "linf", "eps": eps / 255, "eps_255": eps, "text": text},
+        "data": {
+            "name": "digits",
+            "split": "test",
+            "n": n,
+            "ids_sha256": hashlib.sha256(b"".join(flags["id"])).hexdigest(),
+            "stratified": True,
+        },
+        "weights_sha256": weights,
+        "alpha": 0.1,
+        "version": version,
+        "deviation": None,
+        "clean_accuracy": clean / n,
+        "robust_accuracy": robust / n,
+        "ci95": list(wilson(robust, n)),
+        "attacks": _attacks(clean / n, robust / n),
+        "baseline": {
+            "clean_accuracy": base_clean / n,
+            "robust_accuracy": base_robust / n,
+            "ci95": list(wilson(base_robust, n)),
+            "attacks": _attacks(base_clean / n, base_robust / n),
+            "weights_sha256": "0" * 64,
+        },
+        "mcnemar": {"p": mcnemar(only_model, only_baseline), "only_model": only_model, "only_baseline": only_baseline},
+        "by_class": [_class(flags, i) for i in range(10)],
+        "checks": [_check(i + 1, name, failed) for i, name in enumerate(CHECKS)],
+        "verdict": "fail" if failed else "pass, 1 warning",
+        "warnings": ["n = 200: the interval is 13 points wide"],
+        "seed": 0,
+        "device": "cpu",
+        "dtype": "float32",
+        "versions": {"torch": "2.13.0", "autolora": "0.1.0"},
+    }
+
+
+def _attacks(clean: float, robust: float) -> list[dict[str, Any]]:
+    steps = {"apgd-ce": 0.15, "apgd-t": 0.02, "fab-t": 0.0, "square": 0.0}
+    return [{"name": k, "robust_accuracy": min(clean, robust + v * (clean - robust))} for k, v in steps.items()]
+
+
+def _class(flags: np.ndarray, label: int) -> dict[str, Any]:
+    of = flags[flags["label"] == label]
+    return {
+        "class": CLASSES[label],
+        "n": len(of),
+        "clean": float(of["clean"].mean()),
+        "robust": float(of["robust"].mean()),
+    }
+
+
+def _check(number: int, name: str, failed: int | None) -> dict[str, Any]:
+    verdict = "fail" if number == failed else "warn" if number == 11 else "pass"
+    return {"number": number, "name": name, "verdict": verdict, "detail": "synthetic"}
+
+
+def exported(folder: Path, weights: str, flips: int) -> dict[str, Any]:
+    path = folder / "models/export/model.onnx"
+    return {
+        "onnx_sha256": file_sha256(path),
+        "weights_sha256": weights,
+        "bytes": path.stat().st_size,
+        "opset": 20,
+        "parity": {
+            "max_difference": 2.1e-6, "label_flips": flips, "label_flips_beyond_noise": flips, "batches": [1, 3, 64],
+        },
+        "replay": {"n": 60, "robust_accuracy": 0.62},
+        "square_onnxruntime": {"n": 60, "robust_accuracy": 0.66},
+        "variants": {"int8": {"written": False, "reason": "loses 2.1 points, 1.0 allowed", "clean_accuracy": 0.88,
+                              "robust_accuracy": 0.57, "bytes": 4000}},
+        "versions": {"onnx": "1.23.2"},
+    }  # fmt: skip
+
+
+def quality() -> dict[str, Any]:
+    return {
+        "success": True,
+        "expectations": [
+            {"name": "ids are unique", "success": True, "severity": "critical", "detail": "1797 rows"},
+            {"name": "near duplicates", "success": False, "severity": "warning", "detail": "3 pairs"},
+        ],
+    }
+
+
+def make_curves(folder: Path, robust: float, clean: float, epochs: int = 60) -> None:
+    lr, rows = 0.01, []
+    for epoch in range(1, epochs + 1):
+        rise = 1 - math.exp(-epoch / 12)
+        halved = epoch in (29, 41, 49, 53, 57)
+        sa = 0.5 + 0.48 * rise
+        rows.append({
+            "epoch": epoch, "lr": lr, "lambda1": 1 - sa, "lambda2": 6 * sa, "loss": 2.5 - 1.4 * rise,
+            "loss_natural": 2 - 1.7 * rise, "loss_adversarial": 2.3 - 1.2 * rise, "loss_kl": 0.1 + 0.05 * rise,
+            "natural_accuracy": sa, "val_clean": clean * rise, "val_robust": robust * (rise - 0.04 * (epoch % 3)),
+            "gradient_cosine": 0.2 * math.exp(-epoch / 8) - 0.02, "event": "halved+restored" if halved else "best" if epoch == 55 else "",
+        })  # fmt: skip
+        lr = lr / 2 if halved else lr
+    _table(folder / "reports/training.csv", rows)
+    _table(folder / "reports/alpha_curve.csv", [
+        {"toward": "branch", "alpha": a / 10, "clean": clean + 0.004 * a, "robust": robust - 0.002 * a * a, "n": 72, "chosen": int(a == 1)}
+        for a in range(11)
+    ])  # fmt: skip
+    _table(folder / "reports/eps_curve.csv", [
+        {"model": m, "eps": e / 255, "accuracy": top * math.exp(-e / scale), "attack": "pgd-50"}
+        for m, top, scale in (("robust", clean, 40), ("natural", min(1, clean + 0.06), 6))
+        for e in (0, 2, 4, 8, 12, 16, 24, 32, 64, 128)
+    ])  # fmt: skip
+    from PIL import Image
+
+    Image.new("RGB", (60, 20), (90, 90, 90)).save(folder / "reports/adversarial.png")
+
+
+def _table(path: Path, rows: list[dict[str, Any]]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def make_project(folder: Path, name: str) -> None:
+    """params.yaml and dvc.yaml as they are in the repository, with a name and gates of the run's own."""
+    text = (ROOT / "params.yaml").read_text()
+    head = text[: text.index("\nregister:")]
+    (folder / "params.yaml").write_text(f"{head}\nregister:\n  name: {name}\n  gates: {{clean: 0.8, robust: 0.3}}\n")
+    shutil.copy(ROOT / "dvc.yaml", folder / "dvc.yaml")
