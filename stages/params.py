@@ -40,6 +40,15 @@ class Backbone(Section):
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     stem: Literal["timm", "lowres", "nopool"] = "timm"
     options: dict[str, Any] = {}
+    network_size: int | None = Field(None, ge=8, le=1024)
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    trained_for: str | None = None
+
+    @field_validator("trained_for")
+    @classmethod
+    def _is_a_threat(cls, text: str | None) -> str | None:
+        return None if text is None else str(Threat.parse(text))
 
 
 class ThreatSection(Section):
@@ -61,6 +70,7 @@ class Finetune(Section):
     reference: Literal["paper", "released"] = "paper"
     epochs: int = Field(60, ge=1)
     batch_size: int = Field(128, ge=2)
+    augmentation: Literal["auto", "crop_flip", "crop", "rrc_flip", "none"] = "auto"
 
 
 class Merge(Section):
