@@ -14,7 +14,7 @@ from importlib import import_module
 
 _HOMES = {
     "Threat": "threat",
-    "load_backbone": "backbones",
+    "load_backbone": "loading",
     "finetune": "training",
     "merge": "branch",
     "autoattack": "attacks.autoattack",

@@ -1,0 +1,435 @@
+"""Weights as they exist in the world, read safely and laid onto a network key by key.
+
+    checkpoint = read_checkpoint("imagenet_l2_3_0.pt")       # tensors only; every other object is left inert
+    fitted = fit_state(checkpoint.state, network.state_dict())
+    fitted.state, fitted.missing, fitted.unexpected, fitted.duplicates, fitted.normaliser
+
+Nothing of a foreign file is ever run: its pickle may name classes and functions, and gets hollow stand-ins for them.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import types
+import warnings
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from autolora.files import file_sha256
+
+# Where people put the weights, the averaged ones first: those are what papers report.
+CONTAINERS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema",
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights",
+)  # fmt: skip
+MEANS = ("mean", "new_mean", "mu", "_mean")
+STDS = ("std", "new_std", "sigma", "_std")
+
+
+@dataclass
+class Checkpoint:
+    """The tensors of a file by name, and what was seen beside them."""
+
+    state: dict[str, Tensor]
+    path: Path
+    sha256: str  # of the file
+    container: str = ""  # the keys that led to the weights: "model", "state_dict/model"
+    inert: list[str] = field(default_factory=list)  # classes and functions that were not run
+    others: list[str] = field(default_factory=list)  # further sets of weights in the file, not taken
+    notes: dict[str, Any] = field(default_factory=dict)  # of save_classifier, or of a timm config.json beside the file
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The weights in a safetensors file or in what torch.save wrote; one clear error for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights")
+    kind = _kind(path)
+    if kind == "safetensors":
+        tree, inert = _read_safetensors(path)
+    else:
+        tree, inert = _read_torch(path, kind)
+    container, state, others = _find_weights(tree)
+    if not state:
+        raise ValueError(f"{path} holds no tensors by name: expected a state dict, found {_describe(tree)}")
+    _refuse_unfinite(path, state)
+    return Checkpoint(state, path, file_sha256(path), container, inert, others, _notes(path, kind))
+
+
+# --- bytes -> objects -------------------------------------------------------------------------------------------------
+
+
+def _kind(path: Path) -> str:
+    """By content, never by the file's name."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if head[:4] == b"PK\x03\x04":
+        return "zip"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
+        return "safetensors"
+    if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        return "pickle"
+    raise ValueError(f"{path} is no file of weights: {_what_it_is(head)}")
+
+
+def _what_it_is(head: bytes) -> str:
+    text = head.lstrip().lower()
+    if not head:
+        return "it is empty"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
+        return "it is a web page, saved by a download that met a login, an error or a confirmation page"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; run `git lfs pull` where it came from"
+    if head[:2] == b"\x1f\x8b":
+        return "it is gzip; unpack it first"
+    if head[257:262] == b"ustar":
+        return (
+            "it is a tar archive (also torch before 0.1.10 wrote those); unpack it, or save it again with a newer torch"
+        )
+    if head[:8] == b"\x89HDF\r\n\x1a\n":
+        return "it is HDF5 (Keras?); only torch and safetensors files are read"
+    return f"it begins with {head[:16]!r}; expected safetensors, or what torch.save writes"
+
+
+def _read_safetensors(path: Path) -> tuple[Any, list[str]]:
+    try:
+        return safetensors.torch.load_file(path), []
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is a damaged or truncated safetensors file ({error})") from None
+
+
+def _read_torch(path: Path, kind: str) -> tuple[Any, list[str]]:
+    """torch's own tensors-only reader; where it refuses a file for its other objects, ours that leaves them inert."""
+    if kind == "zip":
+        _refuse_foreign_zip(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True), []
+            except pickle.UnpicklingError:
+                return _read_inert(path)
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged, truncated, or not written by torch.save ({reason[:200]})") from None
+
+
+def _refuse_foreign_zip(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is truncated: the end of the archive is missing")
+    names = [name.rpartition("/")[2] for name in zipfile.ZipFile(path).namelist()]
+    if "constants.pkl" in names:
+        raise ValueError(f"{path} is a TorchScript archive, which carries code: save its state_dict() with torch.save")
+    if "data.pkl" not in names:
+        raise ValueError(f"{path} is a zip archive that torch.save did not write: unpack it, and name a file in it")
+
+
+class Inert:
+    """Stands where a foreign object stood: takes everything, does nothing, remembers its state."""
+
+    dump_patches = False  # torch asks for it in old files that hold whole modules
+
+    def __new__(cls, *arguments: Any, **named: Any) -> Inert:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any = None) -> None:
+        self.state = state
+
+    def __call__(self, *arguments: Any, **named: Any) -> Inert:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, *items: Any) -> None:
+        pass
+
+    extend = add = update = append
+
+
+class _Rebuild:
+    """A function that a checkpoint may call. An instance without attributes, so that no pickle can tamper with it."""
+
+    __slots__ = ("_function",)
+    _function: Any
+
+    def __init__(self, function: Any) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("the pickle tries to change a function")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError("the pickle tries to change a function")
+
+
+def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    """A view into a stored block: hooks, flags and metadata of the saved tensor are dropped."""
+    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
+
+
+def _first(value: Any, *_: Any) -> Any:
+    return value
+
+
+def _of_type(function: Any, _type: Any, arguments: tuple[Any, ...], _state: Any = None) -> Any:
+    """A subclass of Tensor, as a plain tensor."""
+    return function(*arguments) if isinstance(function, _Rebuild) else None
+
+
+KNOWN: dict[str, Any] = {
+    "torch._utils._rebuild_tensor": _Rebuild(_tensor),
+    "torch._utils._rebuild_tensor_v2": _Rebuild(_tensor),
+    "torch._utils._rebuild_tensor_v3": _Rebuild(_tensor),
+    "torch._utils._rebuild_parameter": _Rebuild(_first),
+    "torch._utils._rebuild_parameter_with_state": _Rebuild(_first),
+    "torch._tensor._rebuild_from_type_v2": _Rebuild(_of_type),
+    "collections.OrderedDict": OrderedDict,
+    "torch.Size": tuple,
+    **{
+        f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in (dict, list, set, tuple)
+    },
+}
+
+
+def _read_inert(path: Path) -> tuple[Any, list[str]]:
+    """Read with a pickle that knows how to rebuild tensors and nothing else."""
+    seen: set[str] = set()
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            full = f"{module}.{name}"
+            if full in KNOWN:
+                return KNOWN[full]
+            if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+                return getattr(torch, name)
+            seen.add(full)
+            return type(name, (Inert,), {})  # a class of its own: a pickle may set attributes on what it names
+
+    def load(file: Any, **options: Any) -> Any:
+        return Unpickler(file, **options).load()
+
+    reader = types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__="inert")
+    tree = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
+    return tree, sorted(seen)
+
+
+def _refuse_unfinite(path: Path, state: Mapping[str, Tensor]) -> None:
+    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise ValueError(f"{path}: {len(bad)} of {len(state)} tensors hold NaN or infinity, the first is {bad[0]}")
+
+
+def _notes(path: Path, kind: str) -> dict[str, Any]:
+    if kind == "safetensors":
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            if own := json.loads((file.metadata() or {}).get("autolora", "{}")):
+                return own
+    config = path.with_name("config.json")
+    try:
+        beside = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return beside if isinstance(beside, dict) and "pretrained_cfg" in beside else {}
+
+
+# --- objects -> one state dict ----------------------------------------------------------------------------------------
+
+
+def _find_weights(tree: Any) -> tuple[str, dict[str, Tensor], list[str]]:
+    """(the keys that led there, the tensors by name, the other sets of weights in the file)."""
+    found = [(path, state) for path, state in _state_dicts(tree) if state]
+    if not found:
+        return "", {}, []
+    found.sort(key=lambda item: _preference(item[0]))
+    (path, state), *rest = found
+    return path, state, [other for other, _ in rest]
+
+
+def _preference(path: str) -> tuple[int, int]:
+    """The top first (a bare state dict), then the known containers in their order; never the optimiser's."""
+    ranks = [CONTAINERS.index(part) if part in CONTAINERS else len(CONTAINERS) for part in path.split("/") if part]
+    return (min(ranks, default=-1), len(ranks))
+
+
+def _state_dicts(tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if isinstance(tree, Inert):  # a whole module was pickled: its tensors are in its dictionaries
+        yield path, dict(_module_tensors(tree))
+    elif isinstance(tree, Mapping) and depth < 4:
+        here = {
+            key: value.detach() for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor)
+        }
+        if here and len(here) * 2 > len(tree):
+            yield path, here
+        for key, value in tree.items():
+            if not (isinstance(key, str) and "optim" in key.lower()):
+                yield from _state_dicts(value, f"{path}/{key}".strip("/"), depth + 1)
+
+
+def _module_tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    state = getattr(module, "state", None)
+    if not isinstance(state, dict):
+        return
+    for group in ("_parameters", "_buffers"):
+        for name, value in dict(state.get(group) or {}).items():
+            if isinstance(value, Tensor):
+                yield prefix + str(name), value.detach()
+    for name, child in dict(state.get("_modules") or {}).items():
+        yield from _module_tensors(child, f"{prefix}{name}.")
+
+
+def _describe(tree: Any) -> str:
+    if isinstance(tree, Mapping):
+        return f"a dictionary with the keys {', '.join(map(str, list(tree)[:10])) or '(none)'}"
+    return f"an object of type {type(tree).__name__}"
+
+
+# --- one state dict -> the names of a network -------------------------------------------------------------------------
+
+
+@dataclass
+class Fitted:
+    """A state dict under the network's own names, and what became of every other key."""
+
+    state: dict[str, Tensor]  # name and shape agree
+    prefix: str  # what stood before the names in the file
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: dict[str, Tensor]  # the name agrees, the shape does not
+    duplicates: list[str]  # equal copies under another prefix
+    normaliser: tuple[tuple[float, ...], tuple[float, ...]] | None  # (mean, std) found among the buffers
+
+
+# Other names for the same networks: the CIFAR ResNets that most of the robustness literature trains.
+RENAMES: tuple[tuple[tuple[str, str], ...], ...] = (
+    (),
+    ((".shortcut.", ".downsample."), ("linear.", "fc.")),
+    ((".shortcut.", ".downsample."),),
+    (("linear.", "fc."),),
+)
+
+
+def fit_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fitted:
+    """Under the prefix (and spelling) with which most names agree; equal copies and normalisers are set aside."""
+    _, spelling, prefix = max(
+        (
+            (score, rename, prefix)
+            for rename in RENAMES
+            for prefix, score in _prefixes(_respell(state, rename), expected)
+        ),
+        key=lambda item: (item[0], -RENAMES.index(item[1]), -len(item[2])),
+        default=(0, (), ""),
+    )
+    state = _respell(state, spelling)
+    named = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    fits = {key: value for key, value in named.items() if key in expected}
+    rest = [key for key in state if not (key.startswith(prefix) and key[len(prefix) :] in expected)]
+    duplicates = [key for key in rest if _copy_of(key, state, fits)]
+    _refuse_two_networks(rest, state, fits, prefix, expected, duplicates)
+    normaliser, buffers = _normaliser({key: state[key] for key in rest if key not in duplicates})
+    return Fitted(
+        state={key: value for key, value in fits.items() if value.shape == expected[key].shape},
+        prefix=prefix,
+        missing=[key for key in expected if key not in fits and not key.endswith("num_batches_tracked")],
+        unexpected=[key.removeprefix(prefix) for key in rest if key not in duplicates and key not in buffers],
+        reshaped={key: value for key, value in fits.items() if value.shape != expected[key].shape},
+        duplicates=duplicates,
+        normaliser=normaliser,
+    )
+
+
+def _respell(state: Mapping[str, Tensor], rename: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    renamed = dict(state)
+    for old, new in rename:
+        if old.startswith("."):
+            renamed = {key.replace(old, new): value for key, value in renamed.items()}
+        else:  # a whole part of the name, the last but one
+            renamed = {_swap_parent(key, old[:-1], new[:-1]): value for key, value in renamed.items()}
+    return renamed
+
+
+def _swap_parent(key: str, old: str, new: str) -> str:
+    parts = key.split(".")
+    if len(parts) > 1 and parts[-2] == old:
+        parts[-2] = new
+    return ".".join(parts)
+
+
+def _suffixes(key: str) -> Iterator[str]:
+    """a.b.c -> a.b.c, b.c, c"""
+    parts = key.split(".")
+    return (".".join(parts[i:]) for i in range(len(parts)))
+
+
+def _prefixes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[tuple[str, int]]:
+    """Each prefix under which names of the network are found, with their number."""
+    found = (key[: -len(suffix)] for key in state for suffix in _suffixes(key) if suffix in expected)
+    return Counter(found).most_common()
+
+
+def _copy_of(key: str, state: Mapping[str, Tensor], fits: Mapping[str, Tensor]) -> bool:
+    return any(suffix in fits and torch.equal(state[key], fits[suffix]) for suffix in _suffixes(key))
+
+
+def _refuse_two_networks(
+    rest: list[str],
+    state: Mapping[str, Tensor],
+    fits: Mapping[str, Tensor],
+    prefix: str,
+    expected: Mapping[str, Tensor],
+    duplicates: list[str],
+) -> None:
+    """A second, different copy of nearly the whole network: which one is meant is not ours to guess."""
+    unlike = {key: state[key] for key in rest if key not in duplicates}
+    for other, count in _prefixes(unlike, expected)[:1]:
+        if count > 0.9 * len(fits):
+            raise ValueError(
+                f"the checkpoint holds two different networks, under {prefix!r} and under {other!r}: "
+                "save the one that is meant as a state dict of its own"
+            )
+
+
+def _normaliser(rest: Mapping[str, Tensor]) -> tuple[tuple[tuple[float, ...], tuple[float, ...]] | None, list[str]]:
+    """((mean, std), the keys that hold them) where a normalising layer was saved with the network."""
+    small = {key: value for key, value in rest.items() if value.numel() in (1, 3) and value.is_floating_point()}
+    means = [key for key in small if key.rpartition(".")[2] in MEANS]
+    stds = [key for key in small if key.rpartition(".")[2] in STDS]
+    if not means or not stds:
+        return None, []
+    mean, std = (tuple(round(v, 6) for v in small[keys[0]].flatten().tolist()) for keys in (means, stds))
+    if not (all(0 <= v <= 1 for v in mean) and all(0 < v <= 1 for v in std)):
+        return None, []
+    return (mean, std), means + stds
+
+
+def grouped(keys: Iterable[str], shown: int = 6) -> str:
+    """layer1.0 (6), layer1.1 (6), fc (2): keys by the module they belong to, for people to read."""
+    names = list(keys)
+    groups = Counter(".".join(key.split(".")[:2]) if key.count(".") > 1 else key.split(".")[0] for key in names)
+    listed = [f"{name} ({count})" for name, count in groups.items()]
+    more = f", and {len(listed) - shown} more groups" if len(listed) > shown else ""
+    return f"{len(names)} in {', '.join(listed[:shown])}{more}" if names else "none"
