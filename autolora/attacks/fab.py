@@ -1,0 +1,115 @@
+"""Fast Adaptive Boundary attack (Croce & Hein, 2020): the nearest point on the other side of the decision boundary.
+
+At x_k the boundary towards class t is the hyperplane f(x_k) + <g, z - x_k> = 0 with f = z_t - z_y and g its gradient. With the
+projections of x_k and of the clean x onto hyperplane and box (directions d_k and d_0):
+
+    alpha  = min(|d_k| / (|d_k| + |d_0|), 0.1)
+    x_k+1  = clip( (1 - alpha)(x_k + 1.05 d_k) + alpha (x + 1.05 d_0) )                            (eq. 7 to 9)
+
+and a step back towards x, x + 0.9 (x_k+1 - x), whenever x_k+1 is misclassified. FAB minimises the norm; here a row stops as
+soon as an adversarial point lies inside the ball, which is all that robust accuracy asks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autolora.attacks.apgd import start_point
+from autolora.attacks.network import Network, column, lengths
+from autolora.attacks.slots import State
+from autolora.threat import Threat
+
+ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
+
+
+class FAB:
+    """Towards any class: the one whose linearised boundary is nearest, at the cost of one gradient per class."""
+
+    def __init__(self, network: Network, threat: Threat, steps: int = 100) -> None:
+        self.network, self.threat, self.rounds = network, threat, steps
+
+    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+        """The first run starts from the image, restarts from half-way to the surface of the ball."""
+        restart = torch.from_numpy(ranks > 0).to(x.device)
+        away = (x + (start_point(x, keys, self.threat) - x) / 2).clamp(*self.threat.bounds)
+        return {"x": x, "y": y, "target": target, "point": torch.where(column(restart, x), away, x)}
+
+    def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
+        x, point = s["x"], s["point"]
+        f, g = self._boundary(s)
+        both = torch.cat([point, x])
+        gap = torch.cat([f, f + (g * (x - point)).flatten(1).sum(1)])  # the linearised f at both points
+        d_k, d_0 = to_hyperplane(both, torch.cat([g, g]), gap, self.threat.norm, self.threat.bounds).chunk(2)
+        a, b = (lengths(d, self.threat.norm).clamp_min(1e-8) for d in (d_k, d_0))
+        alpha = column((a / (a + b)).clamp_max(ALPHA_MAX), x)
+        point = ((point + ETA * d_k) * (1 - alpha) + (x + ETA * d_0) * alpha).clamp(*self.threat.bounds)
+        wrong = self.network.logits(point).argmax(1) != s["y"]
+        s["point"] = torch.where(column(wrong, x), x + BETA * (point - x), point)
+        return wrong & (lengths(point - x, self.threat.norm) <= self.threat.eps), point
+
+    def _boundary(self, s: State) -> tuple[Tensor, Tensor]:
+        logits, gradients = self.network.gradients(s["point"])
+        rows = torch.arange(len(logits), device=logits.device)
+        f = logits - logits[rows, s["y"], None]
+        g = gradients - gradients[rows, s["y"], None]
+        dual = {"linf": "l1", "l2": "l2", "l1": "linf"}[self.threat.norm]
+        distance = f.abs() / (lengths(g.flatten(0, 1), dual).view_as(f) + 1e-12)
+        nearest = distance.scatter(1, s["y"][:, None], torch.inf).argmin(1)
+        return f[rows, nearest], g[rows, nearest]
+
+
+class TargetedFAB(FAB):
+    """Towards one class: 3 F a step (forward, gradient, and a forward to see whether the boundary is crossed)."""
+
+    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+        return {"x": x, "y": y, "target": target, "point": x.clone()}
+
+    def _boundary(self, s: State) -> tuple[Tensor, Tensor]:
+        pair = torch.stack([s["target"], s["y"]], 1)
+        _, f, g = self.network.gradient(s["point"], lambda z: z.gather(1, pair).diff(dim=1).squeeze(1).neg())
+        return f, g
+
+
+def to_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str, bounds: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+    """The shortest d with gap + <w, d> = 0 and t + d in the box; the farthest that the box allows where there is none.
+
+    Each coordinate moves against the sign of gap * w by min(lambda * r_i, room_i), with r = 1 for Linf and |w| for L2, and
+    lambda such that the moves close the gap. For L1 the coordinates with the largest |w| move all the way, one after another.
+    """
+    shape, t, w = t.shape, t.flatten(1), w.flatten(1)
+    direction = -w.sign() * torch.where(gap >= 0, 1.0, -1.0)[:, None]
+    room = torch.where(direction > 0, bounds[1] - t, t - bounds[0]).clamp_min(0)
+    size, gap = w.abs(), gap.abs()
+    if norm == "l1":
+        move = _greedy(size, room, gap)
+    else:
+        rate = torch.ones_like(size) if norm == "linf" else size
+        move = torch.minimum(_level(size * rate, room / rate.clamp_min(1e-30), gap)[:, None] * rate, room)
+    return (direction * move).view(shape)
+
+
+def _level(rate: Tensor, limit: Tensor, gap: Tensor) -> Tensor:
+    """lambda with sum_i rate_i min(lambda, limit_i) = gap.
+
+    The sum is concave and piecewise linear in lambda, so Newton's steps from 0 rise to the root and stop there after finitely
+    many; no sorting. inf where all rows at their limits do not close the gap.
+    """
+    level = gap / rate.sum(1).clamp_min(1e-30)
+    while True:
+        full = limit <= level[:, None]
+        closed, slope = (rate * limit).masked_fill(~full, 0).sum(1), rate.masked_fill(full, 0).sum(1)
+        higher = torch.maximum((gap - closed) / slope, level)  # slope 0: inf, every coordinate at its limit
+        higher = torch.where(slope > 0, higher, torch.inf)
+        if torch.equal(higher, level):
+            return level
+        level = higher
+
+
+def _greedy(size: Tensor, room: Tensor, gap: Tensor) -> Tensor:
+    size, order = size.sort(dim=1, descending=True)
+    gain = size * room.gather(1, order)
+    before = gain.cumsum(1) - gain
+    move = ((gap[:, None] - before) / size.clamp_min(1e-30)).clamp_min(0).minimum(room.gather(1, order))
+    return torch.zeros_like(move).scatter(1, order, move.masked_fill(size == 0, 0))

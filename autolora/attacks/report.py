@@ -1,0 +1,116 @@
+"""What an evaluation found: flags per image, accuracy after each attack, checks and warnings as data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from autolora.threat import Threat
+
+Verdict = Literal["pass", "warn", "fail", "not run"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One of the sixteen ways in which a robustness number goes wrong, and whether it did."""
+
+    number: int
+    name: str
+    verdict: Verdict
+    detail: str
+
+    def as_record(self) -> dict[str, Any]:
+        return {"number": self.number, "name": self.name, "verdict": self.verdict, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    name: str
+    robust_accuracy: float  # of what stands after this attack and all before it
+    broken: int  # images that this attack broke
+    seconds: float
+    forwards: int  # in F: an input gradient counts as one more
+
+
+@dataclass
+class Report:
+    threat: Threat
+    version: str
+    deviation: str | None  # in what this is not the standard version, in words
+    seed: int
+    ids: list[str]
+    y: Tensor  # [n]
+    clean: Tensor  # bool [n]
+    robust: Tensor  # bool [n]
+    predicted: Tensor  # [n] classes of the clean images
+    adversarial: Tensor  # float [n,c,h,w]; the clean image where none was found
+    attacks: list[AttackResult]
+    checks: list[Check] = field(default_factory=list)
+    precision: str = "float32"
+    device: str = "cpu"
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def found(self) -> Tensor:
+        """Right when clean, wrong in the ball: where `adversarial` differs from the image."""
+        return self.clean & ~self.robust
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean.double().mean().item()
+
+    @property
+    def robust_accuracy(self) -> float:
+        return self.robust.double().mean().item()
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        return wilson(int(self.robust.sum()), len(self.robust))
+
+    @property
+    def warnings(self) -> list[str]:
+        return [f"{c.name}: {c.detail}" for c in self.checks if c.verdict == "warn"]
+
+    @property
+    def verdict(self) -> str:
+        """One line for people."""
+        low, high = self.ci95
+        bad = [c for c in self.checks if c.verdict in ("warn", "fail")]
+        what = "AutoAttack" if self.version == "standard" else f"{self.version} (not standard AutoAttack)"
+        return (
+            f"{100 * self.robust_accuracy:.1f} % of {len(self.ids)} images stand {what} at {self.threat} "
+            f"(95 %: {100 * low:.1f} to {100 * high:.1f}; clean {100 * self.clean_accuracy:.1f} %); "
+            + ("no check objects" if not bad else "; ".join(f"{c.verdict}: {c.name}" for c in bad))
+        )
+
+    def as_record(self) -> dict[str, Any]:
+        """The part of reports/robustness.json that one network determines; no times."""
+        return {
+            "threat": self.threat.as_record(),
+            "version": self.version,
+            "deviation": self.deviation,
+            "clean_accuracy": self.clean_accuracy,
+            "robust_accuracy": self.robust_accuracy,
+            "ci95": list(self.ci95),
+            "attacks": [{"name": a.name, "robust_accuracy": a.robust_accuracy} for a in self.attacks],
+            "checks": [c.as_record() for c in self.checks],
+            "verdict": self.verdict,
+            "warnings": self.warnings,
+            "seed": self.seed,
+            "device": self.device,
+            "dtype": self.precision,
+            "versions": self.versions,
+        }
+
+
+def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(centre - half, 0.0), min(centre + half, 1.0)

@@ -1,0 +1,194 @@
+"""The sixteen checks that make a robustness number believable: each one is data, and a failed one stops the evaluation.
+
+Checks 1 to 10, 13 and 16 are made here, by `autoattack` itself before and after the attacks; 11, 12, 14 and 15 concern the data
+and files around it and are made by `stages/evaluate.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autolora.attacks.apgd import start_point
+from autolora.attacks.draws import image_keys
+from autolora.attacks.network import Network, lengths
+from autolora.attacks.report import Check, Verdict
+from autolora.threat import Threat
+
+if TYPE_CHECKING:
+    from autolora.attacks.report import Report
+
+PROBED = 64  # images on which the checks before the attack are made
+
+
+class CheckFailed(ValueError):
+    """The number would not be worth having; `checks` says why."""
+
+    def __init__(self, checks: list[Check]) -> None:
+        self.checks = checks
+        super().__init__("; ".join(f"check {c.number}, {c.name}: {c.detail}" for c in checks if c.verdict == "fail"))
+
+
+def require(checks: list[Check]) -> None:
+    if any(c.verdict == "fail" for c in checks):
+        raise CheckFailed(checks)
+
+
+def before(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: int, randomised: bool) -> list[Check]:
+    """What can be known without an attack, on the first images."""
+    few, labels = x[:PROBED], y[:PROBED]
+    checks = [evaluating(network.model), pixels(x), radius(threat)]
+    require(checks)  # the rest would only say the same in other words
+    return [
+        *checks,
+        logits_not_softmax(network.all_logits(few)),
+        deterministic(network, few, randomised),
+        alone_as_in_batch(network.model, few[:8], randomised),
+        gradients_reach(network, few, labels, threat, seed),
+    ]
+
+
+def after(network: Network, report: Report, x: Tensor) -> list[Check]:
+    """What the result itself must satisfy."""
+    device = torch.device(report.device)
+    return [
+        inside(report.adversarial, x, report.threat),
+        truly_broken(network.all_logits(report.adversarial, device).argmax(1).cpu(), report),
+        black_box_adds_nothing(report),
+        robust_means_clean(report.clean, report.robust),
+        full_precision(x, report.precision),
+    ]
+
+
+def evaluating(model: Callable[[Tensor], Tensor]) -> Check:
+    if not isinstance(model, nn.Module):
+        return Check(1, "eval mode", "not run", "a plain callable: its mode cannot be seen")
+    training = [name or "the model" for name, module in model.named_modules() if module.training]
+    return _check(1, "eval mode", not training, "every module is in eval", f"in train mode: {', '.join(training[:3])}")
+
+
+def buffers_hash(model: Callable[[Tensor], Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(model.named_buffers()) if isinstance(model, nn.Module) else []:
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def alone_as_in_batch(model: Callable[[Tensor], Tensor], x: Tensor, randomised: bool) -> Check:
+    name = "logits do not depend on the batch"
+    if randomised:
+        return Check(2, name, "not run", "the network answers at random")
+    with torch.no_grad():
+        together, alone = model(x).float(), torch.cat([model(image[None]).float() for image in x])
+    worst = ((together - alone).abs().amax(1) / together.abs().amax(1).clamp_min(1)).max().item()
+    same = worst <= 1e-4 and torch.equal(together.argmax(1), alone.argmax(1))
+    text = f"{len(x)} images alone and within a batch differ by {worst:.1e}"
+    return _check(2, name, same, text, text)
+
+
+def pixels(x: Tensor) -> Check:
+    low, high = x.min().item(), x.max().item()
+    name = "pixels in [0,1]"
+    if not (low >= 0 and high <= 1):
+        return Check(3, name, "fail", f"values from {low:g} to {high:g}")
+    levels = (x * 255 - (x * 255).round()).abs().max().item()
+    if high < 0.1:
+        return Check(3, name, "warn", f"the largest value is {high:g}: divided by 255 twice?")
+    if levels > 1e-3:
+        return Check(3, name, "warn", "values are not multiples of 1/255: resized or normalised before the attack?")
+    return Check(3, name, "pass", f"values from {low:g} to {high:g}, multiples of 1/255")
+
+
+def radius(threat: Threat) -> Check:
+    fine = threat.norm != "linf" or threat.eps <= 1
+    text = f"{threat.norm} {threat.eps:.6g}, which is {threat.eps * 255:.6g}/255"
+    return _check(4, "unit of eps", fine, text, text + ": larger than the whole pixel range")
+
+
+def logits_not_softmax(logits: Tensor) -> Check:
+    sums = logits.sum(1)
+    probabilities = bool((logits.min() >= 0) & (logits.max() <= 1 + 1e-5) & ((sums - 1).abs() < 1e-4).all())
+    return _check(6, "logits, not probabilities", not probabilities, "rows are no distribution", "every row sums to 1")
+
+
+def deterministic(network: Network, x: Tensor, randomised: bool) -> Check:
+    runs = [network.all_logits(x) for _ in range(5)]
+    worst = max((run - runs[0]).abs().max().item() for run in runs)
+    name = "five equal forwards"
+    if randomised:
+        return Check(7, name, "pass", f"they differ by {worst:.1e}; version rand averages over it")
+    return _check(7, name, worst <= 1e-4, f"differ by {worst:.1e}", f"differ by {worst:.1e}: use version rand")
+
+
+def gradients_reach(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Check:
+    """Only images that are right: an image that is wrong is never attacked."""
+    keys = image_keys(seed, "gradients", [str(i) for i in range(len(x))], x.device)
+    zero = {
+        "the image": _zero_gradients(network, x, y),
+        "a random start": _zero_gradients(network, start_point(x, keys, threat), y),
+    }
+    worst = max(zero.values())
+    text = ", ".join(f"{100 * share:.1f} % without gradient at {place}" for place, share in zero.items())
+    return _check(8, "gradients reach the image", worst <= 0.01, text, text + ": masked gradients")
+
+
+def _zero_gradients(network: Network, x: Tensor, y: Tensor) -> float:
+    rows = torch.arange(network.batch, device=x.device) % len(x)
+    empty = 0
+    for part in torch.arange(len(x), device=x.device).split(network.batch):
+        rows = part[torch.arange(network.batch, device=x.device) % len(part)]
+        _, _, gradient = network.gradient(x[rows], lambda z, rows=rows: F.cross_entropy(z, y[rows], reduction="none"))
+        empty += int((gradient[: len(part)].flatten(1).abs().amax(1) == 0).sum())
+    return empty / len(x)
+
+
+def inside(adversarial: Tensor, x: Tensor, threat: Threat) -> Check:
+    """Norms recomputed from the images as saved; float32 rounds a pixel by up to 6e-8."""
+    longest = lengths(adversarial.double() - x.double(), threat.norm).max().item()
+    low, high = adversarial.min().item(), adversarial.max().item()
+    slack = {"linf": 1e-6, "l2": 1e-5, "l1": 1e-3}[threat.norm]
+    fine = longest <= threat.eps + slack and low >= threat.bounds[0] and high <= threat.bounds[1]
+    fine = fine and not bool(adversarial.isnan().any())
+    text = f"longest {threat.norm} perturbation {longest:.6f} of {threat.eps:.6f}, pixels from {low:g} to {high:g}"
+    return _check(5, "inside ball and box", fine, text, text)
+
+
+def truly_broken(predicted: Tensor, report: Report) -> Check:
+    """Every adversarial image, looked at again by the plain network."""
+    still_right = int(((predicted == report.y) & report.found).sum())
+    text = (
+        f"{int(report.found.sum())} adversarial images, {still_right} of them classified correctly when looked at again"
+    )
+    return _check(5, "adversarial images are misclassified", still_right <= 0.002 * len(report.y), text, text)
+
+
+def black_box_adds_nothing(report: Report) -> Check:
+    name = "black box does not beat white box"
+    names = [a.name for a in report.attacks]
+    if "square" not in names or names == ["square"]:
+        return Check(9, name, "not run", "this version has no black-box attack beside white-box ones")
+    broken = report.attacks[names.index("square")].broken
+    share = broken / len(report.y)
+    text = f"Square broke {broken} images ({100 * share:.2f} %) that the attacks before it could not"
+    verdict: Verdict = "warn" if share > 0.002 and broken > 1 else "pass"
+    return Check(9, name, verdict, text)
+
+
+def robust_means_clean(clean: Tensor, robust: Tensor) -> Check:
+    odd = int((robust & ~clean).sum())
+    return _check(13, "robust means right when clean", odd == 0, "no exception", f"{odd} images are robust and wrong")
+
+
+def full_precision(x: Tensor, precision: str) -> Check:
+    tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    fine = x.dtype == torch.float32 and precision == "float32" and not tf32
+    return _check(16, "full precision", fine, "float32, TF32 off", f"{precision}, TF32 {'on' if tf32 else 'off'}")
+
+
+def _check(number: int, name: str, fine: bool, good: str, bad: str) -> Check:
+    return Check(number, name, "pass" if fine else "fail", good if fine else bad)
