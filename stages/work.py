@@ -23,6 +23,9 @@ from typing import Any
 from autolora.files import write_json
 
 
+UNWRITABLE = {getattr(errno, name) for name in "ENOSPC EDQUOT EROFS EACCES EPERM ENOTDIR EEXIST".split()}
+
+
 class StageError(Exception):
     """A failure that the user can mend: the message says what is wrong, where, and what to do."""
 
@@ -31,16 +34,16 @@ def main(stage: Callable[[], None]) -> None:
     """Run a stage; what a user can mend becomes one line on stderr and exit code 1, not a traceback."""
     try:
         stage()
-    except (StageError, ValueError, FileNotFoundError, PermissionError) as error:
+    except (StageError, ValueError, FileNotFoundError) as error:
         sys.exit(f"{stage.__name__}: {error}")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            sys.exit(
-                f"{stage.__name__}: cannot write {error.filename or 'its output'}: {error.strerror}. "
-                "Make room and run `dvc repro` again: it goes on where it stopped; "
-                "`dvc checkout` brings the previous outputs back."
-            )
-        raise
+        if error.errno not in UNWRITABLE:
+            raise
+        sys.exit(
+            f"{stage.__name__}: cannot write {error.filename or 'its output'}: {error.strerror}. "
+            "Mend that and run `dvc repro` again: it goes on where it stopped; "
+            "`dvc checkout` brings the previous outputs back."
+        )
     except KeyboardInterrupt:
         sys.exit(f"{stage.__name__}: interrupted; `dvc repro` goes on where it stopped")
 
