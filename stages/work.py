@@ -22,8 +22,7 @@ from typing import Any
 
 from autolora.files import write_json
 
-
-UNWRITABLE = {getattr(errno, name) for name in "ENOSPC EDQUOT EROFS EACCES EPERM ENOTDIR EEXIST".split()}
+UNWRITABLE = {getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST"]}
 
 
 class StageError(Exception):
