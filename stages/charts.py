@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: colours come from the page's CSS, every series has a dash of its own, every chart has words.
+"""Small charts as inline SVG: colours from the page's CSS, a dash of its own for every series, words for every chart.
 
     lines("Accuracy over eps", "what it shows", [Series("robust", "robust", xs, ys)], x_label="eps (of 255)")
 
@@ -23,6 +23,7 @@ STYLE = """
 .chart .mark{stroke:var(--muted,#4b5563);stroke-width:1;stroke-dasharray:2 3}
 .chart .strong{fill:var(--ink,#16202c);font-weight:600}
 .chart .bar{stroke-width:5;stroke-linecap:round;opacity:.28}
+.chart .range{stroke-width:10;stroke-linecap:butt;opacity:.35}
 .chart .dot{stroke:var(--card,#fff);stroke-width:1.5}
 .robust{stroke:var(--robust,#0a6ea8);color:var(--robust,#0a6ea8)}
 .clean{stroke:var(--clean,#b4530a);color:var(--clean,#b4530a)}
@@ -71,7 +72,7 @@ def _step(rough: float) -> float:
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:g}%" if abs(100 * value - round(100 * value)) < 1e-9 else f"{100 * value:.1f}%"
+    return f"{100 * value:.1f}".removesuffix(".0") + " %"
 
 
 def plain(value: float) -> str:
@@ -147,7 +148,7 @@ def _line(s: Series, x_axis: Axis, y_axis: Axis, y_text: Callable[[float], str],
     )
 
 
-def pairs(title: str, words: str, rows: Sequence[tuple[str, float, float]], names: tuple[str, str]) -> str:
+def pairs(title: str, words: str, rows: Sequence[tuple[str, float, float]]) -> str:
     """One row per class: a bar between robust and clean accuracy, a dot at each end."""
     left = min(130, 14 + 7 * max(len(label) for label, _, _ in rows))
     axis = Axis(0, 1, left, WIDTH - 22)
@@ -158,19 +159,19 @@ def pairs(title: str, words: str, rows: Sequence[tuple[str, float, float]], name
         parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP - 6}" y2="{height - 26}"/>')
         parts.append(f'<text x="{x}" y="{height - 8}" text-anchor="middle">{percent(tick)}</text>')
     for i, row in enumerate(rows):
-        parts.append(_pair(TOP + 24 * i + 8, row, axis, left, names))
+        parts.append(_pair(TOP + 24 * i + 8, row, axis, left))
     return _svg(title, words, "".join(parts), height)
 
 
-def _pair(y: float, row: tuple[str, float, float], axis: Axis, left: float, names: tuple[str, str]) -> str:
+def _pair(y: float, row: tuple[str, float, float], axis: Axis, left: float) -> str:
     label, robust, clean = row
     short = label if len(label) <= 17 else label[:16] + "…"
     return (
         f'<text class="strong" x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(short)}</text>'
         f'<line class="bar robust" x1="{axis(robust)}" x2="{axis(clean)}" y1="{y}" y2="{y}"/>'
-        + _diamond("clean", axis(clean), y, f"{label}, {names[1]}: {percent(clean)}")
-        + f'<circle class="dot robust" cx="{axis(robust)}" cy="{y}" r="5"><title>{escape(label)}, {escape(names[0])}: '
-        f"{percent(robust)}</title></circle>"
+        + _diamond("clean", axis(clean), y, f"{label}, clean: {percent(clean)}")
+        + f'<circle class="dot robust" cx="{axis(robust)}" cy="{y}" r="5">'
+        f"<title>{escape(label)}, robust: {percent(robust)}</title></circle>"
     )
 
 
@@ -182,27 +183,21 @@ def _diamond(style: str, x: float, y: float, words: str) -> str:
 def interval(share: float, low: float, high: float, style: str, words: str) -> str:
     """A share with its 95 % interval on the scale from 0 to 100 %."""
     axis = Axis(0, 1, 6, 294)
+    ticks = "".join(
+        f'<line class="grid" x1="{axis(t)}" x2="{axis(t)}" y1="7" y2="17"/>' for t in (0, 0.25, 0.5, 0.75, 1)
+    )
     return (
         f'<svg class="chart interval" viewBox="0 0 300 34" role="img" aria-label="{escape(words)}">'
-        f'<line class="grid" x1="6" x2="294" y1="12" y2="12"/>'
-        + "".join(f'<line class="grid" x1="{axis(t)}" x2="{axis(t)}" y1="8" y2="16"/>' for t in (0, 0.5, 1))
-        + f'<line class="bar {style}" style="stroke-width:10;opacity:.35" x1="{axis(low)}" x2="{axis(high)}" y1="12" y2="12"/>'
+        f'<line class="grid" x1="6" x2="294" y1="12" y2="12"/>{ticks}'
+        f'<line class="range {style}" x1="{axis(low)}" x2="{axis(high)}" y1="12" y2="12"/>'
         f'<circle class="dot {style}" cx="{axis(share)}" cy="12" r="6"/>'
-        '<text x="6" y="32">0</text><text x="150" y="32" text-anchor="middle">50</text>'
-        '<text x="294" y="32" text-anchor="end">100</text></svg>'
+        '<text x="2" y="32">0</text><text x="150" y="32" text-anchor="middle">50</text>'
+        '<text x="298" y="32" text-anchor="end">100</text></svg>'
     )
 
 
-def legend(entries: Sequence[tuple[str, str]]) -> str:
-    """(style, label) pairs as HTML, with the same dash as the line."""
-    return (
-        '<p class="legend">'
-        + "".join(f"<span>{_swatch(style)}{escape(text)}</span>" for style, text in entries)
-        + "</p>"
-    )
-
-
-def _swatch(style: str) -> str:
+def swatch(style: str) -> str:
+    """A piece of the line, for a legend."""
     dash = f' stroke-dasharray="{DASHES[style]}"' if DASHES[style] else ""
     return (
         '<svg class="swatch" viewBox="0 0 26 10" aria-hidden="true">'

@@ -77,23 +77,6 @@ class Evidence:
         """Names in label order."""
         return [str(entry["class"]) for entry in self.robustness["by_class"]]
 
-    @property
-    def quality_passed(self) -> bool:
-        return bool(self.quality.get("success", False))
-
-    @property
-    def expectations(self) -> list[dict[str, Any]]:
-        """What was expected of the data: name, success, severity, detail."""
-        return [
-            {
-                "name": str(e.get("name", e.get("expectation", ""))),
-                "success": bool(e.get("success")),
-                "severity": str(e.get("severity", "critical")),
-                "detail": str(e.get("detail", "")),
-            }
-            for e in self.quality.get("expectations", [])
-        ]
-
     @cached_property
     def image_size(self) -> int | None:
         path = self.path(EXAMPLES)

@@ -26,6 +26,7 @@ class Example:
     truth: str
     seen: str  # what the model reads in the adversarial image
     strip: str  # PNG as data URI: clean | perturbation, magnified | adversarial
+    width: int
     size: int
 
 
@@ -85,8 +86,8 @@ def gallery(evidence: Evidence, classes: list[str]) -> list[Example]:
         Example(
             classes[data["y"][broken[i]]],
             classes[seen[i]],
-            _strip(clean[i], data["adversarial"][broken[i]].astype(np.float32)),
-            clean.shape[-1],
+            *_strip(clean[i], data["adversarial"][broken[i]].astype(np.float32)),
+            clean.shape[-2],
         )
         for i in order[:GALLERY_IMAGES]
     ]
@@ -98,7 +99,7 @@ def _spread(labels: np.ndarray, candidates: np.ndarray) -> list[int]:
     return sorted(rank, key=lambda i: (rank[i], labels[i]))
 
 
-def _strip(clean: np.ndarray, adversarial: np.ndarray) -> str:
+def _strip(clean: np.ndarray, adversarial: np.ndarray) -> tuple[str, int]:
     """Three images in a row, a thin gap between them; the perturbation is scaled to the full range around grey."""
     from PIL import Image
 
@@ -110,7 +111,7 @@ def _strip(clean: np.ndarray, adversarial: np.ndarray) -> str:
     pixels = (np.nan_to_num(row).clip(0, 1) * 255).round().astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate([pixels, opaque], axis=2), "RGBA").save(buffer, "PNG", optimize=True)
-    return data_uri(buffer.getvalue(), "image/png")
+    return data_uri(buffer.getvalue(), "image/png"), pixels.shape[1]
 
 
 def data_uri(content: bytes, kind: str) -> str:

@@ -21,7 +21,7 @@ EVIDENCE = "evidence"  # the artifact folder that holds the same tree as the rep
 
 
 def mirror(mlflow: Any, evidence: Evidence, title: str, plots: Mapping[str, str], extra: list[Path]) -> str:
-    """The id of a finished run that holds all there is to know: the live run of this training, completed, or a new one."""
+    """The id of a finished run with all there is to know: the live run of this training, completed, or a new one."""
     client = mlflow.MlflowClient()
     rows = evidence.rows(TRAINING)
     run_id = find_live_run(rows, work_root() / "finetune") or ""

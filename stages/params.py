@@ -87,11 +87,20 @@ class Export(Section):
     variants: list[Literal["fp16", "int8"]] = []
     max_robust_drop: float = Field(1.0, ge=0)
     check_images: int = Field(100, ge=0)
+    input: Literal["float32", "uint8"] = "float32"
+    license: str | None = None
 
 
 class Gates(Section):
+    """What a version must show before an alias moves to it (pipelines.promote)."""
+
     clean: float = Field(0.0, ge=0, le=1)
     robust: float = Field(0.0, ge=0, le=1)
+    attack: Literal["standard", "plus", "rand", "fast"] = (
+        "standard"  # the weakest that counts: plus also stands for standard
+    )
+    label_flips: int = Field(0, ge=0)  # between the ONNX file and the attacked network, beyond rounding
+    significance: Fraction = 0.05  # of the paired test against the champion
 
 
 class Register(Section):

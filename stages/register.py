@@ -1,7 +1,7 @@
 """The model and its evidence into the MLflow registry; the robustness card; a receipt.    python -m stages.register
 
-The same content never becomes a second version: the key is a hash over the ONNX file and all that was measured on it. The
-receipt is no proof but a pointer: a clone that meets another server registers there again.
+The same content never becomes a second version: the key is a hash over the ONNX file and all that was measured on it.
+The receipt is no proof but a pointer: a clone that meets another server registers there again.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ def register() -> None:
         evidence = Evidence(".")
         same_weights(evidence)
         origin = lineage(evidence.folder)
+        charts = plots(evidence)
         examples = gallery(evidence, evidence.classes)
         # Before the server is asked, so that there is a card to read where the server is away.
-        write_text(CARD, card(evidence, params.name, examples, origin, params.gates.model_dump()))
-        receipt = find_or_create(params.name, evidence, origin)
+        write_text(CARD, card(evidence, params.name, examples, origin, params.gates.model_dump(), charts))
+        receipt = find_or_create(params.name, evidence, origin, charts)
         write_json(RECEIPT, receipt)
         record["version"] = receipt["version"]
 
 
-def find_or_create(name: str, evidence: Evidence, origin: dict[str, str]) -> dict[str, Any]:
+def find_or_create(name: str, evidence: Evidence, origin: dict[str, str], charts: dict[str, str]) -> dict[str, Any]:
     """The receipt of the one version that holds this content, created where the server does not have it."""
     mlflow = connect()
     client = mlflow.MlflowClient()
     with one_at_a_time(name):
         mine = None
         if not find(client, name, evidence.key):
-            mine = create(mlflow, name, evidence, origin)
+            mine = create(mlflow, name, evidence, origin, charts)
         found = settle(client, name, evidence.key, mine)
     verify_file(mlflow, found, evidence.manifest[ONNX])
     return {
@@ -91,7 +92,7 @@ def settle(client: Any, name: str, key: str, mine: Any) -> Any:
     return oldest
 
 
-def create(mlflow: Any, name: str, evidence: Evidence, origin: dict[str, str]) -> Any:
+def create(mlflow: Any, name: str, evidence: Evidence, origin: dict[str, str], charts: dict[str, str]) -> Any:
     """Run, model, metrics, and only then the version: what is in the registry is complete."""
     client = mlflow.MlflowClient()
     with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +101,7 @@ def create(mlflow: Any, name: str, evidence: Evidence, origin: dict[str, str]) -
         np.savez(path, allow_pickle=False, **known)
         tags = version_tags(evidence) | origin | {"canaries_sha256": file_sha256(path)}
         title = f"{name} {evidence.key[:8]}"
-        run_id = mirror(mlflow, evidence, title, plots(evidence), [path, evidence.path(CARD)])
+        run_id = mirror(mlflow, evidence, title, charts, [path, evidence.path(CARD)])
     model = log_onnx(mlflow, run_id, evidence, known["x"][:1], tags)
     log_metrics(mlflow, run_id, metrics(evidence), model.model_id)
     _ensure_registered_model(mlflow, name)
@@ -201,9 +202,9 @@ def verify_file(mlflow: Any, version: Any, expected: str) -> Path:
         found = file_sha256(path)
     if found != expected:
         raise StageError(
-            f"{version.name} version {version.version} on {without_password(tracking_uri())} holds another model.onnx than was "
-            f"registered (sha256 {found[:12]}, expected {expected[:12]}): it was changed afterwards. Delete that version "
-            "and run `dvc repro` again."
+            f"{version.name} version {version.version} on {without_password(tracking_uri())} holds another model.onnx "
+            f"than was registered (sha256 {found[:12]}, expected {expected[:12]}): it was changed afterwards. "
+            "Delete that version and run `dvc repro` again."
         )
     return path
 
@@ -221,8 +222,8 @@ def check_receipt(client: Any, path: str | Path = RECEIPT) -> Any:
     named = [v for v in find(client, receipt["name"], receipt["content_key"]) if int(v.version) == receipt["version"]]
     if not named:
         raise StageError(
-            f"{path} names {receipt['name']} version {receipt['version']} (registered at {receipt['tracking_uri']}), which "
-            f"{uri} does not know: set MLFLOW_TRACKING_URI to the server that has it, or register here with "
+            f"{path} names {receipt['name']} version {receipt['version']} (registered at {receipt['tracking_uri']}), "
+            f"which {uri} does not know: set MLFLOW_TRACKING_URI to the server that has it, or register here with "
             "`dvc repro --force --single-item register`"
         )
     return named[0]

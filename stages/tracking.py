@@ -1,4 +1,4 @@
-"""Where runs are recorded: MLflow behind MLFLOW_TRACKING_URI, else sqlite in this folder; and the live run while training.
+"""Where runs are recorded (MLFLOW_TRACKING_URI, else sqlite in this folder), and the live run while training.
 
     with live(work, params.as_dict(), epochs=60) as on_epoch:     # in the finetune stage
         fit(..., on_epoch=on_epoch)                               # one record per epoch: {"epoch": 1, "lr": 0.01, ...}
