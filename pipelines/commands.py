@@ -7,6 +7,7 @@ import re
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from pipelines import warden
 
 LINE_END = re.compile(rb"[\r\n]+")
+WATCH = "end with parent"
 KEPT = 40  # last lines that an error may quote
 
 
@@ -86,3 +88,16 @@ def environment(**extra: str) -> dict[str, str]:
     """This interpreter's `python` first on the path: stages are started as plain `python -m ...`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "1", **extra}
+
+
+def end_with_parent(seconds: float = 1.0) -> None:
+    """Once: watch the process that started this one, and end with it. The warden sees the pipe close and cleans up."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        os._exit(143)
+
+    if not any(thread.name == WATCH for thread in threading.enumerate()):
+        threading.Thread(target=watch, name=WATCH, daemon=True).start()

@@ -4,6 +4,7 @@
     python -m pipelines.rebuild --stages merge                            merge and what it is made from
     python -m pipelines.rebuild --override finetune.method=vanilla        in a fresh workspace that shares DVC's cache
     python -m pipelines.rebuild --revision v1                             the same for a commit, branch or tag
+    python -m pipelines.rebuild --pool gpu                                on a worker of a pool (docs/prefect.md)
 
 No server is needed: Prefect starts one for as long as the run takes and keeps the history in ~/.prefect, where
 `prefect server start` shows it.
@@ -16,7 +17,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from pipelines import commands, graph, results, workspace
+from pipelines import commands, graph, pools, results, slots, workspace
 from pipelines.graph import Stage
 
 PERCENT = re.compile(r"\b(\d{1,3})%\|")  # tqdm: "finetune:  42%|####   | 25/60 ..."
 HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.", "Use `dvc push`")
+REFUSED = (graph.GraphError, workspace.WorkspaceError, slots.SlotError, pools.PoolError, commands.CommandFailed)
+MOST_RUNS = 5
 EVERY = 10.0  # seconds between two reports of one progress bar
 
 
@@ -49,19 +52,29 @@ def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
 
 
 @task(name="dvc repro", task_run_name="dvc {stage.name}", cache_policy=NO_CACHE, retry_condition_fn=worth_a_retry)
-def repro(stage: Stage, folder: Path, env: dict[str, str]) -> dict[str, Any]:
+def repro(stage: Stage, folder: Path, env: dict[str, str], gpus: int) -> dict[str, Any]:
     """One stage: DVC decides between running it and fetching the same result from its run cache."""
-    start = time.perf_counter()
     report = Reporter(stage.name)
-    command = [sys.executable, "-m", "dvc", "repro", "--single-item", stage.name]
-    lines = commands.run(command, folder, env, stage.minutes * 60, report)
+    with slots.held(gpus if stage.gpu else 0, slots.gpus()) as devices:
+        start = time.perf_counter()
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+        lines = run_stage(stage, folder, env | visible, report)
     report.done()
-    cached = any("is cached - skipping run" in line for line in lines)
     return {
         "stage": stage.name,
-        "what": "from DVC's cache" if cached else "run",
+        "what": "from DVC's cache" if any("is cached - skipping run" in line for line in lines) else "run",
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def run_stage(stage: Stage, folder: Path, env: dict[str, str], say: Callable[[str], None]) -> list[str]:
+    """With a DVC remote, what another machine has built is fetched, and what is built here is there for the next."""
+    dvc, shared = [sys.executable, "-m", "dvc"], workspace.remote(folder)
+    command = [*dvc, "repro", "--single-item", stage.name, *(["--pull"] if shared else [])]
+    lines = commands.run(command, folder, env, stage.minutes * 60, say)
+    if shared:
+        commands.run([*dvc, "push", "--run-cache", stage.name], folder, env, stage.minutes * 60, say)
+    return lines
 
 
 class Reporter:
@@ -112,26 +125,43 @@ def rebuild(
     revision: str | None = None,
     folder: Path = Path("."),
     uncommitted: bool = False,
+    gpus: int = 1,
+    keep: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Each stale stage in order; a stage that is up to date costs a look and no task."""
+    """Each stale stage in order; a stage that is up to date costs a look and no task.
+
+    gpus: how many a stage with `meta: {gpu: true}` takes. keep: where a fresh workspace leaves its reports.
+    """
     source, overrides = Path(folder).resolve(), overrides or {}
+    leave_no_orphans()
     graph.stages(source, stages or [])  # an unknown stage is told before a workspace is made
-    if not uncommitted:
+    if not uncommitted or overrides or revision:
         workspace.refuse_uncommitted(source)
     with place(source, revision, overrides, run_name()) as here, workspace.alone(here):
-        rows = [outcome(stage, here, environment(source, here)) for stage in graph.stages(here, stages or [])]
+        env = environment(source, here)
+        rows = [outcome(stage, here, env, gpus) for stage in graph.stages(here, stages or [])]
         publish(here, rows)
+        if here != source:
+            results.collect(here, keep or source / ".work" / "rebuilds" / workspace.slug(run_name()))
     return rows
 
 
-def outcome(stage: Stage, folder: Path, env: dict[str, str]) -> dict[str, Any]:
+def leave_no_orphans() -> None:
+    """Started by a worker, end with it; started again and again, say so instead of dying once more."""
+    if "PREFECT__FLOW_RUN_ID" in os.environ:
+        commands.end_with_parent()
+    if (flow_run.run_count or 0) > MOST_RUNS:
+        raise RuntimeError(f"this run has been started {MOST_RUNS} times and its worker died each time: giving up")
+
+
+def outcome(stage: Stage, folder: Path, env: dict[str, str], gpus: int) -> dict[str, Any]:
     log = get_run_logger()
     reasons = graph.stale(folder, stage.name)
     if not reasons:
         log.info("%s is up to date", stage.name)
         return {"stage": stage.name, "what": "up to date", "seconds": 0.0}
     log.info("%s is stale: %s", stage.name, "; ".join(reasons[:5]))
-    return repro.with_options(retries=stage.retries, retry_delay_seconds=[5, 60])(stage, folder, env)
+    return repro.with_options(retries=stage.retries, retry_delay_seconds=[5, 60])(stage, folder, env, gpus)
 
 
 def publish(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -161,11 +191,28 @@ def main() -> None:
     parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="other values for params.yaml")
     parser.add_argument("--revision", help="a commit, branch or tag")
     parser.add_argument("--uncommitted", action="store_true", help="build from changes that are not committed")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs for a stage that trains (default 1)")
+    parser.add_argument("--pool", help="let a worker of this pool do it")
     args = parser.parse_args()
     try:
-        rebuild(args.stages, workspace.parse_overrides(args.override), args.revision, uncommitted=args.uncommitted)
-    except (graph.GraphError, workspace.WorkspaceError, commands.CommandFailed) as error:
+        start(args)
+    except REFUSED as error:
         sys.exit(f"rebuild: {error}")
+
+
+def start(args: argparse.Namespace) -> None:
+    given = {
+        "stages": args.stages,
+        "overrides": workspace.parse_overrides(args.override),
+        "revision": args.revision,
+        "uncommitted": args.uncommitted,
+        "gpus": args.gpus,
+    }
+    if args.pool:
+        print(pools.submit(f"rebuild/{args.pool}", given))
+    else:
+        pools.prepare_alone()
+        rebuild(**given)
 
 
 if __name__ == "__main__":

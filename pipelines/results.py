@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def summary(folder: Path, name: str, done: list[dict[str, Any]]) -> str:
             f"on `{receipt.get('tracking_uri')}`"
         )
     return "\n".join([f"# {name}", "", *head, *table, "", *where])
+
+
+def collect(folder: Path, to: Path) -> None:
+    """What a run leaves when its workspace goes: params, dvc.lock, reports, receipt. DVC's cache has the rest."""
+    to.mkdir(parents=True, exist_ok=True)
+    for name in ("params.yaml", "dvc.lock", "models/registered.json"):
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, to / Path(name).name)
+    if (folder / "reports").is_dir():
+        shutil.copytree(folder / "reports", to / "reports", dirs_exist_ok=True)
 
 
 def _read(path: Path) -> Any:

@@ -19,7 +19,7 @@ import time
 
 import psutil
 
-GRACE = 5.0  # seconds between the polite signal and the other one
+GRACE = 3.0  # seconds between the polite signal and the other one
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 

@@ -7,16 +7,17 @@ not keep (linked in, so that DVC finds the same hashes); outputs of earlier runs
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -51,18 +52,24 @@ def alone(folder: Path) -> Iterator[None]:
     file = folder / ".dvc" / "tmp" / "rebuild.lock"
     file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(handle):
             handle.seek(0)
             raise WorkspaceError(
                 f"{folder} is being rebuilt by process {handle.read().strip() or 'unknown'}: wait for it, or give "
                 "--revision HEAD to work in a fresh workspace beside it"
-            ) from None
+            )
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def _locked(handle: IO[Any]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def refuse_uncommitted(folder: Path) -> None:
@@ -92,21 +99,39 @@ def _belongs_to_dvc(file: Path, outs: Sequence[Path]) -> bool:
 
 @contextmanager
 def fresh(source: Path, revision: str, overrides: Mapping[str, Any], name: str) -> Iterator[Path]:
-    """A worktree of a commit with the overrides applied; removed when the block ends well, kept to look at when not."""
+    """A worktree of a commit with the overrides applied; removed when the block ends well.
+
+    After a failure it stays to be looked at, until the next one of the same name.
+    """
     commit = resolve(source, revision)
     place = source / ".work" / "workspaces"
     place.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{slug(name)}-", dir=place))
-    git(source, "worktree", "add", "--detach", "--force", str(folder), commit)
-    try:
-        share_cache(source, folder)
-        override(folder, overrides)
-        link_raw_files(source, folder)
-    except BaseException:
+    sweep_up(source, place, slug(name))
+    folder = place / f"{slug(name)}-{uuid.uuid4().hex[:8]}"
+    with open(_lock_of(folder), "w") as handle:
+        _locked(handle)  # before the folder is there: who sweeps up takes an unlocked one for left behind
+        git(source, "worktree", "add", "--detach", "--force", str(folder), commit)
+        try:
+            share_cache(source, folder)
+            override(folder, overrides)
+            link_raw_files(source, folder)
+        except BaseException:
+            remove(source, folder)
+            raise
+        yield folder
         remove(source, folder)
-        raise
-    yield folder
-    remove(source, folder)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def sweep_up(source: Path, place: Path, prefix: str) -> None:
+    """Remove what failed or killed runs of this name have left behind."""
+    for folder in place.glob(f"{glob.escape(prefix)}-????????"):
+        with open(_lock_of(folder), "a") as handle:
+            if _locked(handle):
+                remove(source, folder)
 
 
 def slug(text: str) -> str:
@@ -116,6 +141,7 @@ def slug(text: str) -> str:
 def remove(source: Path, folder: Path) -> None:
     subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=source, capture_output=True)
     shutil.rmtree(folder, ignore_errors=True)
+    _lock_of(folder).unlink(missing_ok=True)
     git(source, "worktree", "prune")
 
 
@@ -124,16 +150,17 @@ def share_cache(source: Path, folder: Path) -> None:
     private = source / ".dvc" / "config.local"
     if private.is_file():
         shutil.copy(private, folder / ".dvc" / "config.local")
-    cache = _dvc(source, "cache", "dir").strip()
-    _dvc(folder, "config", "--local", "cache.dir", str((source / cache).resolve()))
-    _dvc(folder, "config", "--local", "core.site_cache_dir", str(folder / ".dvc" / "tmp" / "site"))
+    with graph.opened(source) as repo:
+        cache = repo.cache.local_cache_dir
+    with graph.opened(folder) as repo, repo.config.edit("local") as settings:
+        settings["cache"]["dir"] = cache
+        settings["core"]["site_cache_dir"] = str(folder / ".dvc" / "tmp" / "site")
 
 
-def _dvc(folder: Path, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise WorkspaceError(f"dvc {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
-    return done.stdout
+def remote(folder: Path) -> bool:
+    """Is there a default DVC remote, through which machines share what they have built?"""
+    with graph.opened(folder) as repo:
+        return bool(repo.config["core"].get("remote"))
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:

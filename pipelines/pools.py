@@ -1,0 +1,53 @@
+"""Work pools: hand a run to a worker, and say so at once when there is none.
+
+python -m pipelines.pools                 the pools of the server with their workers
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.settings import get_current_settings
+
+from pipelines import slots
+
+
+class PoolError(RuntimeError):
+    pass
+
+
+def prepare_alone() -> None:
+    """Without a server of one's own there is nobody else to create the slots of this machine's GPUs."""
+    if not get_current_settings().api.url:
+        slots.create(slots.gpus())
+
+
+def submit(deployment: str, parameters: dict[str, Any]) -> str:
+    """Schedule a run of `flow/deployment` and return how to follow it."""
+    from prefect.deployments import run_deployment
+
+    require_workers(deployment)
+    run: Any = run_deployment(name=deployment, parameters=parameters, timeout=0)
+    return f"{run.name}: {run.id}\nprefect flow-run logs --follow {run.id}"
+
+
+def require_workers(deployment: str) -> None:
+    """A pool without workers would keep the run waiting in silence."""
+    from prefect import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    if not get_current_settings().api.url:
+        raise PoolError("a work pool needs a Prefect server: `prefect server start`, then set PREFECT_API_URL")
+    with get_client(sync_client=True) as client:
+        try:
+            pool = client.read_deployment_by_name(deployment).work_pool_name
+        except ObjectNotFound:
+            raise PoolError(
+                f"there is no deployment {deployment} on the server: `prefect deploy --all` makes it"
+            ) from None
+        workers = client.read_workers_for_work_pool(pool or "")
+    if not any(str(worker.status) == "WorkerStatus.ONLINE" or worker.status == "ONLINE" for worker in workers):
+        raise PoolError(
+            f"no worker is online in pool {pool}; nothing was scheduled. On a machine with the repository: "
+            f"`prefect worker start --pool {pool}`"
+        )

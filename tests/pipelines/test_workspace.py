@@ -1,0 +1,111 @@
+"""Workspaces of their own, on real git and real DVC: one cache, the committed code, the overrides, the raw data."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from pipelines import workspace
+from tests.pipelines.conftest import ROOT, dvc, git
+
+
+def test_shares_the_cache_so_that_nothing_is_done_twice(project, home):
+    """Also the raw data that git does not keep hash the same; of their folder the README is in git."""
+    dvc(project, "repro")
+    with workspace.fresh(project, "HEAD", {"train.epochs": 2}, "two epochs") as folder:
+        assert yaml.safe_load((folder / "params.yaml").read_text())["train"]["epochs"] == 2
+        assert (folder / "raw" / "a.txt").is_symlink()
+        assert not (folder / "weights.txt").exists()
+        output = dvc(folder, "repro")
+        assert "Stage 'prepare' is cached" in output
+        assert "Running stage 'train'" in output
+        assert not (folder / ".dvc" / "cache").exists()
+    assert (home / "prepared.log").read_text() == "prepared\n"
+    assert not folder.exists()
+    assert git(project, "worktree", "list").count("\n") == 0
+    assert yaml.safe_load((project / "params.yaml").read_text())["train"]["epochs"] == 3
+
+
+def test_works_on_the_committed_revision_not_on_what_lies_around(project):
+    first = git(project, "rev-parse", "HEAD")
+    (project / "params.yaml").write_text("seed: 7\ntrain: {method: plain, epochs: 3, seconds: 0.02}\n")
+    git(project, "commit", "--quiet", "-am", "seed 7")
+    with workspace.fresh(project, first, {}, "old") as folder:
+        assert yaml.safe_load((folder / "params.yaml").read_text())["seed"] == 0
+
+
+def test_a_failed_workspace_stays_until_the_next_of_its_name(project):
+    with pytest.raises(RuntimeError), workspace.fresh(project, "HEAD", {}, "fails") as folder:
+        raise RuntimeError
+    assert folder.is_dir()
+    with workspace.fresh(project, "HEAD", {}, "another") as other:
+        assert folder.is_dir()
+    with workspace.fresh(project, "HEAD", {}, "fails") as again:
+        assert not folder.exists()
+        with workspace.fresh(project, "HEAD", {}, "fails"):
+            assert again.is_dir()  # in use: not swept up
+    assert not other.exists()
+
+
+def test_revision_that_does_not_exist(project):
+    with pytest.raises(workspace.WorkspaceError, match=r"revision 'v9' does not exist.*git log"):
+        workspace.resolve(project, "v9")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed", "expected KEY=VALUE"),
+        ("sede=1", "override sede: params.yaml has no such key; there are seed, train"),
+        ("train.epoch=1", "override train.epoch: params.yaml has no such key; there are method, epochs, seconds"),
+        ("tarin.epochs=1", "no section 'tarin'; it has seed, train"),
+    ],
+)
+def test_unknown_override(project, text, message):
+    with pytest.raises(workspace.WorkspaceError, match=message):
+        workspace.override(project, workspace.parse_overrides([text]))
+
+
+def test_our_own_schema_judges_overrides():
+    """The revision's pydantic model speaks: key, value, what is allowed."""
+    with (
+        pytest.raises(workspace.WorkspaceError, match=r"finetune.method is 'vanila'.*'vanilla'"),
+        workspace.fresh(ROOT, "HEAD", {"finetune.method": "vanila"}, "test override"),
+    ):
+        pass
+
+
+def test_override_values_are_yaml():
+    found = workspace.parse_overrides(["a.b=0.5", "c=null", "d=[fp16, int8]", "e=8/255", "f=x=y"])
+    assert found == {"a.b": 0.5, "c": None, "d": ["fp16", "int8"], "e": "8/255", "f": "x=y"}
+
+
+def test_uncommitted_changes_are_named_but_not_dvc_s_own(project):
+    dvc(project, "repro")
+    workspace.refuse_uncommitted(project)
+    (project / "train.py").write_text("# changed\n")
+    (project / "notes.txt").write_text("new")
+    (project / "reports" / "robustness.json").write_text("{}")
+    assert workspace.uncommitted(project) == ["train.py", "notes.txt"]
+    with pytest.raises(workspace.WorkspaceError, match=r"not committed: train.py, notes.txt.*--uncommitted"):
+        workspace.refuse_uncommitted(project)
+
+
+def test_two_rebuilds_of_one_workspace(project):
+    """The second one, from another process, is told who is at work; the lock goes with its holder."""
+    code = f"from pathlib import Path; from pipelines.workspace import alone\nwith alone(Path({str(project)!r})): pass"
+    command = [sys.executable, "-c", code]
+    with workspace.alone(project):
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert "is being rebuilt by process" in second.stderr
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+
+
+def test_private_dvc_settings_come_along(project):
+    dvc(project, "config", "--local", "core.remote", "mine")
+    with workspace.fresh(project, "HEAD", {}, "private") as folder:
+        assert workspace.remote(folder)
+    assert not workspace.remote(ROOT)
