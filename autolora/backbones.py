@@ -85,14 +85,14 @@ class Classifier(nn.Module):
 
 def build(spec: Spec, seed: int = 0) -> Classifier:
     """The network that a spec describes, with fresh weights from `seed`; torch's global generator is untouched."""
-    _check(spec)
-    with _drawn_from(seed):
+    check_spec(spec)
+    with drawn_from(seed):
         body = _body(spec)
         adapt_stem(body, spec.stem)
     return Classifier(body, spec)
 
 
-def _check(spec: Spec) -> None:
+def check_spec(spec: Spec) -> None:
     if spec.classes < 2:
         raise ValueError(f"a classifier needs at least 2 classes, not {spec.classes}")
     if reserved := sorted(set(spec.options) & set(RESERVED)):
@@ -106,7 +106,7 @@ def _check(spec: Spec) -> None:
 
 
 @contextmanager
-def _drawn_from(seed: int) -> Iterator[None]:
+def drawn_from(seed: int) -> Iterator[None]:
     """Fresh weights depend on `seed` alone, and the caller's random state is as before."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -238,7 +238,7 @@ def as_classifier(
     """
     head: Any = module.get_submodule(head_name(module))
     if classes is not None:
-        with _drawn_from(seed):
+        with drawn_from(seed):
             _put(module, head_name(module), nn.Linear(head.in_features, classes, bias=head.bias is not None))
         head = module.get_submodule(head_name(module))
     spec = Spec(
@@ -251,27 +251,37 @@ def as_classifier(
         channels=channels,
         trained_for=trained_for,
     )
-    _check(spec)
+    check_spec(spec)
     return checked(Classifier(module, spec))
 
 
 @torch.no_grad()
 def checked(model: Classifier) -> Classifier:
-    """One grey image through the network: it must give one row of `classes` logits."""
-    spec, modes = model.spec, [(module, module.training) for module in model.modules()]
+    """Two grey images through the network as in training: it must give one row of `classes` logits for each.
+
+    In training, because some networks then add auxiliary outputs; on copies of the buffers, so that no batch-norm
+    statistic moves, and without drawing from the caller's random state.
+    """
+    spec = model.spec
+    grey = torch.full((2, spec.channels, spec.image_size, spec.image_size), 0.5)
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        logits = model.eval()(torch.full((1, spec.channels, spec.image_size, spec.image_size), 0.5))
+        with drawn_from(0):
+            logits = torch.func.functional_call(model.train(), buffers, grey.to(model.mean.device))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{spec.arch} does not run on images of {spec.image_size} px ({reason}): "
             "set backbone.network_size to the size that it was made for; the model then enlarges them inside"
         ) from None
-    for module, training in modes:
-        module.training = training
-    if not isinstance(logits, Tensor) or logits.shape != (1, spec.classes):
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(logits, Tensor) or logits.shape != (2, spec.classes):
+        found = f"a tensor of {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(
-            f"{spec.arch} does not give {spec.classes} logits an image: {getattr(logits, 'shape', type(logits))}"
+            f"{spec.arch} gives {found} for 2 images in training, expected 2 rows of {spec.classes} logits"
         )
     return model
 
@@ -396,5 +406,8 @@ def load_classifier(path: str | Path, body: nn.Module | None = None) -> Classifi
 
 
 def read_notes(path: str | Path) -> dict[str, str]:
-    with safetensors.safe_open(str(path), framework="pt") as file:
-        return json.loads((file.metadata() or {}).get("autolora", "{}"))
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return json.loads((file.metadata() or {}).get("autolora", "{}"))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is a damaged or truncated safetensors file ({error})") from None

@@ -322,6 +322,7 @@ class Fitted:
     reshaped: dict[str, Tensor]  # the name agrees, the shape does not
     duplicates: list[str]  # equal copies under another prefix
     normaliser: tuple[tuple[float, ...], tuple[float, ...]] | None  # (mean, std) found among the buffers
+    converted: str = ""  # by whom, where the names had to be
 
 
 # Other names for the same networks: the CIFAR ResNets that most of the robustness literature trains.

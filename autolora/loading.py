@@ -26,6 +26,7 @@ from autolora.backbones import (
     Classifier,
     Spec,
     build,
+    check_spec,
     checked,
     first_convolutions,
     head_names,
@@ -45,6 +46,7 @@ class Loading:
     loaded: int  # tensors
     head: str
     stem: str
+    converted: str  # by whom, where names or positions had to be
     normaliser: str  # where mean and std come from
     left_out: tuple[str, ...] = ()  # keys of the file that the network has no place for
     duplicates: int = 0  # equal copies under another prefix
@@ -111,8 +113,10 @@ def _fit(checkpoint: Checkpoint, body: nn.Module, spec: Spec) -> Fitted:
         converted = fit_state(convert(bare, body), expected)
     except Exception:  # a converter meets names that it was not written for: then the plain names are what we report
         return plain
-    better = len(_misfits(converted, body)) < len(_misfits(plain, body))
-    return dataclasses.replace(converted, prefix=plain.prefix, normaliser=plain.normaliser) if better else plain
+    if len(_misfits(converted, body)) >= len(_misfits(plain, body)):
+        return plain
+    by = f"names or positions converted by {type(body).__module__}.checkpoint_filter_fn"
+    return dataclasses.replace(converted, prefix=plain.prefix, normaliser=plain.normaliser, converted=by)
 
 
 def _misfits(fitted: Fitted, body: nn.Module) -> list[str]:
@@ -148,13 +152,16 @@ def _with_normaliser(
         found, origin = (IMAGENET_MEAN, IMAGENET_STD), "ImageNet's, for want of others"
     else:
         found, origin = ((0.0,), (1.0,)), "none: pixels as they are"
-    return dataclasses.replace(spec, mean=tuple(map(float, found[0])), std=tuple(map(float, found[1]))), origin
+    spec = dataclasses.replace(spec, mean=tuple(map(float, found[0])), std=tuple(map(float, found[1])))
+    check_spec(spec)
+    return spec, origin
 
 
 def _trained_for(checkpoint: Checkpoint) -> str | None:
-    if "spec" in checkpoint.notes and (earlier := Spec.from_json(checkpoint.notes["spec"]).trained_for):
-        return checkpoint.notes.get("threat", earlier)
-    return checkpoint.notes.get("threat")
+    """What a file of save_classifier says: the threat of its own training, else of the weights that it started from."""
+    if "spec" not in checkpoint.notes:
+        return None
+    return checkpoint.notes.get("threat") or Spec.from_json(checkpoint.notes["spec"]).trained_for
 
 
 def _fit_stem(body: nn.Module, fitted: Fitted) -> str:
@@ -227,17 +234,20 @@ def _refuse_mismatch(fitted: Fitted, checkpoint: Checkpoint, body: nn.Module, sp
         f"of another shape: {len(shapes)}"
         + (f" ({'; '.join(shapes[:4])}{'; ...' if len(shapes) > 4 else ''})" if shapes else ""),
         f"head: {head_note}",
-        _advice(checkpoint),
+        _advice(checkpoint, fitted, body),
     ]
     raise ValueError("\n  ".join(line for line in lines if line))
 
 
-def _advice(checkpoint: Checkpoint) -> str:
+def _advice(checkpoint: Checkpoint, fitted: Fitted, body: nn.Module) -> str:
     if "spec" in checkpoint.notes:
         saved = Spec.from_json(checkpoint.notes["spec"])
         return f"the file says that it is {saved.arch} with stem {saved.stem} and options {saved.options}"
     if "architecture" in checkpoint.notes:
         return f"config.json beside the file says that it is {checkpoint.notes['architecture']}"
+    first = [fitted.reshaped[key] for name in first_convolutions(body) if (key := f"{name}.weight") in fitted.reshaped]
+    if any(kernel.ndim == 4 and kernel.shape[2:] == (3, 3) for kernel in first):
+        return "the file's first kernel is 3x3, as in networks for small images: backbone.stem: lowres may fit it"
     return ""
 
 
@@ -250,6 +260,7 @@ def _record(checkpoint: Checkpoint, fitted: Fitted, head: str, stem: str, origin
         loaded=len(fitted.state),
         head=head,
         stem=stem,
+        converted=fitted.converted,
         normaliser=origin,
         left_out=tuple(fitted.unexpected),
         duplicates=len(fitted.duplicates),
