@@ -15,13 +15,12 @@ import io
 import json
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -50,12 +49,12 @@ def export_onnx(
     if pixels not in PIXELS:
         raise ValueError(f"export.input is {pixels!r}: expected one of {', '.join(PIXELS)}")
     _refuse_training(model)
-    size = _image_size(model, image_size)
-    exported = _convert(model, size, pixels)
+    shape = _image_shape(model, image_size)
+    exported = _convert(model, shape, pixels)
     _strip(exported)
-    _annotate(exported, dict(evidence or {}), size, pixels)
+    _annotate(exported, dict(evidence or {}), shape, pixels)
     content = exported.SerializeToString(deterministic=True)
-    _check_batches(model, content, size)
+    _check_batches(model, content, shape)
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
@@ -77,11 +76,12 @@ def _refuse_training(model: nn.Module) -> None:
         )
 
 
-def _image_size(model: nn.Module, image_size: int | None) -> int:
-    size = getattr(getattr(model, "spec", None), "image_size", None) if image_size is None else image_size
+def _image_shape(model: nn.Module, image_size: int | None) -> tuple[int, int, int]:
+    spec = getattr(model, "spec", None)
+    size = getattr(spec, "image_size", None) if image_size is None else image_size
     if size is None:
         raise ExportError(f"{type(model).__name__} does not say how large its images are: pass image_size")
-    return size
+    return getattr(spec, "channels", 3), size, size
 
 
 class FromBytes(nn.Module):
@@ -96,9 +96,9 @@ class FromBytes(nn.Module):
         return self.model(x.permute(0, 3, 1, 2).float() / 255)
 
 
-def _convert(model: nn.Module, size: int, pixels: str) -> onnx.ModelProto:
+def _convert(model: nn.Module, shape: tuple[int, int, int], pixels: str) -> onnx.ModelProto:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    example = torch.full((2, 3, size, size), 0.5, device=device)
+    example = torch.full((2, *shape), 0.5, device=device)
     if pixels == "uint8":
         model, example = FromBytes(model), example.mul(255).byte().permute(0, 2, 3, 1).contiguous()
     quiet = io.StringIO()  # the exporter prints its progress and half of a failed graph
@@ -152,14 +152,14 @@ def _strip(exported: onnx.ModelProto) -> None:
     exported.producer_name, exported.producer_version = "autolora", ""
 
 
-def _annotate(exported: onnx.ModelProto, evidence: dict[str, str], size: int, pixels: str) -> None:
-    shape = ["n", size, size, 3] if pixels == "uint8" else ["n", 3, size, size]
+def _annotate(exported: onnx.ModelProto, evidence: dict[str, str], shape: tuple[int, int, int], pixels: str) -> None:
+    channels, height, width = shape
     contract = {
         "name": "image",
         "dtype": pixels,
-        "shape": shape,
+        "shape": ["n", height, width, channels] if pixels == "uint8" else ["n", channels, height, width],
         "layout": "NHWC" if pixels == "uint8" else "NCHW",
-        "colour": "RGB",
+        "colour": "RGB" if channels == 3 else f"{channels} channels",
         "range": [0, 255] if pixels == "uint8" else [0, 1],
     }
     onnx.helper.set_model_props(
@@ -177,9 +177,9 @@ def as_text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
-def _check_batches(model: nn.Module, content: bytes, size: int) -> None:
+def _check_batches(model: nn.Module, content: bytes, shape: tuple[int, int, int]) -> None:
     """The file answers as the module does, on images and at batch sizes that it was not traced with."""
-    images = np.rint(np.random.default_rng(0).random((4, 3, size, size)) * 255).astype(np.float32) / 255
+    images = np.rint(np.random.default_rng(0).random((4, *shape)) * 255).astype(np.float32) / 255
     session, expected = open_session(content, threads=torch.get_num_threads()), torch_logits(model, images)
     for batch in (1, 3):
         try:
@@ -205,54 +205,6 @@ def torch_logits(model: nn.Module, images: np.ndarray, batch: int = 256) -> np.n
 def noise(expected: np.ndarray) -> float:
     """The largest difference of two logits that the order of additions in float32 explains."""
     return NOISE * max(1.0, float(np.abs(expected).max(initial=0)))
-
-
-def parity(
-    model: nn.Module,
-    session: onnxruntime.InferenceSession,
-    parts: Mapping[str, np.ndarray],  # name -> float32 [n,3,h,w]: clean, adversarial
-    batches: tuple[int, ...] = (1, 3, 7, 256),
-) -> dict[str, Any]:
-    """The file against torch, in logits and in labels, at every batch size; the last shrinks to `n`."""
-    largest = min(batches[-1], max(len(images) for images in parts.values()))
-    sizes = [batch for batch in batches[:-1] if batch < largest] + [largest]
-    rows: list[dict[str, Any]] = [{"batch": batch} for batch in sizes]
-    flips = beyond = 0
-    bound = 0.0
-    for name, images in parts.items():
-        expected = torch_logits(model, images, largest)
-        bound = max(bound, noise(expected))
-        top = np.sort(expected, axis=1)
-        margin = top[:, -1] - top[:, -2] if expected.shape[1] > 1 else np.full(len(top), np.inf)
-        flipped = np.zeros(len(images), bool)
-        for row in rows:
-            answered = logits(session, images, row["batch"])
-            row[name] = float(np.abs(answered - expected).max())
-            flipped |= answered.argmax(1) != expected.argmax(1)
-        flips += int(flipped.sum())
-        beyond += int((flipped & (margin > 2 * noise(expected))).sum())
-    return {
-        "n": {name: len(images) for name, images in parts.items()},
-        "max_difference": max(row[name] for row in rows for name in parts),
-        "noise": bound,
-        "label_flips": flips,
-        "label_flips_beyond_noise": beyond,
-        "batches": rows,
-    }
-
-
-def replay(
-    answer: Callable[[np.ndarray], np.ndarray], clean: np.ndarray, adversarial: np.ndarray, labels: np.ndarray
-) -> dict[str, Any]:
-    """What stands when the stored adversarial examples are shown to the file: right on the image and on its attack."""
-    right = answer(clean).argmax(1) == labels
-    stands = right & (answer(adversarial).argmax(1) == labels)
-    return {
-        "n": len(labels),
-        "clean_accuracy": float(right.mean()),
-        "robust_accuracy": float(stands.mean()),
-        "stands": stands,
-    }
 
 
 def evidence(robustness: Mapping[str, Any], classes: list[str], licence: str, **more: str) -> dict[str, str]:

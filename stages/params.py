@@ -25,13 +25,23 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    source: Literal["digits", "folder", "csv", "npz", "cifar10", "cifar100", "dtd", "caltech256", "dogs", "cub200"]
+    source: Literal[
+        "digits", "folder", "csv", "npz", "sheets", "cifar10", "cifar100", "dtd", "caltech256", "dogs", "cub200"
+    ]
     path: str = "data/raw"
     image_size: int = Field(ge=8, le=1024)
+    stored_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     validation_fraction: Fraction = 0.05
     test_fraction: Fraction = 0.2
     on_bad_image: Literal["stop", "skip"] = "stop"
     reference_manifest: str | None = None
+
+    @field_validator("stored_size")
+    @classmethod
+    def _large_enough(cls, stored: int | None, info: Any) -> int | None:
+        if stored is not None and stored < info.data.get("image_size", 0):
+            raise ValueError(f"expected null, or at least data.image_size ({info.data['image_size']})")
+        return stored
 
 
 class Backbone(Section):
@@ -96,9 +106,7 @@ class Gates(Section):
 
     clean: float = Field(0.0, ge=0, le=1)
     robust: float = Field(0.0, ge=0, le=1)
-    attack: Literal["standard", "plus", "rand", "fast"] = (
-        "standard"  # the weakest that counts: plus also stands for standard
-    )
+    attack: Literal["standard", "plus", "rand", "fast"] = "standard"  # where it is standard, plus counts as well
     label_flips: int = Field(0, ge=0)  # between the ONNX file and the attacked network, beyond rounding
     significance: Fraction = 0.05  # of the paired test against the champion
 
