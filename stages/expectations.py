@@ -78,6 +78,8 @@ def checks(on_bad_image: str, declared: Sequence[str], stored_size: int, referen
         Check("placement", "images", null(column="placement", severity=bad), "are not where an image can be used"),
         Check("two_labels", "images", null(column="two_labels", severity=bad), "lie under two labels"),
         Check("two_splits", "images", null(column="two_splits", severity=bad), "lie in two splits"),
+        Check("near_duplicates", "images", null(column="near_duplicate", severity=WARNING),
+              "of val or test look like one nearer to training"),
         Check("repeated", "images", null(column="repeated", severity=WARNING), "repeat another, and are left out"),
         Check("ignored", "images", null(column="ignored", severity=WARNING), "are no images by their name"),
         Check("size", "images", between(column="short_side", min_value=stored_size / 2, severity=WARNING),

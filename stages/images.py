@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 DECODER = 1  # part of the key under which decoded images are kept: raise it when the pixels change
 # Formats that Pillow decodes by itself, each known by its first bytes: no PostScript, nothing that starts a program.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 WHITE = (255, 255, 255, 255)
 ORIENTATION = 0x0112  # the EXIF tag
 
@@ -89,7 +90,13 @@ def _open(content: bytes | np.ndarray, size: int) -> tuple[Image.Image, dict[str
 
 
 def _from_bytes(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    return Image.open(io.BytesIO(content), formats=_formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF, for one, is not in every build
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

@@ -13,14 +13,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import __version__ as pillow
 from tqdm import tqdm
 
 from autolora.files import replacing, write_json
-from stages.duplicates import leave_out_copies
+from stages.duplicates import leave_out_copies, near_duplicates
 from stages.images import DECODER
 from stages.params import load
 from stages.sources import SOURCES
@@ -28,14 +28,15 @@ from stages.splits import SPLITS, draw
 from stages.store import Store
 from stages.work import StageError, main, only_one, timed, work_dir
 
-COLUMNS = ["path", "sha256", "phash", "label", "split", "width", "height", "mode", "mean", "std", "bytes", "reason"]
+COLUMNS = ["path", "sha256", "phash", "label", "split", "width", "height", "mode", "mean", "std", "bytes"]
+COLUMNS += ["near_duplicate", "reason"]
 PREPARED, MANIFEST = Path("data/prepared"), Path("data/manifest.csv")
 
 
 def prepare() -> None:
     params = load("prepare")
     data = params.data
-    size = data.image_size
+    size = data.stored_size or data.image_size
     folder = work_dir("prepare", size=size, decoder=DECODER, pillow=pillow)
     with timed("prepare") as record, only_one(folder):
         store = Store(folder, size)
@@ -43,9 +44,11 @@ def prepare() -> None:
         rows = list(store.decode(tqdm(found, desc="prepare", unit=" images", disable=None)))
         _split(rows, params.seed, data.validation_fraction, data.test_fraction)
         leave_out_copies(rows)
+        fit = [row for row in rows if not row["reason"]]
+        _mark_near_duplicates(fit, store)
         record |= {"images": len(rows), "decoded": store.decoded}
         with _replacing_folder(PREPARED) as part:
-            _write_splits(part, rows, store)
+            _write_splits(part, fit or _nothing(rows), store, data.image_size)
             _write_manifest(rows)
 
 
@@ -55,11 +58,22 @@ def _split(rows: list[dict[str, Any]], seed: int, validation_fraction: float, te
         row["split"] = draw(seed, row["sha256"], row["split"], parts, validation_fraction, test_fraction)
 
 
-def _write_splits(folder: Path, rows: list[dict[str, Any]], store: Store) -> None:
-    fit = [row for row in rows if not row["reason"]]
-    if not fit:
-        reasons = "\n".join(f"  {row['path']}: {row['reason']}" for row in rows[:20])
-        raise StageError(f"no image can be used; the first of {len(rows)} found:\n{reasons}")
+def _mark_near_duplicates(rows: list[dict[str, Any]], store: Store) -> None:
+    names, splits = [row["sha256"] for row in rows], [row["split"] for row in rows]
+    found = near_duplicates(
+        [row["phash"] for row in rows], splits, lambda some: store.pixels([names[index] for index in some])
+    )
+    for left, right in found.items():
+        rows[left]["near_duplicate"] = f"{rows[right]['path']} ({splits[right]})"
+
+
+def _nothing(rows: list[dict[str, Any]]) -> NoReturn:
+    reasons = "\n".join(f"  {row['path']}: {row['reason']}" for row in rows[:20])
+    raise StageError(f"no image can be used; the first of {len(rows)} found:\n{reasons}")
+
+
+def _write_splits(folder: Path, fit: list[dict[str, Any]], store: Store, size: int) -> None:
+    """Training images as large as they are stored, for random crops; the others as the model is given them."""
     classes = sorted({row["label"] for row in fit}, key=_natural)
     number = {name: index for index, name in enumerate(classes)}
     write_json(folder / "classes.json", classes)
@@ -69,7 +83,8 @@ def _write_splits(folder: Path, rows: list[dict[str, Any]], store: Store) -> Non
         write_json(folder / split / "classes.json", classes)
         np.save(folder / split / "labels.npy", np.array([number[row["label"]] for row in chosen], np.int64))
         np.save(folder / split / "ids.npy", np.array([row["sha256"] for row in chosen], "S64"))
-        _write_images(folder / split / "images.npy", [row["sha256"] for row in chosen], store)
+        names = [row["sha256"] for row in chosen]
+        _write_images(folder / split / "images.npy", names, store, store.size if split == "train" else size)
 
 
 def _natural(label: str) -> tuple:
@@ -77,13 +92,13 @@ def _natural(label: str) -> tuple:
     return (0, int(label), label) if label.isdecimal() else (1, 0, label)
 
 
-def _write_images(path: Path, names: list[str], store: Store) -> None:
+def _write_images(path: Path, names: list[str], store: Store, size: int) -> None:
     """A .npy file, block by block: written and not memory-mapped, since a full disk kills who writes through a map."""
-    shape = (len(names), 3, store.size, store.size)
+    shape, edge = (len(names), 3, size, size), (store.size - size) // 2
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for block in store.read(names):
-            file.write(block.data)
+            file.write(np.ascontiguousarray(block[:, :, edge : edge + size, edge : edge + size]).data)
 
 
 def _write_manifest(rows: list[dict[str, Any]]) -> None:

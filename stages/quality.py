@@ -16,7 +16,7 @@ from stages.splits import SPLITS, fraction_that_would_do, place
 DECODING = ("unreadable", "missing", "empty", "not an image", "too large", "unknown range", "broken")
 PLACEMENT = ("name", "link", "no class", "no label", "split", "empty class")
 STATISTICS = ("mean", "std", "width", "height", "bytes")
-_TEXT = ("path", "sha256", "phash", "label", "split", "mode", "reason")
+_TEXT = ("path", "sha256", "phash", "label", "split", "mode", "near_duplicate", "reason")
 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
@@ -33,6 +33,7 @@ def images(manifest: pd.DataFrame) -> pd.DataFrame:
         table[column] = table["reason"].where(code.isin(codes))
     for column in ("two labels", "two splits", "repeated", "ignored"):
         table[column.replace(" ", "_")] = table["reason"].where(code == column)
+    table["near_duplicate"] = table["near_duplicate"].where(table["near_duplicate"] != "")
     table["short_side"] = table[["width", "height"]].min(axis=1)
     table["aspect"] = table[["width", "height"]].max(axis=1) / table["short_side"]
     return table

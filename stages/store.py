@@ -67,7 +67,10 @@ class Store:
         """uint8 [<=block,3,size,size] of the images with these sha256, in this order."""
         names = iter(names)
         while batch := list(islice(names, block)):
-            yield np.stack([self._record(self.index[name]) for name in batch])
+            yield self.pixels(batch)
+
+    def pixels(self, names: list[str]) -> np.ndarray:
+        return np.stack([self._record(self.index[name]) for name in names])
 
     def _record(self, entry: dict[str, Any]) -> np.ndarray:
         shard = entry["shard"]
@@ -122,7 +125,9 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _row(found: Found, sha256: str, entry: dict[str, Any]) -> dict[str, Any]:
-    facts: dict[str, Any] = {k: entry[k] for k in ("phash", "width", "height", "mode", "mean", "std", "bytes") if k in entry}
+    facts: dict[str, Any] = {
+        k: entry[k] for k in ("phash", "width", "height", "mode", "mean", "std", "bytes") if k in entry
+    }
     reason = found.reason or entry.get("reason", "")
     return {"path": found.path, "sha256": sha256, "label": found.label, "split": found.split, **facts, "reason": reason}
 

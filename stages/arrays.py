@@ -1,0 +1,119 @@
+"""Images that lie in arrays: the digits that come with scikit-learn, .npz files, sheets of tiles."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from stages.folders import SPLIT_FOLDERS, show
+from stages.store import Found
+from stages.work import StageError
+
+TILE = 32  # pixels per side of a tile on a sheet
+# The names under which images and labels are found in an .npz file, and the split that they mean.
+NAMES: list[tuple[str, str, str | None]] = [("x", "y", None), ("images", "labels", None)]
+NAMES += [(f"x_{s}", f"y_{s}", s) for s in ("train", "val", "test")]
+NAMES += [(f"{s}_images", f"{s}_labels", s) for s in ("train", "val", "test")]
+
+
+def digits(path: Path) -> Iterator[Found]:
+    """scikit-learn's 1,797 handwritten digits, 8 x 8 in 17 grey levels; they come with the package."""
+    table = np.loadtxt(_digits_file(), delimiter=",")  # 64 grey levels from 0 to 16, and the label
+    grey = np.round(table[:, :64] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8)
+    for index, (image, label) in enumerate(zip(grey, table[:, 64])):
+        yield Found(f"digits#{index}", str(int(label)), None, image)
+
+
+def _digits_file() -> Path:
+    """The file that sklearn.datasets.load_digits reads; importing that takes three seconds, reading the file none."""
+    package = find_spec("sklearn")
+    places = package.submodule_search_locations if package else None
+    if not places:
+        raise StageError("data.source is digits, and scikit-learn, which brings them, is not installed")
+    return Path(places[0]) / "datasets/data/digits.csv.gz"
+
+
+def npz(path: Path) -> Iterator[Found]:
+    """uint8 images and their labels, under the names x and y, x_train and y_train, or train_images and train_labels;
+    `classes` may name the labels. Read as a stream: the file may be larger than the memory."""
+    file = _the_npz(path)
+    with zipfile.ZipFile(file) as archive:
+        names = {Path(name).stem for name in archive.namelist()}
+        pairs = [pair for pair in NAMES if {pair[0], pair[1]} <= names]
+        if not pairs:
+            raise StageError(f"{file} holds {', '.join(sorted(names))}: expected x and y, or x_train and y_train, ...")
+        classes = _whole(archive, "classes") if "classes" in names else None
+        for images, labels, split in pairs:
+            yield from _pair(archive, images, _names(_whole(archive, labels), classes), split)
+
+
+def _the_npz(path: Path) -> Path:
+    files = [path] if path.is_file() else sorted(path.glob("*.npz"))
+    if len(files) != 1 or not zipfile.is_zipfile(files[0]):
+        raise StageError(f"data.path is {path}: for data.source: npz it is one .npz file, or a folder with one")
+    return files[0]
+
+
+def _whole(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def _names(labels: np.ndarray, classes: np.ndarray | None) -> list[str]:
+    labels = labels.reshape(-1)
+    if np.issubdtype(labels.dtype, np.integer) and classes is not None:
+        return [show(str(classes[label])) for label in labels]
+    return [show(str(label)) for label in labels]
+
+
+def _pair(archive: zipfile.ZipFile, name: str, labels: list[str], split: str | None) -> Iterator[Found]:
+    with archive.open(f"{name}.npy") as member:
+        shape = _header(member, name)
+        if shape[0] != len(labels):
+            raise StageError(f"{archive.filename}: {name} has {shape[0]} images, and there are {len(labels)} labels")
+        for index, label in enumerate(labels):
+            image = np.frombuffer(member.read(int(np.prod(shape[1:]))), np.uint8).reshape(shape[1:])
+            yield Found(f"{name}#{index}", label, split, _channels_last(image))
+
+
+def _header(member: IO[bytes], name: str) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(member)
+    pictures = len(shape) == 3 or (len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3)))
+    if dtype != np.uint8 or fortran or not pictures:
+        raise StageError(f"{name} is {dtype} {shape}: expected uint8 [n,h,w], [n,h,w,3] or [n,3,h,w], in C order")
+    return shape
+
+
+def _channels_last(image: np.ndarray) -> np.ndarray:
+    if image.ndim == 3 and image.shape[2] not in (1, 3):
+        image = image.transpose(1, 2, 0)
+    return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
+
+
+def sheets(path: Path) -> Iterator[Found]:
+    """One lossless picture per class, CLASS.png or train/CLASS.png, of 32 x 32 tiles row by row, as CIFAR is shown."""
+    files = [(file, SPLIT_FOLDERS.get(file.parent.name)) for file in sorted(path.glob("*/*.png"))]
+    files = [pair for pair in files if pair[1]] or [(file, None) for file in sorted(path.glob("*.png"))]
+    if not files:
+        raise StageError(f"data.path is {path}: for data.source: sheets it holds CLASS.png, or train/CLASS.png, ...")
+    for file, split in files:
+        for index, tile in enumerate(tiles(file)):
+            yield Found(show(f"{file.relative_to(path)}#{index}"), show(file.stem), split, tile)
+
+
+def tiles(path: Path) -> np.ndarray:
+    """uint8 [n,32,32,3]"""
+    sheet: Any = np.asarray(Image.open(path).convert("RGB"))
+    height, width, _ = sheet.shape
+    if height % TILE or width % TILE:
+        raise StageError(f"{path} has {width} x {height} pixels: a sheet is made of tiles of {TILE} x {TILE}")
+    grid = sheet.reshape(height // TILE, TILE, width // TILE, TILE, 3).transpose(0, 2, 1, 3, 4)
+    return np.ascontiguousarray(grid.reshape(-1, TILE, TILE, 3))
