@@ -25,24 +25,26 @@ def mirror(mlflow: Any, evidence: Evidence, title: str, plots: Mapping[str, str]
     client = mlflow.MlflowClient()
     rows = evidence.rows(TRAINING)
     run_id = find_live_run(rows, work_root() / "finetune") or ""
-    if not _alive(client, run_id):
+    if not _usable(client, run_id, evidence.key):
         run_id = client.create_run(experiment_id(mlflow), run_name=title).info.run_id
     client.update_run(run_id, status="RUNNING", name=title)
     log_params(mlflow, run_id, locked_params(evidence.folder))
     log_epochs(mlflow, run_id, _missed(client, run_id, rows))
     log_metrics(mlflow, run_id, metrics(evidence))
-    for key, value in lineage(evidence.folder).items():
+    for key, value in ({"content_key": evidence.key} | lineage(evidence.folder)).items():
         client.set_tag(run_id, key, value)
     log_files(client, run_id, evidence, plots, extra)
     client.set_terminated(run_id, "FINISHED")
     return run_id
 
 
-def _alive(client: Any, run_id: str) -> bool:
+def _usable(client: Any, run_id: str, key: str) -> bool:
+    """A run holds the evidence of one version: the same training evaluated anew is another run."""
     try:
-        return bool(run_id) and client.get_run(run_id).info.lifecycle_stage == "active"
+        run = client.get_run(run_id) if run_id else None
     except Exception:  # a live run that this server does not know
         return False
+    return run is not None and run.info.lifecycle_stage == "active" and run.data.tags.get("content_key", key) == key
 
 
 def _missed(client: Any, run_id: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:

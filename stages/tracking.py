@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def log_epochs(mlflow: Any, run_id: str, records: list[Mapping[str, Any]]) -> None:
+def log_epochs(mlflow: Any, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
     """One metric value per number and epoch, in as few requests as MLflow allows."""
     now = int(time.time() * 1000)
     metrics = [
@@ -202,7 +202,8 @@ class LiveRun:
     def _work(self) -> None:
         self.waiting: list[dict[str, Any]] = []
         self.mlflow: Any = None
-        self.run_id, self.monitor, self.next_try = "", None, 0.0
+        self.monitor: Any = None
+        self.run_id, self.next_try = "", 0.0
         self._send()
         while not isinstance(item := self.records.get(), str):
             self.waiting.append(item)
@@ -253,7 +254,7 @@ def _system_metrics(run_id: str) -> Any:
     return monitor
 
 
-def find_live_run(rows: list[Mapping[str, Any]], work: Path) -> str | None:
+def find_live_run(rows: Sequence[Mapping[str, Any]], work: Path) -> str | None:
     """The run of the training that wrote these rows of reports/training.csv, if this machine tracked it live here."""
     for path in sorted(work.glob(f"*/{LIVE_RECORD}"), key=lambda p: p.stat().st_mtime, reverse=True):
         with suppress(OSError, KeyError, ValueError):
@@ -264,7 +265,7 @@ def find_live_run(rows: list[Mapping[str, Any]], work: Path) -> str | None:
     return None
 
 
-def _same_training(rows: list[Mapping[str, Any]], epochs: Path) -> bool:
+def _same_training(rows: Sequence[Mapping[str, Any]], epochs: Path) -> bool:
     """Every row's numbers are those of the record of its epoch (the last one, where a resumed run wrote it twice)."""
     records = {int(r["epoch"]): numbers(r) for r in map(json.loads, epochs.read_text().splitlines())}
     return bool(rows) and all(

@@ -1,0 +1,196 @@
+"""Move an alias in the registry, if the evidence earns it.
+
+    python -m pipelines.promote NAME VERSION --to champion      # or --to challenger
+    python -m pipelines.promote NAME VERSION --to champion --force --why "the old test set had a leak"
+    python -m pipelines.promote NAME --rollback                 # the champion before the present one
+    python -m pipelines.promote NAME --history
+
+VERSION is a number, or `registered`: the one that models/registered.json names. Gates stand in params.yaml under
+register.gates. A refusal is an exit code 1, and on record like a promotion.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import uuid
+from typing import Any
+
+from pipelines import history
+from pipelines.decision import Finding, Paired, as_record, champion_findings, gate_findings
+from pipelines.registry import alias_version, evidence_of, get_version, where
+from stages.params import Gates, check
+from stages.register import check_receipt
+from stages.tracking import connect
+from stages.work import StageError
+
+CLAIM = "promotion_claim"
+
+
+def promote(
+    name: str, version: str, to: str, gates: Gates, force: bool = False, why: str | None = None
+) -> dict[str, Any]:
+    """The entry in the log: what was decided on this version, and on which evidence."""
+    mlflow = connect()
+    number = int(_version(mlflow, name, version).version)
+    claim = _claim(mlflow, name)
+    present = alias_version(mlflow, name, to)
+    if present == number:
+        raise StageError(f"{name} version {number} is {to} already")
+    findings, tests = examine(mlflow, name, number, to, gates)
+    earned = all(f.passed for f in findings)
+    entry = {
+        "model": name,
+        "alias": to,
+        "version": number,
+        "previous": present,
+        "decision": "promoted" if earned else "forced" if force else "refused",
+        "why": why,
+        "evidence": as_record(findings, tests),
+    }
+    return _move(mlflow, entry, claim) if earned or force else history.append(mlflow, entry)
+
+
+def _version(mlflow: Any, name: str, version: str) -> Any:
+    if version != "registered":
+        return get_version(mlflow, name, version)
+    found = check_receipt(mlflow.MlflowClient())
+    if found.name != name:
+        raise StageError(f"models/registered.json is of {found.name}, not of {name}")
+    return found
+
+
+def examine(mlflow: Any, name: str, number: int, to: str, gates: Gates) -> tuple[list[Finding], dict[str, Paired]]:
+    """The gates; and for a champion the paired test against the one that reigns."""
+    reigning = alias_version(mlflow, name, "champion")
+    with evidence_of(mlflow, get_version(mlflow, name, number)) as new:
+        findings = gate_findings(new, gates)
+        if to != "champion" or reigning is None or reigning == number:
+            return findings, {}
+        with evidence_of(mlflow, get_version(mlflow, name, reigning)) as old:
+            more, tests = champion_findings(new, old, gates)
+    return findings + more, tests
+
+
+def rollback(name: str, alias: str = "champion", why: str | None = None) -> dict[str, Any]:
+    """Back to the version before, whose files must still be what they were."""
+    mlflow = connect()
+    claim = _claim(mlflow, name)
+    present = alias_version(mlflow, name, alias)
+    before = [v for v in history.reigns(history.entries(mlflow, name), alias) if v != present]
+    if present is None or not before:
+        raise StageError(f"{name} has no {alias} before the present one ({present}): there is nothing to go back to")
+    with evidence_of(mlflow, get_version(mlflow, name, before[-1])):
+        entry = {
+            "model": name,
+            "alias": alias,
+            "version": before[-1],
+            "previous": present,
+            "decision": "rolled back",
+            "why": why,
+        }
+    return _move(mlflow, entry, claim)
+
+
+def _claim(mlflow: Any, name: str) -> str:
+    """MLflow cannot compare and set an alias, so whoever decides leaves a mark first: the last mark wins."""
+    claim = uuid.uuid4().hex
+    try:
+        mlflow.MlflowClient().set_registered_model_tag(name, CLAIM, claim)
+    except mlflow.MlflowException:
+        raise StageError(f"{where()} has no model named {name}") from None
+    return claim
+
+
+def _move(mlflow: Any, entry: dict[str, Any], claim: str) -> dict[str, Any]:
+    """Log, look once more, set. Of two who decide at the same time, one finds the other's mark or a moved alias."""
+    client, name, alias = mlflow.MlflowClient(), entry["model"], entry["alias"]
+    entry = history.append(mlflow, entry)
+    mine = client.get_registered_model(name).tags.get(CLAIM) == claim
+    present = alias_version(mlflow, name, alias)
+    if not mine or present != entry["previous"]:
+        reason = f"the alias moved from {entry['previous']} to {present}" if mine else "somebody else began to promote"
+        history.append(mlflow, entry | {"decision": "withdrawn", "why": reason, "withdraws": entry["id"]})
+        raise StageError(
+            f"{name}: {reason} while version {entry['version']} was examined; nothing was changed, run it again"
+        )
+    client.set_registered_model_alias(name, alias, str(entry["version"]))
+    if alias_version(mlflow, name, alias) != entry["version"]:
+        raise StageError(f"{name}@{alias} was moved again by somebody else at once: see --history")
+    _tag(client, entry)
+    return entry
+
+
+def _tag(client: Any, entry: dict[str, Any]) -> None:
+    tests = entry.get("evidence", {}).get("tests", {})
+    tags = {
+        "decision": f"{entry['decision']} to {entry['alias']}",
+        "promoted_at": entry["at"],
+        "promoted_by": entry["by"],
+        "previous_version": entry["previous"],
+        "promotion_p": f"{tests['robust']['p']:.4g}" if tests else None,
+        "promotion_why": entry["why"],
+        "forced": "yes" if entry["decision"] == "forced" else None,
+    }
+    for key, value in tags.items():
+        if value is not None:
+            client.set_model_version_tag(entry["model"], str(entry["version"]), key, str(value))
+
+
+def show(entry: dict[str, Any]) -> None:
+    print(f"{entry['model']} version {entry['version']} -> {entry['alias']}: {entry['decision'].upper()}")
+    for finding in entry.get("evidence", {}).get("findings", []):
+        print("  ", Finding(**finding))
+    if entry["why"]:
+        print(f"   why: {entry['why']}")
+
+
+def show_history(name: str) -> None:
+    mlflow = connect()
+    log = history.entries(mlflow, name)
+    print("\n".join(history.lines(log)) or f"{name}: no decision yet")
+    present, known = alias_version(mlflow, name, "champion"), history.reigns(log, "champion")
+    if present is not None and present != (known[-1] if known else None):
+        print(f"  !! champion is version {present}, which no entry explains: the alias was moved by other means")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name")
+    parser.add_argument("version", nargs="?")
+    parser.add_argument("--to", choices=["champion", "challenger"], default="champion")
+    parser.add_argument("--force", action="store_true", help="move it although it was refused (needs --why)")
+    parser.add_argument("--why", help="kept in the log")
+    parser.add_argument("--rollback", action="store_true")
+    parser.add_argument("--history", action="store_true")
+    parser.add_argument("--params", default="params.yaml", help="where the gates stand")
+    chosen = parser.parse_args(arguments)
+    if chosen.force and not chosen.why:
+        parser.error("--force needs --why TEXT: it stays on record")
+    if not (chosen.version or chosen.rollback or chosen.history):
+        parser.error("which VERSION? (a number, or `registered`)")
+    return chosen
+
+
+def main(arguments: list[str] | None = None) -> int:
+    chosen = parse(arguments)
+    try:
+        if chosen.history:
+            show_history(chosen.name)
+            return 0
+        if chosen.rollback:
+            entry = rollback(chosen.name, chosen.to, chosen.why)
+        else:
+            gates = check(chosen.params).register.gates
+            entry = promote(chosen.name, chosen.version, chosen.to, gates, chosen.force, chosen.why)
+    except (StageError, FileNotFoundError) as error:
+        print(f"promote: {error}", file=sys.stderr)
+        return 1
+    show(entry)
+    return 1 if entry["decision"] == "refused" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
