@@ -1,0 +1,79 @@
+"""Log model.onnx with MLflow so that what serves it checks its input: flavours `onnx` and a checked `python_function`.
+
+    with mlflow.start_run(run_id=...):
+        info = log_checked("models/export/model.onnx", ["cat", "dog"], name="classifier", tags={...})
+
+The bytes of model.onnx stay what they are; `stages/checked_onnx.py` stands before them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autolora import runtime
+from autolora.files import file_sha256
+
+LOADER = Path(__file__).with_name("checked_onnx.py")
+
+
+def log_checked(path: str | Path, classes: Sequence[str], metadata: dict[str, Any] | None = None, **more: Any) -> Any:
+    """The ModelInfo of what was logged; `more` goes to MLflow (name, tags, model_type, registered_model_name, ...)."""
+    from mlflow.models import Model
+
+    return Model.log(
+        artifact_path=None,
+        flavor=sys.modules[__name__],
+        onnx_path=str(path),
+        signature=signature(path, len(classes)),
+        metadata={"onnx_sha256": file_sha256(path), "classes": list(classes), **(metadata or {})},
+        **more,
+    )
+
+
+def signature(path: str | Path, classes: int) -> Any:
+    """float32 (-1,3,h,w), or uint8 (-1,h,w,3) where the conversion is in the graph."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    session = runtime.open_session(path)
+    pixels = np.dtype("uint8" if runtime.takes_bytes(session) else "float32")
+    image = TensorSpec(pixels, (-1, *runtime.image_shape(session)), session.get_inputs()[0].name)
+    return ModelSignature(Schema([image]), Schema([TensorSpec(np.dtype("float32"), (-1, classes), "logits")]))
+
+
+def save_model(path: str, onnx_path: str, mlflow_model: Any = None, **more: Any) -> None:
+    """What MLflow calls a flavour: write the model's folder."""
+    import mlflow.onnx
+    import onnx
+    from mlflow.models import Model
+
+    model = mlflow_model or Model()
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "autolora_runtime.py"
+        shutil.copyfile(runtime.__file__, copy)
+        mlflow.onnx.save_model(
+            onnx.load(onnx_path),
+            path,
+            mlflow_model=model,
+            code_paths=[str(LOADER), str(copy)],
+            save_as_external_data=False,
+            pip_requirements=requirements(),
+            onnx_execution_providers=["CPUExecutionProvider"],
+            **more,
+        )
+    shutil.copyfile(onnx_path, Path(path) / "model.onnx")  # byte for byte, whatever onnx.save makes of it
+    model.flavors["python_function"]["loader_module"] = LOADER.stem
+    model.save(str(Path(path) / "MLmodel"))
+
+
+def requirements() -> list[str]:
+    """What the served model needs beside MLflow; on a GPU machine, onnxruntime-gpu in place of onnxruntime."""
+    return [f"{name}=={installed(name)}" for name in ("onnxruntime", "numpy")]
