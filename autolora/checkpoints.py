@@ -135,11 +135,15 @@ def _read_torch(path: Path, kind: str) -> tuple[Any, list[str]]:
 def _refuse_foreign_zip(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is truncated: the end of the archive is missing")
-    names = [name.rpartition("/")[2] for name in zipfile.ZipFile(path).namelist()]
-    if "constants.pkl" in names:
-        raise ValueError(f"{path} is a TorchScript archive, which carries code: save its state_dict() with torch.save")
-    if "data.pkl" not in names:
-        raise ValueError(f"{path} is a zip archive that torch.save did not write: unpack it, and name a file in it")
+    with zipfile.ZipFile(path) as archive:
+        names = [name.rpartition("/")[2] for name in archive.namelist()]
+        if "constants.pkl" in names:
+            raise ValueError(f"{path} is a TorchScript archive, which carries code: save its state_dict() instead")
+        if "data.pkl" not in names:
+            raise ValueError(f"{path} is a zip archive that torch.save did not write: unpack it, and name a file in it")
+        bad = archive.testzip()  # torch does not look at the checksums; 0 is what it writes when told to leave them out
+        if bad is not None and archive.getinfo(bad).CRC:
+            raise ValueError(f"{path} is damaged: the checksum of {bad} in it is wrong")
 
 
 class Inert:
@@ -350,7 +354,7 @@ def fit_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Fi
     fits = {key: value for key, value in named.items() if key in expected}
     rest = [key for key in state if not (key.startswith(prefix) and key[len(prefix) :] in expected)]
     duplicates = [key for key in rest if _copy_of(key, state, fits)]
-    _refuse_two_networks(rest, state, fits, prefix, expected, duplicates)
+    _refuse_two_networks({key: state[key] for key in rest}, duplicates, prefix, expected, len(fits))
     normaliser, buffers = _normaliser({key: state[key] for key in rest if key not in duplicates})
     return Fitted(
         state={key: value for key, value in fits.items() if value.shape == expected[key].shape},
@@ -397,17 +401,12 @@ def _copy_of(key: str, state: Mapping[str, Tensor], fits: Mapping[str, Tensor]) 
 
 
 def _refuse_two_networks(
-    rest: list[str],
-    state: Mapping[str, Tensor],
-    fits: Mapping[str, Tensor],
-    prefix: str,
-    expected: Mapping[str, Tensor],
-    duplicates: list[str],
+    rest: Mapping[str, Tensor], duplicates: list[str], prefix: str, expected: Mapping[str, Tensor], fits: int
 ) -> None:
     """A second, different copy of nearly the whole network: which one is meant is not ours to guess."""
-    unlike = {key: state[key] for key in rest if key not in duplicates}
-    for other, count in _prefixes(unlike, expected)[:1]:
-        if count > 0.9 * len(fits):
+    for other, count in _prefixes(rest, expected):
+        inside = [key for key in rest if key.startswith(other) and key[len(other) :] in expected]
+        if count > 0.9 * fits and not set(inside) <= set(duplicates):
             raise ValueError(
                 f"the checkpoint holds two different networks, under {prefix!r} and under {other!r}: "
                 "save the one that is meant as a state dict of its own"
