@@ -12,6 +12,7 @@ from stages.splits import SPLITS
 
 BITS, BANDS = 256, 16
 DISTANCE = BANDS - 1  # at most so many bits differ: then at least one band is the same in both
+COMPARISONS = 2000  # per image, at most
 CORRELATION = 0.99  # of the pixels, at 32 x 32 or less
 PARTNERS = 8  # nearest candidates of an image whose pixels are compared
 
@@ -70,29 +71,49 @@ def _candidates(hashes: np.ndarray, left: np.ndarray, right: np.ndarray) -> tupl
     """
     order = np.random.default_rng(0).permutation(BITS)
     scattered = np.packbits(np.unpackbits(hashes, axis=1)[:, order], axis=1)
-    bands = np.ascontiguousarray(scattered).view(np.uint16)  # [n,16]
+    bands = np.ascontiguousarray(scattered).view(np.uint16).T  # [16,n]
     words = hashes.view(np.uint64)  # [n,4]
+    sorted_right = [right[np.argsort(band[right], kind="stable")] for band in bands]
+    begin, count = _ranges(bands, left, sorted_right)
+    count *= _affordable(count)
     pairs, distances = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
-    for band in bands.T:
-        for a, b in _sharing(band, left, right):
+    for rows, first, n in zip(sorted_right, begin, count):
+        for a, b in _sharing(left, rows, first, n):
             distance = np.bitwise_count(words[a] ^ words[b]).sum(1, dtype=np.int64)
             near = distance <= DISTANCE
             pairs.append(np.stack([a[near], b[near]], 1))
             distances.append(distance[near])
-    unique, first = np.unique(np.concatenate(pairs), axis=0, return_index=True)
-    return unique, np.concatenate(distances)[first]
+    unique, where = np.unique(np.concatenate(pairs), axis=0, return_index=True)
+    return unique, np.concatenate(distances)[where]
 
 
-def _sharing(band: np.ndarray, left: np.ndarray, right: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pairs (left, right) with the same value, some millions at a time."""
-    right = right[np.argsort(band[right], kind="stable")]
-    begin = np.searchsorted(band[right], band[left], "left")
-    count = np.searchsorted(band[right], band[left], "right") - begin
+def _ranges(bands: np.ndarray, left: np.ndarray, sorted_right: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """For each band and left image: where in the sorted right images its value begins, and how many have it."""
+    begin = np.stack([np.searchsorted(b[rows], b[left], "left") for b, rows in zip(bands, sorted_right)])
+    end = np.stack([np.searchsorted(b[rows], b[left], "right") for b, rows in zip(bands, sorted_right)])
+    return begin, end - begin
+
+
+def _affordable(count: np.ndarray) -> np.ndarray:
+    """The rarest values first, until an image has COMPARISONS candidates: near images share several bands, and of a
+    value that thousands have nothing is learnt. This is what keeps drawings and digits from comparing all with all."""
+    order = np.argsort(count, axis=0, kind="stable")
+    spent = np.cumsum(np.take_along_axis(count, order, 0), axis=0)
+    allowed = np.empty(count.shape, bool)
+    np.put_along_axis(allowed, order, spent <= COMPARISONS, 0)
+    return allowed
+
+
+def _sharing(
+    left: np.ndarray, rows: np.ndarray, begin: np.ndarray, count: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of one band, a million or two at a time."""
     step = max(1, 2_000_000 // max(1, int(count.max(initial=0))))
     for at in range(0, len(left), step):
-        n = count[at : at + step]
+        some = slice(at, at + step)
+        n = count[some]
         offset = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
-        yield np.repeat(left[at : at + step], n), right[np.repeat(begin[at : at + step], n) + offset]
+        yield np.repeat(left[some], n), rows[np.repeat(begin[some], n) + offset]
 
 
 def _nearest(pairs: np.ndarray, distances: np.ndarray) -> np.ndarray:

@@ -17,38 +17,43 @@ from stages.work import StageError
 
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 CLUTTER = {"thumbs.db", "desktop.ini"}  # what file managers leave behind; names that begin with a dot are passed over
+LINKED = "link: it leads to a folder, in a circle or to nothing, and is not followed; put the images there themselves"
+OUTSIDE = "link: it points out of data.path; copy the image there"
+NAMED = "name: not plain text in UTF-8 on one line; rename it"
 
 
 def folder(path: Path) -> Iterator[Found]:
     """One subfolder per class, or train, val and test folders with the classes inside."""
-    inside = _folders(path)
+    if not path.is_dir():
+        raise StageError(f"data.path is {path}: there is no such folder")
+    inside = [entry.name for entry in _entries(path) if _kind(entry) != "file"]
     if not inside:
         raise StageError(f"data.path is {path}: it holds no class folders; expected CLASS/IMAGE or train/CLASS/IMAGE")
     if "train" in inside and set(inside) <= set(SPLIT_FOLDERS):
-        for name in inside:
-            yield from _classes(path, path / name, SPLIT_FOLDERS[name])
+        for entry in _entries(path):
+            if _kind(entry) == "folder":
+                yield from _classes(path, entry.path, SPLIT_FOLDERS[entry.name])
+            else:
+                yield from _beside(path, entry, None)
     else:
         yield from _classes(path, path, None)
 
 
-def _folders(path: Path) -> list[str]:
-    if not path.is_dir():
-        raise StageError(f"data.path is {path}: there is no such folder")
-    return sorted(e.name for e in os.scandir(path) if not e.name.startswith(".") and e.is_dir())
-
-
-def _classes(root: Path, parent: Path, split: str | None) -> Iterator[Found]:
-    for entry in _sorted(parent):
-        shown = show(os.path.relpath(entry.path, root))
-        if entry.is_dir() and not entry.is_symlink():
+def _classes(root: Path, parent: str | Path, split: str | None) -> Iterator[Found]:
+    for entry in _entries(parent):
+        if _kind(entry) == "folder":
             yield from _class(root, entry, split)
-        elif entry.is_symlink() and not entry.is_file():
-            yield Found(shown, "", split, None, _LINKED_FOLDER)
-        elif is_image_name(entry.name):
-            yield Found(shown, "", split, None, "no class: it lies beside the class folders; move it into one")
+        else:
+            yield from _beside(root, entry, split)
 
 
-_LINKED_FOLDER = "link: a link to a folder, or to nothing, is not followed; put the images there themselves"
+def _beside(root: Path, entry: os.DirEntry, split: str | None) -> Iterator[Found]:
+    """What lies where class folders are expected: a README is welcome, an image or a link to a folder is a mistake."""
+    if _kind(entry) == "link":
+        yield Found(_shown(root, entry.path), "", split, None, LINKED)
+    elif is_image_name(entry.name):
+        reason = "no class: it lies beside the class folders; move it into one"
+        yield Found(_shown(root, entry.path), "", split, None, reason)
 
 
 def _class(root: Path, entry: os.DirEntry, split: str | None) -> Iterator[Found]:
@@ -57,35 +62,52 @@ def _class(root: Path, entry: os.DirEntry, split: str | None) -> Iterator[Found]
         empty = False
         yield found
     if empty:
-        shown = show(os.path.relpath(entry.path, root))
-        yield Found(shown, label, split, None, "empty class: no image lies in it; add some, or remove the folder")
+        reason = "empty class: no image lies in it; add some, or remove the folder"
+        yield Found(_shown(root, entry.path), label, split, None, reason)
 
 
 def _walk(root: Path, folder: str, label: str, split: str | None) -> Iterator[Found]:
-    for entry in _sorted(folder):
-        shown = show(os.path.relpath(entry.path, root))
-        if entry.is_dir() and not entry.is_symlink():
+    try:
+        entries = _entries(folder)
+    except PermissionError:
+        reason = "unreadable: no permission to list the folder; chmod +rx it"
+        yield Found(_shown(root, folder), label, split, None, reason)
+        return
+    for entry in entries:
+        if _kind(entry) == "folder":
             yield from _walk(root, entry.path, label, split)
         else:
             reason = _fault(entry, root)
-            yield Found(shown, label, split, None if reason else entry.path, reason)
+            yield Found(_shown(root, entry.path), label, split, None if reason else entry.path, reason)
 
 
-def _sorted(folder: str | Path) -> list[os.DirEntry]:
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    """In a fixed order, without hidden files and what file managers leave behind."""
     entries = (e for e in os.scandir(folder) if not e.name.startswith(".") and e.name.lower() not in CLUTTER)
     return sorted(entries, key=lambda e: e.name)
 
 
+def _kind(entry: os.DirEntry) -> str:
+    """A link to a file counts as a file; a link to a folder is not followed, it may lead in a circle."""
+    try:
+        if entry.is_file():
+            return "file"
+        return "link" if entry.is_symlink() else "folder" if entry.is_dir() else "other"
+    except OSError:  # a link to itself
+        return "link"
+
+
 def _fault(entry: os.DirEntry, root: Path) -> str:
     """Why this file is not even opened; empty when it is."""
-    if show(entry.name) != entry.name:
-        return "name: not plain text in UTF-8 on one line; rename it"
-    if entry.is_symlink() and not entry.is_file():
-        return _LINKED_FOLDER
-    if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
-        return "link: it points out of data.path; copy the image there"
-    if not entry.is_file():
+    path = os.path.relpath(entry.path, root)
+    if show(path) != path:
+        return NAMED
+    if (kind := _kind(entry)) == "link":
+        return LINKED
+    if kind == "other":
         return "not an image: neither a file nor a folder; remove it"
+    if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
+        return OUTSIDE
     if not is_image_name(entry.name):
         return f"ignored: files named {Path(entry.name).suffix} hold no images; nothing to do"
     return ""
@@ -103,6 +125,10 @@ def show(path: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _shown(root: Path, path: str) -> str:
+    return show(os.path.relpath(path, root))
+
+
 def table(path: Path) -> Iterator[Found]:
     """A folder that holds one .csv with the columns path, label and, if you like, split, and the images it names."""
     file = _the_table(path)
@@ -112,10 +138,10 @@ def table(path: Path) -> Iterator[Found]:
         if missing:
             raise StageError(f"{file} has no column {' and no column '.join(sorted(missing))}: needed are path, label")
         for row in reader:
-            reason = _row_fault(row, path)
-            split = SPLIT_FOLDERS.get((row.get("split") or "").strip().lower())
-            content = None if reason else str(path / row["path"])
-            yield Found(show(row["path"] or ""), show(row["label"] or ""), split, content, reason)
+            name, label, split = ((row.get(key) or "").strip() for key in ("path", "label", "split"))
+            reason = _row_fault(name, label, split, path)
+            content = None if reason else str(path / name)
+            yield Found(show(name), show(label), SPLIT_FOLDERS.get(split.lower()), content, reason)
 
 
 def _the_table(path: Path) -> Path:
@@ -129,16 +155,15 @@ def _the_table(path: Path) -> Path:
     return tables[0]
 
 
-def _row_fault(row: dict[str, str], root: Path) -> str:
-    path, label, split = ((row.get(key) or "").strip() for key in ("path", "label", "split"))
-    if not path:
+def _row_fault(name: str, label: str, split: str, root: Path) -> str:
+    if not name:
         return "missing: the row names no file; give a path, or remove the row"
     if not label:
         return "no label: the row gives none; add it, or remove the row"
     if split and split.lower() not in SPLIT_FOLDERS:
         return f"split: {show(split)} is none of train, val, test; correct it, or leave it empty"
-    if show(path) != path:
-        return "name: not plain text in UTF-8 on one line; rename it"
-    if not (root / path).resolve().is_relative_to(root.resolve()):
-        return "link: it points out of data.path; copy the image there"
+    if show(name) != name:
+        return NAMED
+    if not (root / name).resolve().is_relative_to(root.resolve()):
+        return OUTSIDE
     return ""

@@ -23,10 +23,10 @@ from autolora.files import replacing, write_json
 from stages.duplicates import leave_out_copies, near_duplicates
 from stages.images import DECODER
 from stages.params import load
-from stages.sources import SOURCES
+from stages.sources import LISTS, SOURCES
 from stages.splits import SPLITS, draw
-from stages.store import Store
-from stages.work import StageError, main, only_one, timed, work_dir
+from stages.store import Found, Store, in_turn
+from stages.work import StageError, main, timed, work_dir
 
 COLUMNS = ["path", "sha256", "phash", "label", "split", "width", "height", "mode", "mean", "std", "bytes"]
 COLUMNS += ["near_duplicate", "reason"]
@@ -38,10 +38,9 @@ def prepare() -> None:
     data = params.data
     size = data.stored_size or data.image_size
     folder = work_dir("prepare", size=size, decoder=DECODER, pillow=pillow)
-    with timed("prepare") as record, only_one(folder):
+    with timed("prepare") as record, in_turn(folder):
         store = Store(folder, size)
-        found = SOURCES[data.source](Path(data.path))
-        rows = list(store.decode(tqdm(found, desc="prepare", unit=" images", disable=None)))
+        rows = list(store.decode(_watched(data.source, Path(data.path))))
         _split(rows, params.seed, data.validation_fraction, data.test_fraction)
         leave_out_copies(rows)
         fit = [row for row in rows if not row["reason"]]
@@ -50,6 +49,12 @@ def prepare() -> None:
         with _replacing_folder(PREPARED) as part:
             _write_splits(part, fit or _nothing(rows), store, data.image_size)
             _write_manifest(rows)
+
+
+def _watched(source: str, path: Path) -> Iterator[Found]:
+    """What the source finds, with a progress bar where somebody looks on."""
+    total = sum(1 for _ in SOURCES[source](path)) if source in LISTS else None
+    return iter(tqdm(SOURCES[source](path), desc="prepare", total=total, unit=" images", disable=None))
 
 
 def _split(rows: list[dict[str, Any]], seed: int, validation_fraction: float, test_fraction: float) -> None:

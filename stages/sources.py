@@ -28,3 +28,5 @@ SOURCES: dict[str, Callable[[Path], Iterator[Found]]] = {
     "dogs": dogs,
     "cub200": cub200,
 }
+# Those that only list files: it costs little to count them first.
+LISTS = frozenset({"folder", "csv", "dtd", "caltech256", "dogs", "cub200"})

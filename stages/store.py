@@ -8,6 +8,7 @@ per content: where its record lies and its facts, or why it has none). Both only
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +39,14 @@ class Found(NamedTuple):
     split: str | None  # None: to be drawn
     content: str | np.ndarray | None  # a file, or uint8 [h,w] or [h,w,3]; None where `reason` says why
     reason: str = ""
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Two runs that share a folder write to it one after the other; the lock dies with its holder."""
+    with open(folder / "lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 class Store:
@@ -94,7 +104,9 @@ def _looked_at(chunks: Iterator[list[Found]], workers: int, arguments: tuple) ->
         _start(*arguments)
         yield from map(_look_at_all, chain(first, chunks))
         return
-    with ProcessPoolExecutor(workers, get_context("forkserver"), _start, arguments) as pool:
+    context = get_context("forkserver")  # fork itself is not safe in a process that has threads
+    context.set_forkserver_preload(["stages.store"])
+    with ProcessPoolExecutor(workers, context, _start, arguments) as pool:
         try:
             yield from _ordered(pool, chain(first, chunks), 3 * workers)
         except BrokenProcessPool:
