@@ -13,26 +13,26 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from autolora import diagnostics
-from autolora.attacks.apgd import APGD, cross_entropy, dlr, targeted_dlr
+from autolora.attacks.apgd import APGD, dlr, targeted_dlr
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.network import Network
-from autolora.attacks.pgd import frozen
+from autolora.attacks.prepare import at_rest, device_of, full_precision, likely, prepared
 from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.slots import Attack, Images, Slots
 from autolora.attacks.square import SquareL2, SquareLinf
+from autolora.attacks.workers import gathered, wait, worker, workers
 from autolora.threat import Threat
 
 VERSIONS = ("standard", "plus", "rand", "fast")
@@ -64,8 +64,8 @@ def autoattack(
     """x: [n,c,h,w], float in [0,1] or uint8; y: [n]; ids name the images (default: a hash of their pixels)."""
     if version not in VERSIONS:
         raise ValueError(f"evaluate.version is {version!r}: expected one of {', '.join(VERSIONS)}")
-    with _at_rest(model), _full_precision():
-        return _evaluate(model, *_prepared(x, y, ids), threat, version, seed, progress, batch_size, show)
+    with at_rest(model), full_precision():
+        return _evaluate(model, *prepared(x, y, ids), threat, version, seed, progress, batch_size, show)
 
 
 def _evaluate(
@@ -87,8 +87,8 @@ def _evaluate(
     diagnostics.require(before)
     logits = network.all_logits(x, device)
     plan, deviation = plan_of(version, threat.norm, logits.shape[1])
-    images = Images(x.to(device), y.to(device), _likely(logits, y.to(device)), ids)
-    log = Progress(None if folder is None else Path(folder), _worker(), batch)
+    images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
+    log = Progress(None if folder is None else Path(folder), worker(), batch)
     log.claim(_determines(images, logits, threat, version, seed, batch))
     predicted = logits.argmax(1).cpu()
     clean = predicted == y
@@ -96,11 +96,24 @@ def _evaluate(
     for step in plan:
         result = _run(step, network, threat, images, robust, adversarial, seed, log, show)
         results.append(result)
+    fooled = network.all_logits(adversarial, device).argmax(1).cpu()
     report = Report(
-        threat, version, deviation, seed, ids, y, clean, robust, predicted, adversarial, results,
-        device=str(device.type), versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
-    )  # fmt: skip
-    report.checks = before + diagnostics.after(network, report, x)
+        threat=threat,
+        version=version,
+        deviation=deviation,
+        seed=seed,
+        ids=ids,
+        y=y,
+        clean=clean,
+        robust=robust,
+        predicted=predicted,
+        adversarial=adversarial,
+        fooled=fooled,
+        attacks=results,
+        device=device.type,
+        versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
+    )
+    report.checks = before + diagnostics.after(report, x)
     diagnostics.require(report.checks)
     return report
 
@@ -151,13 +164,13 @@ def _run(
 ) -> AttackResult:
     """One attack on what stands; `robust` and `adversarial` are brought up to date."""
     begin, spent, standing = time.perf_counter(), network.forwards, robust.nonzero().flatten().tolist()
-    _wait()
+    wait()
     known = log.read(step.name)
-    _wait()
+    wait()
     where = {images.ids[i]: i for i in standing}
     done = {(where[name], rank): point for (name, rank), point in known.items() if name in where}
     attack = step.attack(network, threat)
-    mine = standing[_worker() :: _workers()]
+    mine = standing[worker() :: workers()]
     slots = Slots(attack, images, step.name, seed, network.batch, step.every)
     for (image, rank), point in done.items():
         if point is not None:
@@ -171,9 +184,11 @@ def _run(
     with _bar(step.name, len(jobs) * attack.rounds, len(standing), slots, show) as tick:
         slots.run(jobs, finish, tick)
     log.flush(step.name)
-    done = _gathered(done)
-    for image, rank in sorted((job for job, point in done.items() if point is not None), reverse=True):
-        robust[image], adversarial[image] = False, done[image, rank]  # the lowest rank is written last
+    done = gathered(done)
+    points = {job: point for job, point in done.items() if point is not None}
+    for image, rank in sorted(points, reverse=True):  # the lowest rank is written last
+        robust[image] = False
+        adversarial[image] = points[image, rank]
     return AttackResult(
         step.name,
         robust.double().mean().item(),
@@ -187,7 +202,7 @@ def _run(
 def _bar(name: str, steps: int, standing: int, slots: Slots, show: bool) -> Iterator[Callable[[int, int], None]]:
     """Images standing and time left; steps that prove unnecessary leave the total."""
     shape = "{desc}: {postfix} standing {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    bar = tqdm(total=steps, desc=name, bar_format=shape, disable=None if show and _worker() == 0 else True)
+    bar = tqdm(total=steps, desc=name, bar_format=shape, disable=None if show and worker() == 0 else True)
 
     def tick(taken: int, saved: int) -> None:
         bar.total -= saved
@@ -196,31 +211,6 @@ def _bar(name: str, steps: int, standing: int, slots: Slots, show: bool) -> Iter
 
     with bar:
         yield (lambda taken, saved: None) if bar.disable else tick
-
-
-def _prepared(x: Tensor, y: Tensor, ids: Sequence[str] | None) -> tuple[Tensor, Tensor, list[str]]:
-    x, y = torch.as_tensor(x), torch.as_tensor(y).long().cpu()
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each, and at least one")
-    x = x.cpu().float().div(255) if x.dtype == torch.uint8 else x.detach().cpu().float()
-    names = [str(i) for i in ids] if ids is not None else _content_ids(x)
-    if len(set(names)) != len(x):
-        raise ValueError(f"{len(set(names))} different ids for {len(x)} images: every image needs one of its own")
-    return x, y, names
-
-
-def _content_ids(x: Tensor) -> list[str]:
-    names, seen = [], dict[str, int]()
-    for image in x:
-        name = hashlib.sha256(image.numpy().tobytes()).hexdigest()
-        seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return names
-
-
-def _likely(logits: Tensor, y: Tensor) -> Tensor:
-    """The wrong classes of each image, most likely first: [n,classes-1]."""
-    return logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
 
 
 def _determines(images: Images, logits: Tensor, threat: Threat, version: str, seed: int, batch: int) -> dict[str, Any]:
@@ -234,51 +224,3 @@ def _determines(images: Images, logits: Tensor, threat: Threat, version: str, se
         "pixels": round(images.x.double().sum().item(), 3),
         "logits": float(f"{logits.double().abs().sum().item():.5g}"),
     }
-
-
-def device_of(model: Any, x: Tensor) -> torch.device:
-    """Where the model lives; where it has no parameters, where the images are."""
-    if isinstance(model, nn.Module):
-        for tensor in [*model.parameters(), *model.buffers()]:
-            return tensor.device
-    return x.device
-
-
-def _at_rest(model: Any) -> Any:
-    """Parameters without gradients; whether every module is in eval is for the checks to say."""
-    if not isinstance(model, nn.Module):
-        return nullcontext()
-    diagnostics.require([diagnostics.evaluating(model)])
-    return frozen(model)
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """TF32 off for the length of the attack: the reported number is of float32."""
-    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
-
-
-def _workers() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _worker() -> int:
-    return dist.get_rank() if _workers() > 1 else 0
-
-
-def _wait() -> None:
-    if _workers() > 1:
-        dist.barrier()
-
-
-def _gathered(done: dict) -> dict:
-    if _workers() == 1:
-        return done
-    parts: list[Any] = [None] * _workers()
-    dist.all_gather_object(parts, done)
-    return {job: point for part in parts for job, point in part.items()}

@@ -26,14 +26,18 @@ def pgd(
     step: float | None = None,
     random_start: bool = True,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,  # the random start's, where it was drawn before
 ) -> Tensor:
     """The last point of `steps` ascent steps on the cross-entropy; `step` defaults to eps/4 (2/255 at 8/255)."""
     step = threat.eps / 4 if step is None else step
-    perturbed = project(x + random_in_ball(x, threat, generator), x, threat) if random_start else x.clone()
+    if noise is None and random_start:
+        noise = random_in_ball(x, threat, generator)
+    perturbed = x.clone() if noise is None else project(x + noise, x, threat)
     for _ in range(steps):
         perturbed = perturbed.detach().requires_grad_(True)
         with torch.enable_grad():
-            loss = F.cross_entropy(logits(perturbed).float(), y, reduction="sum")
+            z = logits(perturbed)
+            loss = F.cross_entropy(z.to(torch.promote_types(z.dtype, torch.float32)), y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, perturbed)
         perturbed = project(perturbed.detach() + step * ascent_direction(gradient, threat), x, threat)
     return perturbed.detach()

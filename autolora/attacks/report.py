@@ -47,6 +47,7 @@ class Report:
     robust: Tensor  # bool [n]
     predicted: Tensor  # [n] classes of the clean images
     adversarial: Tensor  # float [n,c,h,w]; the clean image where none was found
+    fooled: Tensor  # [n] classes of the adversarial images
     attacks: list[AttackResult]
     checks: list[Check] = field(default_factory=list)
     precision: str = "float32"

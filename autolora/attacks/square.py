@@ -45,7 +45,7 @@ class SquareLinf:
         self.sides: dict[tuple[int, int], np.ndarray] = {}
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
-        n, c, h, w = x.shape
+        n, c, _, w = x.shape
         low, high = ((x + sign * self.threat.eps).clamp(*self.threat.bounds) for sign in (-1, 1))
         stripes = uniform(keys, 0, c * w).view(n, c, 1, w) < 0.5
         return {

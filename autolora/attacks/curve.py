@@ -1,0 +1,79 @@
+"""Accuracy against the radius, by a quick attack: what the published number sits on, and whether the attack works at all.
+
+Each radius is attacked afresh by APGD-CE, so that accuracies which do not fall with the radius show a broken attack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autolora.attacks.apgd import APGD
+from autolora.attacks.network import Network
+from autolora.attacks.prepare import at_rest, device_of, full_precision, likely, prepared
+from autolora.attacks.slots import Images, Slots
+from autolora.attacks.workers import gathered, worker, workers
+from autolora.threat import Threat
+
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the threat's eps
+STEPS = 20
+
+
+class Point(NamedTuple):
+    eps: float
+    accuracy: float
+    attack: str
+
+
+def radii(threat: Threat, size: int) -> list[float]:
+    """Around the threat's own radius, and one that no classifier survives."""
+    far = huge(threat, size)
+    return [share * threat.eps for share in SHARES if share * threat.eps < far] + [far]
+
+
+def huge(threat: Threat, size: int) -> float:
+    """From here every image reaches plain grey: Linf 0.5, L2 0.5 sqrt(d), L1 0.5 d."""
+    return {"linf": 0.5, "l2": 0.5 * size**0.5, "l1": 0.5 * size}[threat.norm]
+
+
+def standing(network: Network, images: Images, clean: Tensor, threat: Threat, seed: int, steps: int = STEPS) -> Tensor:
+    """Which images still stand after APGD-CE: bool [n]."""
+    robust = clean.clone()
+
+    def finish(job: tuple[int, int], point: Tensor | None) -> None:
+        robust[job[0]] = point is None
+
+    jobs = [(image, 0) for image in clean.nonzero().flatten().tolist()]
+    Slots(APGD(network, threat, steps=steps), images, "curve", seed, network.batch).run(jobs, finish)
+    return robust
+
+
+def accuracy_at(network: Network, images: Images, clean: Tensor, threat: Threat, eps: float, seed: int) -> Point:
+    robust = standing(network, images, clean, Threat(threat.norm, eps, threat.bounds), seed)
+    return Point(eps, torch.mean(robust.double()).item(), f"apgd-ce-{STEPS}")
+
+
+def eps_curve(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    seed: int = 0,
+    ids: Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> list[Point]:
+    """The clean accuracy, then one point for each of `radii`; the processes share the radii out."""
+    x, y, names = prepared(x, y, ids)
+    with at_rest(model), full_precision():
+        device = device_of(model, x)
+        network = Network(model, batch_size or (64 if device.type == "cpu" else 512))
+        logits = network.all_logits(x, device)
+        images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), names)
+        clean = logits.argmax(1).cpu() == y
+        wanted = radii(threat, x[0].numel())
+        mine = wanted[worker() :: workers()]
+        points = gathered({eps: accuracy_at(network, images, clean, threat, eps, seed) for eps in mine})
+    return [Point(0.0, clean.double().mean().item(), "none")] + [points[eps] for eps in wanted]

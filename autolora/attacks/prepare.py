@@ -1,0 +1,66 @@
+"""What every evaluation does first: images and ids checked, the network at rest, float32 meaning float32."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autolora import diagnostics
+from autolora.attacks.pgd import frozen
+
+
+def prepared(x: Tensor, y: Tensor, ids: Sequence[str] | None) -> tuple[Tensor, Tensor, list[str]]:
+    x, y = torch.as_tensor(x), torch.as_tensor(y).long().cpu()
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each, and at least one")
+    x = x.cpu().float().div(255) if x.dtype == torch.uint8 else x.detach().cpu().float()
+    names = [str(i) for i in ids] if ids is not None else _content_ids(x)
+    if len(set(names)) != len(x):
+        raise ValueError(f"{len(set(names))} different ids for {len(x)} images: every image needs one of its own")
+    return x, y, names
+
+
+def _content_ids(x: Tensor) -> list[str]:
+    names, seen = [], dict[str, int]()
+    for image in x:
+        name = hashlib.sha256(image.numpy().tobytes()).hexdigest()
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names
+
+
+def likely(logits: Tensor, y: Tensor) -> Tensor:
+    """The wrong classes of each image, most likely first: [n,classes-1]."""
+    return logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
+
+
+def device_of(model: Any, x: Tensor) -> torch.device:
+    """Where the model lives; where it has no parameters, where the images are."""
+    if isinstance(model, nn.Module):
+        for tensor in [*model.parameters(), *model.buffers()]:
+            return tensor.device
+    return x.device
+
+
+def at_rest(model: Any) -> Any:
+    """Parameters without gradients; whether every module is in eval is for the checks to say."""
+    if not isinstance(model, nn.Module):
+        return nullcontext()
+    diagnostics.require([diagnostics.evaluating(model)])
+    return frozen(model)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """TF32 off for the length of the attack: the reported number is of float32."""
+    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept

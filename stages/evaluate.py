@@ -1,0 +1,189 @@
+"""AutoAttack on the test part, on the network that ships and on its naturally tuned twin.
+
+    python -m stages.evaluate
+
+reads models/merged.safetensors, models/finetuned/natural.safetensors and data/prepared/test; writes reports/robustness.json,
+robust_flags.npy, eps_curve.csv, adversarial.png and models/adversarial.npz. Killed, it goes on from the last finished
+images (`.work/evaluate/<key>`). It uses every GPU, or every core (`AUTOLORA_PROCESSES` sets the number); no flag depends on that.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from autolora.attacks.autoattack import autoattack
+from autolora.attacks.curve import Point, eps_curve
+from autolora.attacks.report import Report
+from autolora.backbones import Classifier, load_classifier, read_notes
+from autolora.files import read_json, replacing, write_json, write_text
+from stages.params import load
+from stages.pictures import Row, gallery
+from stages.processes import processes
+from stages.subset import Images, ids_sha256, read_images, stratified
+from stages.work import StageError, main, timed, work_dir
+
+TEST, MERGED, NATURAL = (
+    Path("data/prepared/test"),
+    Path("models/merged.safetensors"),
+    Path("models/finetuned/natural.safetensors"),
+)
+REPORTS, ADVERSARIAL = Path("reports"), Path("models/adversarial.npz")
+SHOWN = 6  # rows of the gallery
+
+
+class Evidence(NamedTuple):
+    """What was found out about one network."""
+
+    notes: dict[str, str]
+    report: Report
+    curve: list[Point]
+
+
+def evaluate() -> None:
+    params = load("evaluate")
+    images = stratified(read_images(TEST), params.evaluate.images, params.seed)
+    with processes() as first:
+        if not first:
+            attacked(params, images, MERGED), attacked(params, images, NATURAL)
+            return
+        with timed("evaluate") as record:
+            robust, natural = attacked(params, images, MERGED), attacked(params, images, NATURAL)
+            write(images, robust, natural)
+            record["attacks"] = {
+                name: [{"name": a.name, "seconds": round(a.seconds, 2), "forwards": a.forwards} for a in found.attacks]
+                for name, found in (("robust", robust.report), ("natural", natural.report))
+            }
+    print(robust.report.verdict)
+
+
+def attacked(params: Any, images: Images, path: Path) -> Evidence:
+    model, notes = shipped(path)
+    threat = params.threat.value()
+    x, y = torch.from_numpy(images.x), torch.from_numpy(images.y)
+    work = work_dir(
+        "evaluate", **params.as_dict(), weights=notes["weights_sha256"], ids=ids_sha256(images.ids), model=path.stem
+    )
+    report = autoattack(model, x, y, threat, params.evaluate.version, params.seed, images.ids, work)
+    return Evidence(notes, report, eps_curve(model, x, y, threat, params.seed, images.ids))
+
+
+def shipped(path: Path) -> tuple[Classifier, dict[str, str]]:
+    """The network of a file, on the GPU where there is one; refused unless its weights are those that the file names."""
+    if not path.exists():
+        raise StageError(f"{path} is missing: run `dvc repro {'merge' if path == MERGED else 'finetune'}` first")
+    try:
+        model = load_classifier(path)
+    except (KeyError, RuntimeError) as error:
+        raise StageError(f"{path} is no classifier file of this pipeline ({error})") from None
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return model.to(device).eval(), read_notes(path)
+
+
+def write(images: Images, robust: Evidence, natural: Evidence) -> None:
+    write_json(REPORTS / "robustness.json", record_of(images, robust, natural))
+    with replacing(REPORTS / "robust_flags.npy") as part, open(part, "wb") as file:
+        np.save(file, flags(images, robust.report, natural.report))
+    write_text(REPORTS / "eps_curve.csv", curve_csv({"robust": robust.curve, "natural": natural.curve}))
+    with replacing(REPORTS / "adversarial.png") as part:
+        pictures(images, robust.report).save(part, format="PNG")
+    with replacing(ADVERSARIAL) as part, open(part, "wb") as file:
+        np.savez(file, **adversarial_arrays(images, robust.report))
+
+
+def record_of(images: Images, robust: Evidence, natural: Evidence) -> dict[str, Any]:
+    ours, twin = robust.report, natural.report
+    baseline = twin.as_record()
+    data = {
+        "name": str(TEST.parent),
+        "split": TEST.name,
+        "n": len(images.ids),
+        "ids_sha256": ids_sha256(images.ids),
+        "stratified": True,
+    }
+    keys = ("clean_accuracy", "robust_accuracy", "ci95", "attacks")
+    return ours.as_record() | {
+        "data": data,
+        "weights_sha256": robust.notes["weights_sha256"],
+        "alpha": _number(robust.notes.get("alpha")),
+        "baseline": {k: baseline[k] for k in keys} | {"weights_sha256": natural.notes["weights_sha256"]},
+        "mcnemar": mcnemar(ours.robust.numpy(), twin.robust.numpy()),
+        "by_class": by_class(ours, read_json(TEST / "classes.json")),
+    }
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
+
+
+def mcnemar(model: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
+    """The exact paired test: two-sided binomial on the images that only one of the two gets right."""
+    only_model, only_baseline = int((model & ~baseline).sum()), int((baseline & ~model).sum())
+    n, k = only_model + only_baseline, min(only_model, only_baseline)
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return {"p": min(1.0, 2 * tail / 2**n), "only_model": only_model, "only_baseline": only_baseline}
+
+
+def by_class(report: Report, names: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for label, name in enumerate(names):
+        of = report.y == label
+        if of.any():
+            shares = {"clean": report.clean[of], "robust": report.robust[of]}
+            rows.append({"class": name, "n": int(of.sum())} | {k: v.double().mean().item() for k, v in shares.items()})
+    return rows
+
+
+def flags(images: Images, ours: Report, twin: Report) -> np.ndarray:
+    fields = ("clean", "robust", "baseline_clean", "baseline_robust")
+    table = np.zeros(len(images.ids), dtype=[("id", "S64"), ("label", "i8"), *((f, "?") for f in fields)])
+    table["id"], table["label"] = [i.encode() for i in images.ids], images.y
+    for field, values in zip(fields, (ours.clean, ours.robust, twin.clean, twin.robust)):
+        table[field] = values.numpy()
+    return table
+
+
+def curve_csv(curves: dict[str, list[Point]]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["model", "eps", "accuracy", "attack"])
+    for name, points in curves.items():
+        rows.writerows([name, f"{p.eps:.8g}", f"{p.accuracy:.6g}", p.attack] for p in points)
+    return text.getvalue()
+
+
+def adversarial_arrays(images: Images, report: Report) -> dict[str, Any]:
+    return {
+        "x": images.x,
+        "adversarial": report.adversarial.numpy(),
+        "y": images.y,
+        "ids": np.array([i.encode() for i in images.ids], dtype="S64"),
+        "found": report.found.numpy(),
+        "threat": np.array(str(report.threat)),
+    }
+
+
+def pictures(images: Images, report: Report) -> Any:
+    names = read_json(TEST / "classes.json")
+    chosen = report.found.nonzero().flatten().tolist()[:SHOWN]
+    rows = [
+        Row(
+            images.x[i] / 255,
+            report.adversarial[i].numpy(),
+            names[int(report.y[i])],
+            names[int(report.predicted[i])],
+            names[int(report.fooled[i])],
+        )
+        for i in chosen
+    ]
+    return gallery(rows, f"{report.threat}: {len(chosen)} of {int(report.found.sum())} adversarial images")
+
+
+if __name__ == "__main__":
+    main(evaluate)

@@ -1,0 +1,99 @@
+"""One process per GPU, or per core where there is none, and one thread in each: a stage that shares its images out.
+
+    with processes() as first:      # the same code runs in all of them; the first one writes
+        ...
+
+Started by torchrun, the stage takes the processes it is given. `AUTOLORA_PROCESSES` sets their number. With one thread each, the
+number of cores changes no image's flag.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+MOST = 8
+
+
+@contextmanager
+def processes() -> Iterator[bool]:
+    """Yields whether this is the first process. The others end with it, however it ends."""
+    helpers: list[subprocess.Popen] = []
+    if "RANK" not in os.environ:
+        helpers = _start(count())
+    torch.set_num_threads(1)
+    rank = int(os.environ.get("RANK", 0))
+    if os.environ.get("AUTOLORA_PARENT"):
+        _end_with(int(os.environ["AUTOLORA_PARENT"]))
+    try:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            _join(rank)
+        yield rank == 0
+    finally:
+        for helper in helpers:
+            _stop(helper)
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if helpers else ():
+            os.environ.pop(name, None)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def count() -> int:
+    wanted = os.environ.get("AUTOLORA_PROCESSES")
+    if wanted is not None and not (wanted.isdigit() and int(wanted) > 0):
+        raise ValueError(f"AUTOLORA_PROCESSES is {wanted!r}: expected a whole number from 1")
+    if wanted is not None:
+        return int(wanted)
+    return torch.cuda.device_count() or min(len(os.sched_getaffinity(0)), MOST)
+
+
+def _start(number: int) -> list[subprocess.Popen]:
+    if number == 1:
+        return []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    os.environ.update(shared, RANK="0")
+    command = [sys.executable, *sys.orig_argv[1:]]
+    parent = {"AUTOLORA_PARENT": str(os.getpid())}
+    return [
+        subprocess.Popen(command, env=os.environ | shared | parent | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(1, number)
+    ]
+
+
+def _join(rank: int) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
+    dist.init_process_group("gloo", timeout=timedelta(hours=24))
+
+
+def _end_with(parent: int) -> None:
+    """A helper does not outlive the process that started it, even one that is killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _stop(helper: subprocess.Popen) -> None:
+    try:
+        helper.wait(5)
+    except subprocess.TimeoutExpired:
+        helper.kill()
+        helper.wait()
