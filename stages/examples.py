@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from autolora.runtime import logits, open_session
 from stages.evidence import EXAMPLES, ONNX, Evidence
 
 CANARY_IMAGES, GALLERY_IMAGES = 6, 12
@@ -32,15 +33,12 @@ class Example:
 
 def answers(path: str | Path, x: np.ndarray) -> np.ndarray:
     """Logits of a batch of pixels in [0,1], by onnxruntime on the processor."""
-    session = _session(str(path), Path(path).stat().st_mtime_ns)
-    return session.run(None, {session.get_inputs()[0].name: x.astype(np.float32)})[0]
+    return logits(_session(str(path), Path(path).stat().st_mtime_ns), x)
 
 
 @cache
 def _session(path: str, _changed: int) -> Any:
-    import onnxruntime
-
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return open_session(path)
 
 
 def stored(evidence: Evidence) -> dict[str, np.ndarray]:

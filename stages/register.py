@@ -11,7 +11,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from stages.evidence import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
 from stages.examples import canaries, gallery
 from stages.mirror import lineage, log_metrics, metrics, mirror
 from stages.params import load
+from stages.serving import log_checked
 from stages.tracking import connect, tracking_uri, without_password
 from stages.work import StageError, main, timed, work_dir
 
@@ -111,27 +111,16 @@ def create(mlflow: Any, name: str, evidence: Evidence, origin: dict[str, str], c
 
 
 def log_onnx(mlflow: Any, run_id: str, evidence: Evidence, example: np.ndarray, tags: dict[str, str]) -> Any:
-    import onnx
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    floats = np.dtype("float32")
-    signature = ModelSignature(
-        Schema([TensorSpec(floats, (-1, *example.shape[1:]), "image")]),
-        Schema([TensorSpec(floats, (-1, len(evidence.classes)), "logits")]),
-    )
+    """The file's bytes as they are, behind the check of its input contract."""
     with mlflow.start_run(run_id=run_id), quiet():
-        return mlflow.onnx.log_model(
-            onnx.load(str(evidence.path(ONNX))),
+        return log_checked(
+            evidence.path(ONNX),
+            evidence.classes,
+            {"threat": evidence.robustness["threat"]["text"]},
+            example=example,
             name="classifier",
-            signature=signature,
-            input_example={"image": example},
-            save_as_external_data=False,  # one file, byte for byte that of DVC
-            pip_requirements=[f"onnxruntime=={installed('onnxruntime')}", f"numpy=={np.__version__}"],
-            onnx_execution_providers=["CPUExecutionProvider"],
             model_type="image-classifier",
             tags=tags,
-            metadata={"onnx_sha256": evidence.manifest[ONNX], "threat": evidence.robustness["threat"]["text"]},
         )
 
 

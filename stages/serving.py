@@ -14,20 +14,31 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autolora import runtime
 from autolora.files import file_sha256
 
+if TYPE_CHECKING:  # never imported here, but copied: what is registered depends on it
+    import stages.checked_onnx  # noqa: F401
+
 LOADER = Path(__file__).with_name("checked_onnx.py")
 
 
-def log_checked(path: str | Path, classes: Sequence[str], metadata: dict[str, Any] | None = None, **more: Any) -> Any:
+def log_checked(
+    path: str | Path,
+    classes: Sequence[str],
+    metadata: dict[str, Any] | None = None,
+    example: np.ndarray | None = None,  # float32 [n,3,h,w] in [0,1]
+    **more: Any,
+) -> Any:
     """The ModelInfo of what was logged; `more` goes to MLflow (name, tags, model_type, registered_model_name, ...)."""
     from mlflow.models import Model
 
+    if example is not None:
+        more["input_example"] = {"image": runtime.as_input(runtime.open_session(path), example)}
     return Model.log(
         artifact_path=None,
         flavor=sys.modules[__name__],
