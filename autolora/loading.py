@@ -93,10 +93,16 @@ def load_backbone(
     stem_note = _fit_stem(body, fitted)
     head_note = _fit_head(body, fitted, keep_head)
     _refuse_mismatch(fitted, checkpoint, body, spec, head_note)
-    body.load_state_dict(fitted.state, strict=False)
+    body.load_state_dict(_over(body.state_dict(), fitted.state))
     model = checked(Classifier(body, spec))
     model.loading = _record(checkpoint, fitted, head_note, stem_note, origin)
     return model
+
+
+def _over(fresh: dict[str, Tensor], taken: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In place, because a state dict carries the versions of its modules beside its tensors."""
+    fresh.update(taken)
+    return fresh
 
 
 def _fit(checkpoint: Checkpoint, body: nn.Module, spec: Spec) -> Fitted:
