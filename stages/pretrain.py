@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from autolora.attacks.pgd import pgd
 from autolora.backbones import Spec, build, save_classifier
@@ -19,6 +18,7 @@ from autolora.data import to_pixels
 from autolora.files import write_json
 from autolora.pretraining import pretrain
 from autolora.threat import Threat
+from stages.arrays import tiles
 
 OUTPUT = Path("models/pretrained/resnet10s-cifar10-linf8.safetensors")
 SPEC = Spec("resnet10t", 10, 32, stem="nopool", options={"channels": [24, 48, 96, 192], "stem_width": 16})
@@ -68,20 +68,13 @@ def _accuracies(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tens
 def _cifar10(part: str, sheets: Path | None) -> tuple[torch.Tensor, torch.Tensor]:
     """uint8 [n,3,32,32] and labels."""
     if sheets is not None:
-        tiles = [_tiles(sheets / part / f"{name}.png") for name in CLASSES]
-        labels = torch.arange(10).repeat_interleave(torch.tensor([len(t) for t in tiles]))
-        return torch.from_numpy(np.concatenate(tiles)), labels
+        images = [tiles(sheets / part / f"{name}.png") for name in CLASSES]  # uint8 [n,32,32,3] each
+        labels = torch.arange(10).repeat_interleave(torch.tensor([len(i) for i in images]))
+        return torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2).contiguous(), labels
     from torchvision.datasets import CIFAR10
 
     data = CIFAR10(".work/cifar10", train=part == "train", download=True)
     return torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets)
-
-
-def _tiles(path: Path, size: int = 32) -> np.ndarray:
-    sheet = np.asarray(Image.open(path).convert("RGB"))
-    rows, columns = sheet.shape[0] // size, sheet.shape[1] // size
-    tiles = sheet.reshape(rows, size, columns, size, 3).transpose(0, 2, 4, 1, 3)  # row, column, channel, y, x
-    return np.ascontiguousarray(tiles.reshape(-1, 3, size, size))
 
 
 if __name__ == "__main__":
