@@ -1,0 +1,96 @@
+"""The rules of promotion, each broken by one planted fault, and the paired test against scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from autolora.files import read_json, write_json
+from pipelines.decision import champion_findings, gate_findings, paired
+from stages.evidence import Evidence
+from stages.params import Gates
+from tests.registry.synthetic import make_run
+
+GATES = Gates(clean=0.8, robust=0.3)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return lambda name, **options: Evidence(make_run(folder / name, **options))
+
+
+def refused(findings):
+    return [f.what for f in findings if not f.passed]
+
+
+def test_a_sound_version_passes_every_gate(runs):
+    assert refused(gate_findings(runs("sound"), GATES)) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "gate"),
+    [
+        ({"robust": 0.29}, "robust accuracy"),
+        ({"clean": 0.79}, "clean accuracy"),
+        ({"version": "fast"}, "attack"),
+        ({"failed_check": 8}, "checks"),
+        ({"flips": 1}, "parity"),
+    ],
+)
+def test_each_gate_refuses_its_fault(runs, options, gate):
+    assert refused(gate_findings(runs(gate, **options), GATES)) == [gate]
+
+
+def test_unfit_data_is_refused(runs):
+    evidence = runs("unfit")
+    path = evidence.path("data/quality.json")
+    write_json(path, read_json(path) | {"critical": ["3 of 9 images do not decode"]})
+    assert refused(gate_findings(Evidence(evidence.folder), GATES)) == ["data"]
+
+
+def test_plus_counts_as_standard(runs):
+    assert refused(gate_findings(runs("plus", version="plus"), GATES)) == []
+
+
+def test_better_is_promoted_worse_and_equal_are_not(runs):
+    champion = runs("champion")
+    for name, options, expected in (
+        ("better", {"robust": 0.72, "seed": 1}, []),
+        ("worse", {"robust": 0.5, "seed": 2}, ["robust, against the champion"]),
+        ("equal", {"seed": 3}, ["robust, against the champion"]),
+        ("dull", {"robust": 0.72, "clean": 0.8, "seed": 4}, ["clean, against the champion"]),
+    ):
+        findings, _ = champion_findings(runs(name, **options), champion, GATES)
+        assert refused(findings) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"eps": 8}, "threat model"), ({"images": "others"}, "test set"), ({"version": "plus"}, "attack")],
+)
+def test_what_cannot_be_compared_is_refused_however_good(runs, options, what):
+    findings, tests = champion_findings(runs(f"other {what}", robust=0.9, **options), runs("champion"), GATES)
+    assert refused(findings) == [what]
+    assert "not comparable" in findings[0].detail
+    assert tests == {}
+
+
+def test_the_p_value_is_the_exact_binomial_one_and_images_are_matched_by_id(runs):
+    old, new = runs("champion").flags, runs("better", robust=0.72, seed=1).flags
+    only_new, only_old = (new["robust"] & ~old["robust"]).sum(), (old["robust"] & ~new["robust"]).sum()
+    expected = binomtest(int(only_new), int(only_new + only_old)).pvalue
+    shuffled = np.random.default_rng(0).permutation(new)
+    assert paired(shuffled, old, "robust").p == pytest.approx(expected)
+    assert paired(shuffled, old, "robust") == paired(new, old, "robust")
+
+
+def test_other_images_behind_the_same_hash_are_noticed(runs):
+    champion, forged = runs("champion"), runs("forged", robust=0.72, images="others")
+    path = forged.path("reports/robustness.json")
+    record = read_json(path)
+    record["data"]["ids_sha256"] = champion.robustness["data"]["ids_sha256"]
+    write_json(path, record)
+    findings, _ = champion_findings(Evidence(forged.folder), champion, GATES)
+    assert refused(findings) == ["test set"]

@@ -1,0 +1,118 @@
+"""The run while training: live where there is a server, free of charge where there is none, whole in the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import socket
+import time
+
+import pytest
+
+from autolora.files import read_json
+from stages import tracking
+from stages.tracking import LIVE_EPOCHS, LIVE_RECORD, find_live_run, flat, live, numbers
+from tests.registry.synthetic import make_run
+
+
+def rows_of(folder):
+    with open(folder / "reports/training.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def train(work, rows, crash_after=None, seconds=0.0):
+    work.mkdir(parents=True, exist_ok=True)
+    with live(work, {"finetune": {"epochs": 60}}, 60) as on_epoch:
+        for row in rows:
+            on_epoch({k: v if k == "event" else float(v) for k, v in row.items()} | {"epoch": int(row["epoch"])})
+            time.sleep(seconds)
+            if int(row["epoch"]) == crash_after:
+                raise KeyboardInterrupt
+
+
+def test_epochs_rates_and_lambdas_arrive_with_an_eta_and_system_metrics(store, client, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.02")
+    rows = rows_of(make_run(tmp_path / "a"))[:5]
+    work = tmp_path / "work/finetune/key"
+    train(work, rows, seconds=0.3)
+    run = client.get_run(read_json(work / LIVE_RECORD)["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"finetune.epochs": "60"}
+    for name in ("lr", "lambda1", "lambda2", "val_robust"):
+        history = {m.step: m.value for m in client.get_metric_history(run.info.run_id, name)}
+        assert history == pytest.approx({int(r["epoch"]): float(r[name]) for r in rows})
+    assert run.data.metrics["eta_minutes"] >= 0
+    assert any(key.startswith("system/") for key in run.data.metrics)
+
+
+def test_register_finds_the_live_run_and_writes_what_it_missed(registered, client, tmp_path, monkeypatch):
+    path = make_run(tmp_path / "a")
+    monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path / "work"))
+    work = tmp_path / "work/finetune/key"
+    log_epochs = tracking.log_epochs
+    monkeypatch.setattr(  # the server loses the first three epochs
+        tracking, "log_epochs", lambda m, run, records: log_epochs(m, run, [r for r in records if r["epoch"] > 3])
+    )
+    train(work, rows_of(path))
+    monkeypatch.undo()
+    monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", read_json(work / LIVE_RECORD)["tracking_uri"])
+    run_id = read_json(work / LIVE_RECORD)["run_id"]
+    assert len(client.get_metric_history(run_id, "val_robust")) == 57
+    assert registered("a")["run_id"] == run_id
+    history = client.get_metric_history(run_id, "val_robust")
+    assert sorted(m.step for m in history) == list(range(1, 61))  # nothing is missing, nothing is there twice
+
+
+def test_an_interrupted_run_is_marked_and_gone_on_with(store, client, tmp_path):
+    rows, work = rows_of(make_run(tmp_path / "a")), tmp_path / "work/finetune/key"
+    with pytest.raises(KeyboardInterrupt):
+        train(work, rows[:3], crash_after=3)
+    first = read_json(work / LIVE_RECORD)["run_id"]
+    assert client.get_run(first).info.status == "FAILED"
+    train(work, rows[3:])
+    assert read_json(work / LIVE_RECORD)["run_id"] == first
+    assert client.get_run(first).info.status == "FINISHED"
+    assert len(client.get_metric_history(first, "lr")) == 60
+    assert find_live_run(rows, work.parent) == first
+
+
+def test_another_training_is_not_mistaken_for_this_one(store, client, tmp_path):
+    rows, work = rows_of(make_run(tmp_path / "a")), tmp_path / "work/finetune/key"
+    train(work, rows)
+    other = [row | {"val_robust": "0.1"} if row["epoch"] == "60" else row for row in rows]
+    assert find_live_run(other, work.parent) is None
+
+
+def test_a_server_that_is_away_costs_training_nothing(tmp_path, monkeypatch):
+    """Accepts connections and never answers: the worst kind of away."""
+    rows, work = rows_of(make_run(tmp_path / "a")), tmp_path / "work/finetune/key"
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(5)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        monkeypatch.setattr("stages.tracking.GOODBYE_SECONDS", 0.2)
+        waited = []
+        work.mkdir(parents=True)
+        with live(work, {}, 60) as on_epoch:
+            for row in rows:
+                start = time.perf_counter()
+                on_epoch(row)
+                waited.append(time.perf_counter() - start)
+    assert not (work / LIVE_RECORD).exists()
+    assert sorted(waited)[30] < 1  # the callback never waits for a socket (their timeouts are 5 s and more)
+    epochs = [json.loads(line)["epoch"] for line in (work / LIVE_EPOCHS).read_text().splitlines()]
+    assert epochs == [row["epoch"] for row in rows]
+
+
+def test_only_the_first_of_several_processes_tracks(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with live(tmp_path, {}, 60) as on_epoch:
+        on_epoch({"epoch": 1, "lr": 0.1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_finite_numbers_become_metrics():
+    record = {"epoch": 3, "lr": "0.5", "event": "best", "loss": float("nan"), "gone": None, "val_robust": 1}
+    assert numbers(record) == {"lr": 0.5, "val_robust": 1.0}
+    assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}

@@ -1,0 +1,169 @@
+"""Aliases move when they are earned, by one person at a time, and the log keeps what happened."""
+
+from __future__ import annotations
+
+import pytest
+
+from autolora.files import read_json
+from pipelines import history, promote
+from pipelines.promote import main
+from pipelines.registry import alias_version
+from stages.tracking import connect
+
+BETTER, WORSE = {"robust": 0.72, "seed": 1}, {"robust": 0.5, "seed": 2}
+
+
+def log(name="synthetic"):
+    return [(e["alias"], e["version"], e["previous"], e["decision"]) for e in history.entries(connect(), name)]
+
+
+def champion():
+    return alias_version(connect(), "synthetic", "champion")
+
+
+def test_the_better_one_becomes_champion_the_worse_one_does_not(registered, client, capsys):
+    registered("a"), registered("b", **BETTER), registered("c", **WORSE)
+    assert champion() is None
+    assert [main(["synthetic", v, "--to", "champion"]) for v in ("1", "2", "3")] == [0, 0, 1]
+    assert champion() == 2
+    out = capsys.readouterr().out
+    assert "version 2 -> champion: PROMOTED" in out
+    assert "version 3 -> champion: REFUSED" in out
+    assert "not shown to be better on 200 images" in out
+    assert log() == [
+        ("champion", 1, None, "promoted"),
+        ("champion", 2, 1, "promoted"),
+        ("champion", 3, 2, "refused"),
+    ]
+    tags = client.get_model_version("synthetic", "2").tags
+    assert tags["previous_version"] == "1"
+    assert float(tags["promotion_p"]) < 1e-3
+    assert tags["promoted_by"]
+
+    # what has been refused can be forced, visibly, and rolled back
+    assert main(["synthetic", "3", "--force", "--why", "a drill"]) == 0
+    assert client.get_model_version("synthetic", "3").tags["forced"] == "yes"
+    assert main(["synthetic", "--rollback"]) == 0
+    assert champion() == 2
+    assert main(["synthetic", "--rollback"]) == 0
+    assert champion() == 1
+    assert main(["synthetic", "--rollback"]) == 1
+    assert "nothing to go back to" in capsys.readouterr().err
+    assert main(["synthetic", "--history"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 6
+    assert "forced" in out
+    assert "why: a drill" in out
+
+
+def test_a_challenger_needs_only_its_gates(registered):
+    registered("a"), registered("b", **WORSE), registered("c", robust=0.2, seed=7)
+    assert main(["synthetic", "1"]) == 0
+    assert main(["synthetic", "2", "--to", "challenger"]) == 0
+    assert main(["synthetic", "3", "--to", "challenger"]) == 1
+    assert alias_version(connect(), "synthetic", "challenger") == 2
+
+
+def test_the_receipt_names_a_version(registered, capsys):
+    registered("a")
+    assert main(["synthetic", "registered", "--to", "champion"]) == 0
+    assert champion() == 1
+
+
+def test_an_alias_that_moves_meanwhile_stops_the_promotion(registered, client, monkeypatch, capsys):
+    registered("a"), registered("b", **BETTER)
+    examine = promote.examine
+
+    def slow(*arguments):
+        found = examine(*arguments)
+        client.set_registered_model_alias("synthetic", "champion", "1")
+        return found
+
+    monkeypatch.setattr(promote, "examine", slow)
+    assert main(["synthetic", "2"]) == 1
+    assert "the alias moved from None to 1" in capsys.readouterr().err
+    assert champion() == 1
+    assert [e[3] for e in log()] == ["promoted", "withdrawn"]
+    assert history.reigns(history.entries(connect(), "synthetic"), "champion") == []
+
+
+def test_of_two_who_promote_at_once_only_one_does(registered, client, monkeypatch, capsys):
+    registered("a"), registered("b", **BETTER)
+    examine = promote.examine
+    inner = []
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(promote, "examine", examine)
+        inner.append(main(["synthetic", "1"]))  # somebody else, from beginning to end
+        client.delete_registered_model_alias("synthetic", "champion")  # so that only the claim can tell
+        return examine(*arguments)
+
+    monkeypatch.setattr(promote, "examine", overtaken)
+    assert main(["synthetic", "2"]) == 1
+    assert inner == [0]
+    assert "somebody else began to promote" in capsys.readouterr().err
+
+
+def test_tampered_evidence_is_named_and_refused(registered, store, capsys):
+    registered("a")
+    (path,) = store.rglob("evidence/reports/robustness.json")
+    path.write_text(path.read_text().replace('"robust_accuracy": 0.6', '"robust_accuracy": 0.9'))
+    assert main(["synthetic", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "reports/robustness.json changed afterwards" in error
+    assert champion() is None
+
+
+def test_tampered_tags_are_refused_too(registered, client, capsys):
+    registered("a")
+    client.set_model_version_tag("synthetic", "1", "robust_accuracy", "0.9900")
+    assert main(["synthetic", "1", "--force", "--why", "nobody will look"]) == 1
+    assert "tag robust_accuracy says 0.9900, its evidence says 0.6000" in capsys.readouterr().err
+    assert champion() is None
+
+
+def test_a_tampered_network_is_refused(registered, store, capsys):
+    registered("a")
+    (path,) = store.rglob("model.onnx")
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert main(["synthetic", "1"]) == 1
+    assert "models/export/model.onnx changed afterwards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["synthetic", "7"], "no version 7 of synthetic: there are 1"),
+        (["other", "1"], "no version 1 of other, and no model"),
+    ],
+)
+def test_what_is_not_there_is_named(registered, capsys, arguments, message):
+    registered("a")
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_removed_entry_and_an_unexplained_move_are_seen(registered, client, capsys):
+    registered("a"), registered("b", **BETTER)
+    main(["synthetic", "1"]), main(["synthetic", "2"]), main(["synthetic", "1", "--force", "--why", "drill"])
+    capsys.readouterr()
+    found = history.entries(connect(), "synthetic")
+    kept = [e for e in found if e["version"] != 2]
+    assert any("removed from the log" in line for line in history.lines(kept))
+    assert not any("removed from the log" in line for line in history.lines(found))
+    client.set_registered_model_alias("synthetic", "champion", "2")
+    main(["synthetic", "--history"])
+    assert "champion is version 2, which no entry explains" in capsys.readouterr().out
+
+
+def test_force_needs_a_reason(capsys):
+    with pytest.raises(SystemExit):
+        main(["synthetic", "1", "--force"])
+    assert "--why" in capsys.readouterr().err
+
+
+def test_the_receipt_of_another_model_is_refused(registered, capsys):
+    registered("a")
+    assert read_json("models/registered.json")["name"] == "synthetic"
+    assert main(["other", "registered"]) == 1
+    assert "is of synthetic, not of other" in capsys.readouterr().err

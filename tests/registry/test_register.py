@@ -1,0 +1,139 @@
+"""One version per content, whole, byte for byte, and nothing lost when something is away."""
+
+from __future__ import annotations
+
+import csv
+import socket
+
+import numpy as np
+import pytest
+
+from autolora.files import file_sha256, read_json, write_json
+from stages.evidence import Evidence
+from stages.mirror import lineage
+from stages.register import check_receipt, create, find, register, settle
+from stages.tracking import connect
+from stages.work import StageError
+from tests.registry.synthetic import make_run
+
+
+def test_a_version_has_its_evidence_and_is_the_file_of_dvc(registered, client, tmp_path):
+    receipt = registered("a")
+    version = client.get_model_version("synthetic", "1")
+    mlflow = connect()
+    folder = mlflow.artifacts.download_artifacts("models:/synthetic/1", dst_path=str(tmp_path / "down"))
+    ours = tmp_path / "a/models/export/model.onnx"
+    assert file_sha256(f"{folder}/model.onnx") == file_sha256(ours) == receipt["onnx_sha256"]
+    assert version.tags["onnx_sha256"] == receipt["onnx_sha256"]
+    assert {
+        "threat": "linf:16/255",
+        "n": "200",
+        "alpha": "0.1",
+        "attack_version": "standard",
+    }.items() <= version.tags.items()
+    assert (
+        float(version.tags["robust_accuracy"]) == read_json(tmp_path / "a/reports/robustness.json")["robust_accuracy"]
+    )
+    assert "AutoAttack standard, n = 200" in version.description
+    # metrics are attached to the logged model, the input example is a stored image, and the model answers
+    model = mlflow.get_logged_model(version.source.removeprefix("models:/"))
+    assert {m.key: m.value for m in model.metrics}["robust_accuracy"] == pytest.approx(0.6)
+    loaded = mlflow.pyfunc.load_model("models:/synthetic/1")
+    x = np.load(tmp_path / "a/models/adversarial.npz")["x"][:5].astype(np.float32) / 255
+    assert loaded.predict({"image": x})["logits"].shape == (5, 10)
+    assert loaded.input_example["image"].shape == (1, 3, 8, 8)
+
+
+def test_the_run_mirrors_the_files(registered, client, tmp_path):
+    run_id = registered("a")["run_id"]
+    with open(tmp_path / "a/reports/training.csv") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("lr", "lambda1", "val_robust"):
+        history = {m.step: m.value for m in client.get_metric_history(run_id, name)}
+        assert history == pytest.approx({int(r["epoch"]): float(r[name]) for r in rows})
+    assert {a.path for a in client.list_artifacts(run_id)} >= {"card.html", "canaries.npz", "evidence", "plots"}
+    local = connect().artifacts.download_artifacts(run_id=run_id, artifact_path="evidence/reports/robust_flags.npy")
+    assert file_sha256(local) == file_sha256(tmp_path / "a/reports/robust_flags.npy")
+
+
+def test_parameters_are_those_that_dvc_ran_with(registered, client, tmp_path):
+    path = make_run(tmp_path / "a")
+    (path / "dvc.lock").write_text(
+        "stages:\n  prepare:\n    outs:\n    - {path: data/prepared, md5: 0123.dir}\n"
+        "  finetune:\n    params:\n      params.yaml: {finetune.epochs: 7, threat: {norm: linf, eps: 16/255}}\n"
+    )
+    run = client.get_run(registered("a")["run_id"])
+    assert run.data.params == {"finetune.epochs": "7", "threat.norm": "linf", "threat.eps": "16/255"}
+    assert run.data.tags["data_version"] == "0123.dir"
+
+
+def test_same_content_is_one_version_and_other_content_another(registered, client):
+    first, again, other = registered("a"), registered("a"), registered("b", seed=5)
+    assert again == first
+    assert (first["version"], other["version"]) == (1, 2)
+    assert len(client.search_model_versions("name = 'synthetic'")) == 2
+
+
+def test_other_evidence_on_the_same_network_is_another_version_with_a_run_of_its_own(registered, client, tmp_path):
+    first = registered("a")
+    path = tmp_path / "a/reports/robustness.json"
+    write_json(path, read_json(path) | {"seed": 1})
+    second = registered("a")
+    assert (first["version"], second["version"]) == (1, 2)
+    assert first["run_id"] != second["run_id"]
+
+
+def test_registered_by_two_machines_at_the_same_moment_one_stays(registered, client, tmp_path, monkeypatch):
+    """Both have looked, both found nothing, both created: each settles, and they agree."""
+    path = make_run(tmp_path / "a")
+    monkeypatch.chdir(path)
+    (path / "reports/card.html").write_text("card")
+    evidence, mlflow = Evidence("."), connect()
+    mine, yours = (create(mlflow, "synthetic", evidence, lineage(path), {}) for _ in range(2))
+    assert len(find(client, "synthetic", evidence.key)) == 2
+    kept = [settle(client, "synthetic", evidence.key, version).version for version in (yours, mine)]
+    assert [int(v) for v in kept] == [1, 1]
+    assert [int(v.version) for v in find(client, "synthetic", evidence.key)] == [1]
+
+
+def test_a_file_changed_in_the_registry_is_named_and_refused(registered, store):
+    registered("a")
+    (path,) = store.rglob("model.onnx")
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(StageError, match=r"synthetic version 1 .*another model.onnx.*changed afterwards"):
+        registered("a")
+
+
+def test_a_server_that_is_away_is_named_and_the_card_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_run(tmp_path / "a"))
+    with socket.socket() as free:  # bound but not listening: refused at once
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        with pytest.raises(StageError, match=r"127\.0\.0\.1.*MLFLOW_TRACKING_URI.*Nothing is lost") as error:
+            register()
+    assert "secret" not in str(error.value)
+    assert (tmp_path / "a/reports/card.html").is_file()
+    assert not (tmp_path / "a/models/registered.json").exists()
+
+
+def test_a_receipt_that_the_server_does_not_know_is_refused(registered, client, tmp_path):
+    receipt = registered("a")
+    assert int(check_receipt(client).version) == 1
+    write_json("models/registered.json", receipt | {"version": 9})
+    with pytest.raises(StageError, match=r"names synthetic version 9.*does not know.*MLFLOW_TRACKING_URI"):
+        check_receipt(client)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("reports/robustness.json", {"weights_sha256": "0" * 64}, "do not speak of the same weights"),
+        ("reports/export.json", {"onnx_sha256": "0" * 64}, "is not the file that reports/export.json describes"),
+    ],
+)
+def test_what_was_not_attacked_is_not_registered(tmp_path, monkeypatch, file, change, message):
+    monkeypatch.chdir(make_run(tmp_path / "a"))
+    write_json(file, read_json(file) | change)
+    with pytest.raises(StageError, match=message):
+        register()
