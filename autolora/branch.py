@@ -13,27 +13,40 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from autolora.backbones import block_layers, head_names
 from autolora.files import replacing, weights_sha256
-
-if TYPE_CHECKING:
-    from autolora.training import Tuned
 
 RANK = 8
 
 Layers = list[tuple[str, nn.Conv2d | nn.Linear]]
 
 
+class Statistics(nn.Module):
+    """Batch-norm statistics of one's own: they replace the network's in a call, and move in its place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        norms = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        self.names = [f"{n}.{b}" for n, m in norms for b, _ in m.named_buffers(recurse=False)]
+        for i, name in enumerate(self.names):
+            self.register_buffer(str(i), model.get_buffer(name).clone())
+
+    def values(self) -> dict[str, Tensor]:
+        return {name: self.get_buffer(str(i)) for i, name in enumerate(self.names)}
+
+
 class Branch(nn.Module):
     """A and B for each of some layers of a network."""
+
+    statistics: Statistics | None
 
     def __init__(
         self,
@@ -45,6 +58,7 @@ class Branch(nn.Module):
         if not layers:
             raise ValueError("the network has no convolution or linear layer between stem and head: nothing to branch")
         self.rank = rank
+        self.statistics = None  # the natural pass shares the network's
         self.names = [name for name, _ in layers]
         self.shapes = [layer.weight.shape for _, layer in layers]
         sizes = [factor_shapes(layer, rank) for _, layer in layers]
@@ -104,11 +118,13 @@ def head_parameters(model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters() if name.startswith(prefixes)}
 
 
-def natural_view(model: nn.Module, branch: Branch, head: set[str], x: Tensor) -> Tensor:
-    """h(x; sg(theta1) + BA, theta2): gradients reach A, B and the head, and nothing else; buffers are shared."""
+def natural_weights(model: nn.Module, branch: Branch, head: set[str]) -> dict[str, Tensor]:
+    """sg(theta1) + BA, to be called with: gradients reach A, B and the head, and nothing else. Batch-norm statistics
+    are the network's own, unless the branch has some.
+    """
     weights = {n: p.detach() for n, p in model.named_parameters() if n not in head}
     weights |= {n: weights[n] + delta for n, delta in branch.deltas().items()}
-    return functional_call(model, weights, (x,))
+    return weights | (branch.statistics.values() if branch.statistics else {})
 
 
 @torch.no_grad()
@@ -124,7 +140,15 @@ def fold(model: nn.Module, deltas: Mapping[str, Tensor], alpha: float) -> nn.Mod
     return merged.requires_grad_(False)
 
 
-def merge(tuned: Tuned, alpha: float = 0.0) -> nn.Module:
+class TwoViews(Protocol):
+    """What fine-tuning gives (training.Tuned), as far as a merge looks at it."""
+
+    model: nn.Module
+    branch: Branch | None
+    method: str
+
+
+def merge(tuned: TwoViews, alpha: float = 0.0) -> nn.Module:
     """theta(alpha) = theta1 + alpha * BA: 0 is the robust network of the paper, 1 the natural branch."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}: expected a number from 0 to 1")

@@ -6,7 +6,10 @@ stays in its (memory-mapped) file, and only the batch at hand is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,54 +25,57 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4, flips: float = 0.5) -> Tensor:
-    """Random crop after zero padding, and a horizontal flip of every second image: one gather for the whole batch."""
+def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Random crop after zero padding, and a horizontal flip of every second image."""
+    return cropped(images, draw_crops(len(images), generator, padding), padding)
+
+
+def draw_crops(n: int, generator: torch.Generator, padding: int, flips: float = 0.5) -> Tensor:
+    """[n,3]: top, left, flipped."""
+    corners = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
+    flipped = torch.rand(n, generator=generator) < flips
+    return torch.stack([*corners, flipped.long()], 1)
+
+
+def cropped(images: Tensor, draws: Tensor, padding: int) -> Tensor:
+    """One gather for the whole batch."""
     n, _, h, w = images.shape
-    padded = F.pad(images, (padding,) * 4)
-    top, left = torch.randint(0, 2 * padding + 1, (2, n), generator=generator)
-    flip = torch.rand(n, generator=generator) < flips
+    top, left, flipped = draws.unbind(1)
+    padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
     rows = top[:, None] + torch.arange(h)  # [n,h]
-    columns = left[:, None] + torch.where(flip[:, None], torch.arange(w).flip(0), torch.arange(w))  # [n,w]
-    index = torch.arange(n)[:, None, None]
-    device = images.device
-    picked = padded.permute(0, 2, 3, 1)[index.to(device), rows[:, :, None].to(device), columns[:, None, :].to(device)]
+    across = torch.where(flipped[:, None] > 0, torch.arange(w).flip(0), torch.arange(w))  # [n,w]
+    index = [torch.arange(n)[:, None, None], rows[:, :, None], (left[:, None] + across)[:, None, :]]
+    picked = padded[tuple(i.to(images.device) for i in index)]
     return picked.permute(0, 3, 1, 2)  # channels_last in memory
 
 
-def crop(images: Tensor, generator: torch.Generator, padding: int) -> Tensor:
-    """Shifts alone, for images that mean something else in the mirror: digits, letters."""
-    return crop_and_flip(images, generator, padding, flips=0.0)
-
-
-def resized_crop_and_flip(images: Tensor, generator: torch.Generator, size: int) -> Tensor:
-    """Random resized crop (8 to 100 % of the area, aspect 3/4 to 4/3, bilinear) and flip: one sampling for the batch.
-
-    The boxes are drawn as in torchvision: up to ten tries an image, then the whole image.
+def draw_boxes(n: int, h: int, w: int, generator: torch.Generator, tries: int = 10) -> Tensor:
+    """[n,5]: top, left, height, width, flipped, as torchvision's RandomResizedCrop draws them: 8 to 100 % of the area,
+    aspect 3/4 to 4/3, up to ten tries, then the whole image.
     """
-    n, _, h, w = images.shape
-    height, width, top, left = _boxes(n, h, w, generator)
-    mirror = torch.where(torch.rand(n, generator=generator) < 0.5, -1.0, 1.0)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = mirror * width / w
-    theta[:, 1, 1] = height / h
-    theta[:, 0, 2] = (2 * left + width) / w - 1
-    theta[:, 1, 2] = (2 * top + height) / h - 1
-    grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False).to(images.device)
-    return F.grid_sample(to_pixels(images), grid, padding_mode="border", align_corners=False).clamp_(0, 1)
-
-
-def _boxes(n: int, h: int, w: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    tries = 10
     area = h * w * torch.empty(n, tries).uniform_(0.08, 1, generator=generator)
     ratio = torch.exp(torch.empty(n, tries).uniform_(-1, 1, generator=generator) * np.log(4 / 3))
     width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (width <= w) & (height <= h)
     first = fits.int().argmax(1, keepdim=True)  # the first try that fits
-    found = fits.any(1)
-    width = torch.where(found, width.gather(1, first)[:, 0], float(w))
-    height = torch.where(found, height.gather(1, first)[:, 0], float(h))
-    top, left = torch.rand(2, n, generator=generator)
-    return height, width, (top * (h - height + 1)).floor(), (left * (w - width + 1)).floor()
+    width = torch.where(fits.any(1), width.gather(1, first)[:, 0], float(w))
+    height = torch.where(fits.any(1), height.gather(1, first)[:, 0], float(h))
+    u, v, coin = torch.rand(3, n, generator=generator)
+    return torch.stack([(u * (h - height + 1)).floor(), (v * (w - width + 1)).floor(), height, width, (coin < 0.5)], 1)
+
+
+def resized(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Each image's box at size x size, bilinear: one sampling for the whole batch. Floats in [0,1]."""
+    n, _, h, w = images.shape
+    top, left, height, width, flipped = boxes.unbind(1)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = torch.where(flipped > 0, -1.0, 1.0) * width / w
+    theta[:, 1, 1] = height / h
+    theta[:, 0, 2] = (2 * left + width) / w - 1
+    theta[:, 1, 2] = (2 * top + height) / h - 1
+    pixels = to_pixels(images)
+    grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False).to(pixels)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
 def centre(images: Tensor, size: int) -> Tensor:
@@ -78,7 +84,14 @@ def centre(images: Tensor, size: int) -> Tensor:
     return images[..., top : top + size, left : left + size]
 
 
-def augmentation(name: str, stored: int, size: int) -> Callable[[Tensor, torch.Generator], Tensor]:
+class Augmentation(NamedTuple):
+    """Drawing is apart from applying: several processes draw for the global batch, and each applies its part."""
+
+    draw: Callable[[int, torch.Generator], Tensor]  # [n,...], one row an image
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+def augmentation(name: str, stored: int, size: int) -> Augmentation:
     """How training images are varied. `auto`: resized crop and flip where images are stored larger than they are used,
     else crop (padding an eighth of the side: 4 at 32 pixels) and flip. Images like digits want `crop`: no mirror.
     """
@@ -88,10 +101,14 @@ def augmentation(name: str, stored: int, size: int) -> Callable[[Tensor, torch.G
         name = "rrc_flip" if stored > size else "crop_flip"
     padding = max(1, size // 8)
     return {
-        "crop_flip": lambda x, g: crop_and_flip(centre(x, size), g, padding),
-        "crop": lambda x, g: crop(centre(x, size), g, padding),
-        "rrc_flip": lambda x, g: resized_crop_and_flip(x, g, size),
-        "none": lambda x, g: centre(x, size),
+        "crop_flip": Augmentation(
+            lambda n, g: draw_crops(n, g, padding), lambda x, d: cropped(centre(x, size), d, padding)
+        ),
+        "crop": Augmentation(
+            lambda n, g: draw_crops(n, g, padding, flips=0.0), lambda x, d: cropped(centre(x, size), d, padding)
+        ),
+        "rrc_flip": Augmentation(lambda n, g: draw_boxes(n, stored, stored, g), lambda x, d: resized(x, d, size)),
+        "none": Augmentation(lambda n, g: torch.zeros(n, 0), lambda x, d: centre(x, size)),
     }[name]
 
 
@@ -104,6 +121,21 @@ def take(images: Tensor | np.ndarray, index: Tensor, device: torch.device) -> Te
     picked = np.empty((len(rows), *images.shape[1:]), images.dtype)
     picked[order] = images[rows[order]]
     return torch.from_numpy(picked).to(device)
+
+
+def stream(images: Tensor | np.ndarray, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The images of each batch; from a file, the next batch is read while the present one is at work."""
+    if isinstance(images, Tensor):
+        yield from (take(images, index, device) for index in batches)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[Future[Tensor]] = deque()
+        for index in batches:
+            waiting.append(reader.submit(take, images, index, device))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def place(images: Tensor | np.ndarray, device: torch.device) -> Tensor | np.ndarray:

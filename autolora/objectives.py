@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,7 +49,12 @@ class Network(Protocol):
 
 
 def cross_entropy(net: Network, z: Tensor, y: Tensor) -> Tensor:
-    return net.mean(F.cross_entropy(z.float(), y, reduction="none"))
+    return net.mean(F.cross_entropy(wide(z), y, reduction="none"))
+
+
+def wide(z: Tensor) -> Tensor:
+    """At least float32: softmax and logarithm are never taken in half precision."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def accuracy(net: Network, z: Tensor, y: Tensor) -> Tensor:
@@ -57,7 +63,7 @@ def accuracy(net: Network, z: Tensor, y: Tensor) -> Tensor:
 
 def divergence(net: Network, z: Tensor, z_adv: Tensor) -> Tensor:
     """KL(softmax z || softmax z~), batch mean; the soft label from z is not detached."""
-    log_p, log_q = F.log_softmax(z.float(), 1), F.log_softmax(z_adv.float(), 1)
+    log_p, log_q = F.log_softmax(wide(z), 1), F.log_softmax(wide(z_adv), 1)
     return net.mean(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1))
 
 

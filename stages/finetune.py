@@ -1,22 +1,30 @@
 """Fine-tune the backbone robustly, and its naturally tuned twin beside it.
 
 data/prepared/{train,val} -> models/finetuned/, reports/training.csv. Killed, it goes on from the last whole epoch
-(`.work/finetune/<key>`). The test part is never opened here.
+(`.work/finetune/<key>`). The test part is never opened here. With several GPUs it starts one process for each, through
+torchrun (`AUTOLORA_PROCESSES` says another number); `torchrun --nproc-per-node N -m stages.finetune` does the same.
 """
 
 from __future__ import annotations
 
 import csv
+import ctypes
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-import autolora
+from autolora import distributed
 from autolora.backbones import Classifier, save_classifier
 from autolora.branch import save_branch
 from autolora.downloads import resolve_weights
@@ -25,7 +33,8 @@ from autolora.loading import load_backbone
 from autolora.training import Tuned
 from autolora.training import finetune as tune
 from stages.params import load
-from stages.work import main, only_one, timed, work_dir
+from stages.tracking import live
+from stages.work import StageError, main, only_one, timed, work_dir
 
 PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
@@ -33,26 +42,38 @@ COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "e
 
 
 def finetune() -> None:
+    if "WORLD_SIZE" not in os.environ and (count := processes()) > 1:
+        return launch(count)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    with distributed.group():
+        train_both()
+
+
+def train_both() -> None:
     params = load("finetune")
-    train, val = read_split("train"), read_split("val")
-    classes = read_json(PREPARED / "train" / "classes.json")
-    with timed("finetune") as record:
-        model = backbone(params, classes)
-        work = work_dir("finetune", **params.as_dict(), data=data_keys(), code=code_key())
-        with only_one(work):
-            robust = tuned(params, model, train, val, params.finetune.method, work)
-            natural = tuned(params, model, train, val, "natural", work)
+    first = distributed.rank() == 0
+    work = work_dir("finetune", **params.as_dict(), data=data_keys(), code=code_key())
+    clock: AbstractContextManager[dict[str, Any]] = timed("finetune") if first else nullcontext({})
+    lock: AbstractContextManager[None] = only_one(work) if first else nullcontext()
+    with clock as record, lock:
+        model = backbone(params, read_json(PREPARED / "train" / "classes.json"))
+        with live(work, params.as_dict(), params.finetune.epochs) as on_epoch:
+            robust = tuned(params, model, params.finetune.method, work, on_epoch)
+        natural = tuned(params, model, "natural", work)
+        if first:
             write_outputs(params, robust, natural)
-        record["images_per_second"] = round(float(np.median([r["images_per_second"] for r in robust.history])), 1)
-        record["epochs"] = [{k: r[k] for k in ("epoch", "seconds", "images_per_second")} for r in robust.history]
+            record |= speeds(robust)
 
 
-def tuned(params: Any, model: Classifier, train: Any, val: Any, method: str, work: Path) -> Tuned:
+def tuned(
+    params: Any, model: Classifier, method: str, work: Path, on_epoch: Callable[[dict[str, Any]], None] | None = None
+) -> Tuned:
     section = params.finetune
     return tune(
         model,
-        train,
-        val,
+        read_split("train"),
+        read_split("val"),
         params.threat.value(),
         method,
         section.epochs,
@@ -61,7 +82,54 @@ def tuned(params: Any, model: Classifier, train: Any, val: Any, method: str, wor
         batch_size=section.batch_size,
         augmentation=section.augmentation,
         checkpoints=work,
+        on_epoch=on_epoch,
     )
+
+
+def speeds(robust: Tuned) -> dict[str, Any]:
+    keys = ("epoch", "seconds", "images_per_second", "peak_memory_mb")
+    epochs = [{k: round(r[k], 2) for k in keys} for r in robust.history]
+    return {
+        "epochs": epochs,
+        "images_per_second": median(e["images_per_second"] for e in epochs),
+        "processes": distributed.world(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def processes() -> int:
+    """One for each visible GPU, or what AUTOLORA_PROCESSES says. No param: it must not make the stage stale."""
+    asked = os.environ.get("AUTOLORA_PROCESSES")
+    if asked is None:
+        return max(1, torch.cuda.device_count())
+    if not asked.isdigit() or int(asked) < 1:
+        raise StageError(f"AUTOLORA_PROCESSES is {asked!r}: expected a whole number from 1 on")
+    return int(asked)
+
+
+def launch(count: int) -> None:
+    """This stage again, in `count` processes that torchrun keeps together; they die when this one does."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    with subprocess.Popen([*command, "-m", "stages.finetune"], preexec_fn=die_with_parent) as run:
+        try:
+            code = run.wait()
+        except BaseException:
+            run.terminate()
+            raise
+    if code != 0:
+        raise StageError(f"one of {count} processes failed (torchrun ended with {code}): its message is above")
+
+
+def die_with_parent() -> None:
+    """The kernel kills this process when its parent dies, kill -9 included (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+# --- what goes in ----------------------------------------------------------------------------------------------------
 
 
 def backbone(params: Any, classes: list[str]) -> Classifier:
@@ -94,9 +162,12 @@ def data_keys() -> dict[str, str]:
 def code_key() -> str:
     """Progress made by other code is another run's."""
     digest = hashlib.sha256(torch.__version__.encode())
-    for file in sorted(Path(autolora.__file__).parent.rglob("*.py")):
-        digest.update(file.read_bytes())
+    for name in sorted(name for name in sys.modules if name.split(".")[0] == "autolora"):
+        digest.update(Path(cast(str, sys.modules[name].__file__)).read_bytes())
     return digest.hexdigest()
+
+
+# --- what comes out --------------------------------------------------------------------------------------------------
 
 
 def write_outputs(params: Any, robust: Tuned, natural: Tuned) -> None:

@@ -1,0 +1,152 @@
+"""Several processes that compute what one would: torch.distributed underneath, gloo on CPUs, NCCL on GPUs.
+
+    torchrun --nproc-per-node 2 -m stages.finetune
+
+Each process takes every n-th image of the global batch; losses are divided by the global batch, so gradients add up.
+Batch-norm statistics are those of the global batch (torch's SyncBatchNorm refuses CPU tensors): while `global_norms()`
+is on, every `F.batch_norm` in training reduces its sums over all processes, forwards and backwards, in any network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+def rank() -> int:
+    return dist.get_rank() if _on() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if _on() else 1
+
+
+def _on() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Join the processes that torchrun started; without torchrun there is nothing to join."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or _on():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def mine(index: Tensor) -> Tensor:
+    """This process' part of the global batch: every n-th of it."""
+    return index[rank() :: world()]
+
+
+def part(n: int) -> int:
+    """How many of the first `n` of the global batch are mine."""
+    return len(range(rank(), n, world()))
+
+
+def add(tensors: Iterable[Tensor | None]) -> None:
+    """Sum over all processes, in place, in one message a data type."""
+    if world() == 1:
+        return
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor is not None:
+            by_type.setdefault(tensor.dtype, []).append(tensor)
+    for group_of in by_type.values():
+        flat = torch.cat([t.detach().reshape(-1) for t in group_of])
+        dist.all_reduce(flat)
+        for tensor, value in zip(group_of, flat.split([t.numel() for t in group_of])):
+            tensor.detach().copy_(value.view(tensor.shape))
+
+
+def agree(number: int) -> bool:
+    """Do all processes have the same number?"""
+    if world() == 1:
+        return True
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, number)
+    return len(set(found)) == 1
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
+
+
+class _GlobalNorms(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm and _training(*args, **kwargs):
+            return batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _training(
+    x: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, *_: Any, **__: Any
+) -> bool:
+    return training
+
+
+@contextmanager
+def global_norms() -> Iterator[None]:
+    """Within, batch norms in training use the statistics of the global batch."""
+    if world() == 1:
+        yield
+        return
+    with _GlobalNorms():
+        yield
+
+
+def batch_norm(
+    x: Tensor,  # [n,c,...]
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """F.batch_norm in training, over the images of all processes."""
+    axes = [d for d in range(x.ndim) if d != 1]
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    count = wide.new_full((1,), x.numel() / x.shape[1])
+    sums = _Sum.apply(torch.cat([wide.sum(axes), count]))
+    n = sums[-1].detach()
+    mean = sums[:-1] / n
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    centred = wide - mean.view(shape)
+    variance = _Sum.apply(centred.square().sum(axes)) / n  # two passes: no cancellation
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((variance * n / (n - 1)).to(running_var.dtype), momentum)
+    normal = centred * torch.rsqrt(variance + eps).view(shape)
+    if weight is not None:
+        normal = normal * weight.view(shape)
+    return (normal if bias is None else normal + bias.view(shape)).to(x.dtype)

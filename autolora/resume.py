@@ -1,0 +1,88 @@
+"""Where a killed run goes on: one file, named after all that determines the run, replaced after each epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autolora import distributed
+from autolora.automation import Scalars
+from autolora.files import replacing, weights_sha256
+from autolora.inputs import Settings, Split
+from autolora.learner import Learner
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """Where a run stands after an epoch."""
+
+    epoch: int = 0
+    steps: int = 0
+    stopped: bool = False
+    best_epoch: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    history: list[Record] = field(default_factory=list)
+
+
+def checkpoint_file(
+    folder: str | Path | None, model: nn.Module, train: Split, val: Split, settings: Settings
+) -> Path | None:
+    """A stale file is never picked up: other settings, weights, images, labels or torch are another name."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256(f"{torch.__version__} {settings}".encode())
+    digest.update(weights_sha256(model.state_dict()).encode())
+    for images, labels in (train, val):
+        for start in range(0, len(images), 1024):
+            chunk: Any = images[start : start + 1024]
+            digest.update(np.ascontiguousarray(chunk.cpu().numpy() if isinstance(chunk, Tensor) else chunk).data)
+        digest.update(labels.numpy().tobytes())
+    return Path(folder) / f"{settings.method}-{digest.hexdigest()[:16]}.pt"
+
+
+def keep(learner: Learner, done: Progress, file: Path | None) -> None:
+    """The first process writes; all wait for it."""
+    if file is not None and distributed.rank() == 0:
+        saved = {
+            "modules": learner.state(),
+            "optimiser": learner.optimiser.state_dict(),
+            "controller": learner.controller.state(),
+            "weights": tuple(learner.weights),
+            "progress": {**vars(done)},
+        }
+        with replacing(file) as part:
+            torch.save(saved, part)
+    distributed.agree(done.epoch)
+
+
+def restore(learner: Learner, file: Path | None) -> Progress:
+    saved = _read(file, learner.device)
+    done = Progress(**saved["progress"]) if saved else Progress()
+    if not distributed.agree(done.epoch):
+        raise ValueError(f"the processes do not read the same checkpoint {file}: put AUTOLORA_WORK on shared storage")
+    if saved:
+        learner.load(saved["modules"])
+        learner.optimiser.load_state_dict(saved["optimiser"])
+        learner.controller.load(saved["controller"])
+        learner.weights = Scalars(*saved["weights"])
+    return done
+
+
+def _read(file: Path | None, device: torch.device) -> Mapping[str, Any]:
+    if file is None or not file.exists():
+        return {}
+    return torch.load(file, map_location=device, weights_only=True)
+
+
+def describe(settings: Settings) -> Record:
+    """The settings as plain values, for a record."""
+    return asdict(settings) | {"threat": settings.threat.as_record()}
