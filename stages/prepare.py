@@ -43,11 +43,11 @@ def prepare() -> None:
         rows = list(store.decode(_watched(data.source, Path(data.path))))
         _split(rows, params.seed, data.validation_fraction, data.test_fraction)
         leave_out_copies(rows)
-        fit = [row for row in rows if not row["reason"]]
+        fit = [row for row in rows if not row["reason"]] or _nothing(rows)
         _mark_near_duplicates(fit, store)
         record |= {"images": len(rows), "decoded": store.decoded}
         with _replacing_folder(PREPARED) as part:
-            _write_splits(part, fit or _nothing(rows), store, data.image_size)
+            _write_splits(part, fit, store, data.image_size)
             _write_manifest(rows)
 
 

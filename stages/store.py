@@ -61,16 +61,18 @@ class Store:
         arguments = (str(self.folder), self.size, set(self.index))
         results = _looked_at(_chunks(found), processes() if workers is None else workers, arguments)
         with open(self.folder / "index.jsonl", "a", encoding="utf-8") as index:
+            index.write("\n")  # a torn last line must not swallow the next one
             yield from self._rows(results, index)
 
     def _rows(self, results: Iterable[list], index: Any) -> Iterator[dict[str, Any]]:
         for chunk in results:
-            for found, sha256, entry in chunk:
+            for _, sha256, entry in chunk:
                 if entry is not None and sha256 not in self.index:
                     index.write(json.dumps({"sha256": sha256, **entry}) + "\n")
                     self.index[sha256] = entry
                     self.decoded += 1
-                index.flush()
+            index.flush()
+            for found, sha256, _ in chunk:
                 yield _row(found, sha256, self.index.get(sha256, {}))
 
     def read(self, names: Iterable[str], block: int = 256) -> Iterator[np.ndarray]:
@@ -127,7 +129,7 @@ def _ordered(pool: Executor, chunks: Iterable[list[Found]], ahead: int) -> Itera
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:
     index = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
             try:
                 entry = json.loads(line)
             except ValueError:

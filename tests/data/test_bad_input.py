@@ -1,0 +1,246 @@
+"""Whatever a user's folder holds: each fault is a row with its path and what to do, and the rest is prepared."""
+
+from __future__ import annotations
+
+import csv
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.prepare import prepare
+from stages.work import StageError
+from tests.data.conftest import fill, picture
+from tests.data.test_images import encoded
+
+
+def bomb() -> bytes:
+    import zlib
+
+    content = bytearray(encoded(Image.new("1", (16, 16))))
+    content[16:24] = (200_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+def plant(raw) -> dict[str, str]:
+    """Twelve faults in a folder of cats and dogs; what each is to be called."""
+    cat = raw / "cat"
+    (cat / "truncated.jpg").write_bytes(encoded(picture(70), "JPEG")[:700])
+    (cat / "text.png").write_text("not a picture")
+    (cat / "zero.png").touch()
+    (cat / "bomb.png").write_bytes(bomb())
+    (raw.parent / "outside.png").write_bytes(encoded(picture(71)))
+    (cat / "outside.png").symlink_to(raw.parent / "outside.png")
+    (cat / "circle").symlink_to(cat)
+    (cat / "itself.png").symlink_to(cat / "itself.png")
+    (cat / "two\nlines.png").write_bytes(encoded(picture(72)))
+    with open(os.fsencode(cat) + b"/caf\xe9.png", "wb") as file:
+        file.write(encoded(picture(73)))
+    (raw / "empty").mkdir()
+    (raw / "loose.png").write_bytes(encoded(picture(74)))
+    (raw / "dog/cat.png").write_bytes((cat / "0.png").read_bytes())
+    return {
+        "cat/truncated.jpg": "broken: ",
+        "cat/text.png": "not an image: ",
+        "cat/zero.png": "empty: ",
+        "cat/bomb.png": "too large: ",
+        "cat/outside.png": "link: it points out",
+        "cat/circle": "link: it leads to a folder",
+        "cat/itself.png": "link: ",
+        "cat/two\\nlines.png": "name: ",
+        "cat/caf\\xe9.png": "name: ",
+        "empty": "empty class: ",
+        "loose.png": "no class: ",
+        "dog/cat.png": "two labels: the same image is cat as cat/0.png",
+    }
+
+
+def test_every_fault_is_a_row_with_a_reason(workspace):
+    fill(workspace.raw)
+    planted = plant(workspace.raw)
+    rows = workspace.prepare()
+    for path, words in planted.items():
+        assert rows[path]["reason"].startswith(words), path
+    left_out = {path for path, row in rows.items() if row["reason"]}
+    assert left_out == {*planted, "cat/0.png"}  # of the image under two labels both copies
+    assert len(rows) == 40 + 12
+    assert sum(len(ids) for ids in workspace.ids().values()) == 39
+
+
+def test_side_files_are_no_images_and_no_fault(workspace):
+    fill(workspace.raw)
+    (workspace.raw / "README.md").write_text("my pictures")
+    (workspace.raw / "cat/.DS_Store").write_bytes(b"x")
+    (workspace.raw / "cat/Thumbs.db").write_bytes(b"x")
+    (workspace.raw / "cat/boxes.xml").write_text("<a/>")
+    rows = workspace.prepare()
+    assert len(rows) == 41
+    assert rows["cat/boxes.xml"]["reason"] == "ignored: files named .xml hold no images; nothing to do"
+
+
+def test_links_inside_the_folder_are_followed(workspace):
+    fill(workspace.raw)
+    (workspace.raw / "cat/link.png").symlink_to("1.png")
+    assert workspace.prepare()["cat/link.png"]["reason"].startswith("repeated: the same image as cat/1.png")
+
+
+def test_copies_of_one_label_are_left_out_but_one(workspace):
+    fill(workspace.raw)
+    for name in ("a.png", "b.png"):
+        (workspace.raw / "cat" / name).write_bytes((workspace.raw / "cat/0.png").read_bytes())
+    rows = workspace.prepare()
+    assert not rows["cat/0.png"]["reason"]
+    assert rows["cat/a.png"]["reason"].startswith("repeated: the same image as cat/0.png")
+    assert rows["cat/b.png"]["reason"].startswith("repeated: the same image as cat/0.png")
+
+
+def test_of_an_image_in_two_splits_the_test_copy_stays(workspace):
+    fill(workspace.raw / "train")
+    fill(workspace.raw / "test", images=5, first=100)
+    (workspace.raw / "train/cat/leak.png").write_bytes((workspace.raw / "test/cat/100.png").read_bytes())
+    rows = workspace.prepare()
+    assert rows["train/cat/leak.png"]["reason"].startswith("two splits: the same image is in test as test/cat/100.png")
+    assert not rows["test/cat/100.png"]["reason"]
+    assert len(workspace.ids()["test"]) == 10
+
+
+def test_nothing_usable_stops_and_names_what_was_found(workspace):
+    (workspace.raw / "cat").mkdir()
+    (workspace.raw / "cat/a.png").write_text("no")
+    with pytest.raises(StageError, match=r"(?s)no image can be used.*cat/a\.png: not an image"):
+        prepare()
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "words"),
+    [
+        ("folder", "nowhere", "data.path is nowhere: there is no such folder"),
+        ("folder", "data/raw", "holds no class folders"),
+        ("csv", "data/raw", "one .csv file"),
+        ("npz", "data/raw", "one .npz file"),
+        ("sheets", "data/raw", "holds CLASS.png"),
+    ],
+)
+def test_a_source_that_is_not_there_says_what_is_expected(workspace, source, path, words):
+    workspace.set(source=source, path=path)
+    with pytest.raises(StageError, match=words):
+        prepare()
+
+
+def test_a_full_disk_says_so_and_loses_nothing(workspace, monkeypatch):
+    """/dev/full answers every write as a full disk does."""
+    fill(workspace.raw)
+    workspace.prepare()
+    before = workspace.ids()
+    fill(workspace.raw, images=2, first=50)
+    monkeypatch.setattr("stages.store.tempfile.mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), "full"))
+    with pytest.raises(OSError, match="No space left"):
+        prepare()
+    assert workspace.ids() == before
+    monkeypatch.undo()
+    monkeypatch.chdir(workspace.folder)
+    assert len(workspace.prepare()) == 44
+
+
+def test_a_full_disk_at_the_end_keeps_what_was_prepared(workspace, monkeypatch):
+    fill(workspace.raw)
+    workspace.prepare()
+    before = workspace.ids()
+    fill(workspace.raw, images=2, first=50)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("stages.prepare._write_manifest", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare()
+    assert workspace.ids() == before
+    assert not list((workspace.folder / "data").glob(".*"))
+
+
+@pytest.fixture
+def nobody(workspace):
+    """Root may read everything: become somebody else for the length of a test."""
+    if os.geteuid() != 0:
+        yield lambda: None
+        return
+    for folder in (workspace.folder, *workspace.folder.parents):  # pytest's folders are for their owner alone
+        if folder.stat().st_uid == 0 and len(folder.parts) > 2:
+            folder.chmod(0o755)
+    yield lambda: os.seteuid(65534)
+    os.seteuid(0)
+
+
+def test_no_permission_to_read(workspace, nobody):
+    fill(workspace.raw)
+    (workspace.raw / "cat/0.png").chmod(0)
+    (workspace.raw / "cat/sub").mkdir(mode=0)
+    for folder in ("", ".work", "data"):
+        (workspace.folder / folder).mkdir(exist_ok=True)
+        (workspace.folder / folder).chmod(0o777)
+    nobody()
+    rows = workspace.prepare()
+    assert rows["cat/0.png"]["reason"] == "unreadable: no permission to read it; chmod +r it"
+    assert rows["cat/sub"]["reason"] == "unreadable: no permission to list the folder; chmod +rx it"
+    assert sum(len(ids) for ids in workspace.ids().values()) == 39
+
+
+def table(workspace, text: str) -> None:
+    workspace.set(source="csv")
+    fill(workspace.raw / "pictures")
+    (workspace.raw / "labels.csv").write_text(text)
+
+
+def test_a_table_of_labels(workspace):
+    names = [f"pictures/{label}/{i}.png,{label}" for label in ("cat", "dog") for i in range(20)]
+    table(workspace, "path,label\n" + "\n".join(names))
+    rows = workspace.prepare()
+    assert len(rows) == 40
+    assert rows["pictures/cat/3.png"]["label"] == "cat"
+    assert not any(row["reason"] for row in rows.values())
+
+
+def test_faults_in_a_table(workspace):
+    good = [f"pictures/{label}/{i}.png,{label}," for label in ("cat", "dog") for i in range(9)]
+    bad = [
+        "pictures/ghost.png,ghost,",
+        "pictures/cat/10.png,,",
+        "pictures/cat/11.png,cat,probe",
+        "../outside.png,cat,",
+        ",cat,",
+        "pictures/cat/0.png,cat,",
+        "pictures/cat/1.png,dog,",
+    ]
+    table(workspace, "path,label,split\n" + "\n".join(good + bad))
+    prepare()
+    with open("data/manifest.csv", newline="", encoding="utf-8") as file:
+        reasons = sorted(row["reason"] for row in csv.DictReader(file) if row["reason"])
+    assert [reason.partition(":")[0] for reason in reasons] == [
+        "link", "missing", "missing", "no label", "repeated", "split", "two labels", "two labels",
+    ]  # fmt: skip
+    assert "split: probe is none of train, val, test; correct it, or leave it empty" in reasons
+    assert "repeated: listed twice; remove one" in reasons
+
+
+def test_a_table_without_labels(workspace):
+    table(workspace, "path,class\na,b\n")
+    with pytest.raises(StageError, match="no column label"):
+        prepare()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": np.zeros((4, 8, 8, 3), np.float32), "y": np.arange(4)}, "x is float32"),
+        ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.arange(3)}, "x has 4 images, and there are 3 labels"),
+        ({"pictures": np.zeros((4, 8, 8), np.uint8)}, "holds pictures: expected x and y"),
+        ({"x": np.zeros((4, 8), np.uint8), "y": np.arange(4)}, r"x is uint8 \(4, 8\)"),
+    ],
+)
+def test_faults_in_arrays(workspace, arrays, words):
+    np.savez(workspace.raw / "set.npz", **arrays)
+    workspace.set(source="npz")
+    with pytest.raises(StageError, match=words):
+        prepare()

@@ -1,0 +1,157 @@
+"""What becomes of one image: every mode on purpose, every broken file with a reason that names what to do."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stages.images import BadImage, content_sha256, decode, dhash, read_file
+from tests.data.conftest import picture
+
+
+def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def test_square_is_torchvisions_resize_and_centre_crop():
+    """The oracle: Resize(short side) and CenterCrop as in the paper's protocol. Rounding may move a grey level or two,
+    and the crop half a source pixel."""
+    from torchvision.transforms import v2
+
+    image = picture(0, 120, 80)
+    pixels, facts = decode(encoded(image), 32)
+    theirs = np.asarray(v2.CenterCrop(32)(v2.Resize(32)(image))).transpose(2, 0, 1)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (3, 32, 32)
+    assert np.abs(pixels.astype(int) - theirs).mean() < 1
+    assert (facts["width"], facts["height"], facts["mode"]) == (120, 80, "RGB")
+    assert facts["mean"] == pytest.approx(pixels.mean(), abs=0.01)
+    assert facts["std"] == pytest.approx(pixels.std(), abs=0.01)
+
+
+def test_an_image_of_the_right_size_is_not_touched():
+    image = picture(1, 32, 32)
+    assert np.array_equal(decode(encoded(image), 32)[0], np.asarray(image).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    """Stored turned and flagged so, an image comes out upright: all eight cases, by the inverse transpositions."""
+    upright = picture(2, 64, 48)
+    turn = {
+        2: [Image.Transpose.FLIP_LEFT_RIGHT],
+        3: [Image.Transpose.ROTATE_180],
+        4: [Image.Transpose.FLIP_TOP_BOTTOM],
+        5: [Image.Transpose.TRANSPOSE],
+        6: [Image.Transpose.ROTATE_90],
+        7: [Image.Transpose.TRANSVERSE],
+        8: [Image.Transpose.ROTATE_270],
+    }
+    stored = upright
+    for step in turn.get(orientation, []):
+        stored = stored.transpose(step)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels, facts = decode(encoded(stored, "PNG", exif=exif), 32)
+    assert (facts["width"], facts["height"]) == (64, 48)
+    assert np.abs(pixels.astype(int) - decode(encoded(upright), 32)[0]).max() <= 1
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
+    image = picture(3, 1600, 1200)
+    content = encoded(image, "JPEG", quality=95)
+    from_jpeg, facts = decode(content, 32)
+    from_full, _ = decode(encoded(Image.open(io.BytesIO(content))), 32)
+    assert (facts["width"], facts["height"]) == (1600, 1200)
+    assert np.abs(from_jpeg.astype(int) - from_full).mean() < 1.5
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_mode_becomes_rgb(mode):
+    """A grey picture says the same in every mode (black or white where there is one bit)."""
+    grey = np.asarray(picture(4, 32, 32).convert("L"))
+    if mode == "1":
+        grey = np.where(grey > 127, 255, 0).astype(np.uint8)
+    images = {
+        "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
+        "I": lambda: Image.fromarray(grey.astype(np.int32) * 257),
+        "F": lambda: Image.fromarray(grey.astype(np.float32) / 255),
+    }
+    image = images.get(mode, lambda: Image.fromarray(grey).convert(mode))()
+    assert image.mode == mode
+    pixels, facts = decode(encoded(image, "TIFF"), 32)
+    assert facts["mode"] == mode
+    assert np.abs(pixels.astype(int) - grey).max() <= 2
+
+
+def test_what_is_transparent_lies_on_white():
+    """Not on the colour that hides beneath: half is red and opaque, half is red and invisible."""
+    image = Image.new("RGBA", (32, 32), (255, 0, 0, 255))
+    image.paste((255, 0, 0, 0), (0, 0, 32, 16))
+    for content in (encoded(image), encoded(image.quantize(4), "PNG"), encoded(image, "WEBP", lossless=True)):
+        pixels, _ = decode(content, 32)
+        assert pixels[:, 0, 0].tolist() == [255, 255, 255]
+        assert pixels[:, 31, 31].tolist() == [255, 0, 0]
+
+
+def test_of_an_animation_the_first_frame_counts():
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "lime", "blue")]
+    pixels, _ = decode(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), 32)
+    assert pixels[:, 16, 16].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"these are words, not pixels", "not an image: "),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image: "),  # would start Ghostscript
+        (encoded(picture(5), "JPEG")[:600], "broken: "),
+        (encoded(picture(5), "PNG")[:-900], "broken: "),
+        (encoded(picture(5), "PNG")[:60] + b"\x00" * 900, "broken: "),
+        (encoded(Image.fromarray(np.full((9, 9), 7.5, np.float32)), "TIFF"), "unknown range: values from 7.5 to 7.5"),
+    ],
+)
+def test_a_broken_file_has_a_reason(content, words):
+    with pytest.raises(BadImage, match=words):
+        decode(content, 32)
+
+
+def test_a_decompression_bomb_is_refused_before_it_unfolds():
+    bomb = bytearray(encoded(Image.new("1", (16, 16))))
+    bomb[16:24] = (200_000).to_bytes(4, "big") * 2  # 40 thousand million pixels, says the header
+    import zlib
+
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    with pytest.raises(BadImage, match="too large: more than 178 million pixels; shrink it"):
+        decode(bytes(bomb), 32)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(BadImage, match="empty: "):
+        read_file(str(tmp_path / "empty.png"))
+    with pytest.raises(BadImage, match="missing: "):
+        read_file(str(tmp_path / "nowhere.png"))
+    with pytest.raises(BadImage, match="unreadable: "):
+        read_file(str(tmp_path))
+
+
+def test_the_name_of_an_image_is_its_content():
+    import hashlib
+
+    assert content_sha256(b"abc") == hashlib.sha256(b"abc").hexdigest()
+    a = np.arange(12, dtype=np.uint8)
+    assert content_sha256(a.reshape(3, 4)) != content_sha256(a.reshape(4, 3))
+    assert content_sha256(a.reshape(3, 4).T) == content_sha256(np.ascontiguousarray(a.reshape(3, 4).T))
+
+
+def test_dhash_against_its_definition():
+    image = picture(6, 17, 16).convert("L")
+    grey = np.asarray(image).astype(int)
+    bits = "".join("1" if grey[y, x + 1] > grey[y, x] else "0" for y in range(16) for x in range(16))
+    assert dhash(image) == f"{int(bits, 2):064x}"

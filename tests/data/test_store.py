@@ -1,0 +1,113 @@
+"""Decoded once, kept by content: growth decodes what is new, a crash loses little, processes change nothing."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from stages.images import decode
+from stages.store import Found, Store
+from tests.data.conftest import fill, picture
+
+
+def listed(folder):
+    return [Found(f.name, f.parent.name, None, str(f)) for f in sorted(folder.glob("*/*.png"))]
+
+
+@pytest.fixture
+def kept(tmp_path):
+    (tmp_path / "store").mkdir()
+    return lambda: Store(tmp_path / "store", 24)
+
+
+def test_what_is_read_is_what_was_decoded(tmp_path, kept):
+    fill(tmp_path / "raw", images=5)
+    store = kept()
+    rows = list(store.decode(listed(tmp_path / "raw")))
+    read = np.concatenate(list(store.read([row["sha256"] for row in rows], block=3)))
+    for found, row, image in zip(listed(tmp_path / "raw"), rows, read):
+        with open(found.content, "rb") as file:
+            expected, facts = decode(file.read(), 24)
+        assert np.array_equal(image, expected)
+        assert facts.items() <= row.items()
+
+
+def test_only_what_is_new_is_decoded(tmp_path, kept):
+    fill(tmp_path / "raw", images=6)
+    before = kept()
+    first = list(before.decode(listed(tmp_path / "raw")))
+    fill(tmp_path / "raw", images=3, first=6)
+    (tmp_path / "raw/cat/0.png").rename(tmp_path / "raw/dog/renamed.png")
+    after = kept()
+    second = list(after.decode(listed(tmp_path / "raw")))
+    assert (before.decoded, after.decoded) == (12, 6)
+    names = [row["sha256"] for row in first]
+    assert np.array_equal(before.pixels(names), after.pixels(names))
+    assert len(second) == 18
+
+
+def test_a_bad_image_is_remembered_too(tmp_path, kept):
+    (tmp_path / "bad.png").write_bytes(b"no")
+    bad = [Found("bad.png", "cat", None, str(tmp_path / "bad.png"))]
+    first, second = kept(), kept()
+    rows = list(first.decode(bad))
+    again = kept()
+    assert list(again.decode(bad)) == rows
+    assert (first.decoded, again.decoded) == (1, 0)
+    assert rows[0]["reason"].startswith("not an image: ")
+    assert not second.index
+
+
+def test_processes_change_nothing(tmp_path, kept):
+    """More images than one process does alone; order, facts and pixels are the same."""
+    arrays = [Found(str(i), "a", None, np.asarray(picture(i % 300, 16, 16))) for i in range(400)]
+    many = kept()
+    in_parallel = list(many.decode(iter(arrays), workers=2))
+    assert len(list(many.folder.glob("pixels-*"))) >= 1
+    names = [row["sha256"] for row in in_parallel]
+    pixels = many.pixels(names)
+    for file in many.folder.iterdir():
+        file.unlink()
+    one = kept()
+    assert list(one.decode(iter(arrays), workers=1)) == in_parallel
+    assert np.array_equal(one.pixels(names), pixels)
+    assert len(one.index) == 300
+
+
+def test_a_crash_loses_only_what_was_under_way(tmp_path, kept):
+    arrays = [Found(str(i), "a", None, np.full((8, 8 + i), i % 256, np.uint8)) for i in range(400)]
+    with pytest.raises(RuntimeError, match="power cut"):
+        list(kept().decode(_breaks_off(arrays, 300), workers=1))
+    index = tmp_path / "store/index.jsonl"
+    assert len(index.read_text().strip().splitlines()) == 288  # nine chunks of 32
+    index.write_text(index.read_text()[:-20])  # and the last line was torn
+    store = kept()
+    rows = list(store.decode(arrays, workers=1))
+    assert store.decoded == 400 - 287
+    assert [row["reason"] for row in rows] == [""] * 400
+    read = store.pixels([row["sha256"] for row in rows])
+    assert read[:, 0, 0, 0].tolist() == [i % 256 for i in range(400)]
+    assert kept().index.keys() == store.index.keys()
+
+
+def _breaks_off(found, after):
+    yield from itertools.islice(found, after)
+    raise RuntimeError("power cut")
+
+
+def test_the_input_is_not_read_ahead(kept):
+    """Memory does not grow with the number of images: few are taken from the source before rows come out."""
+    taken = 0
+
+    def source():
+        nonlocal taken
+        for i in range(5000):
+            taken += 1
+            yield Found(str(i), "a", None, np.full((8, 8), i % 256, np.uint8))
+
+    rows = kept().decode(source(), workers=2)
+    next(rows)
+    assert taken < 1000
+    rows.close()
