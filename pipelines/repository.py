@@ -1,0 +1,92 @@
+"""A Triton model repository: config.pbtxt, numbered version folders, and what was deployed when.
+
+FOLDER/NAME/config.pbtxt        which version is served; replaced whole
+FOLDER/NAME/3/model.onnx        appears whole, by a rename
+FOLDER/NAME/deployed.json       the served version, those before it, those that were refused
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from autolora import runtime
+from autolora.files import read_json, write_json, write_text
+
+STATE = "deployed.json"
+MODEL_FILE = "model.onnx"
+MAX_BATCH = 64
+TYPES = {"tensor(float)": "TYPE_FP32", "tensor(float16)": "TYPE_FP16", "tensor(uint8)": "TYPE_UINT8"}
+
+
+def state(model: Path) -> dict[str, Any]:
+    """What is served here: {"current": 3, "events": [...], "refused": {"4": "why"}}."""
+    path = model / STATE
+    return read_json(path) if path.is_file() else {"current": None, "events": [], "refused": {}}
+
+
+def write_version(model: Path, number: int, onnx_file: Path) -> Path:
+    """The file as version folder: absent, then whole. The same version again is replaced."""
+    part = model / f".{number}.{os.getpid()}.part"  # Triton ignores folders whose name is no number
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    shutil.copyfile(onnx_file, part / MODEL_FILE)
+    _sync(part / MODEL_FILE)
+    shutil.rmtree(model / str(number), ignore_errors=True)
+    part.rename(model / str(number))
+    return model / str(number) / MODEL_FILE
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def serve(model: Path, number: int, event: dict[str, Any]) -> None:
+    """Point config.pbtxt at a version that is there, and keep that in the record."""
+    write_text(model / "config.pbtxt", config(model.name, number, model / str(number) / MODEL_FILE))
+    record = state(model)
+    record["events"].append({"version": number, "before": record["current"], **event})
+    record["refused"].pop(str(number), None)
+    write_json(model / STATE, record | {"current": number})
+
+
+def refuse(model: Path, number: int, why: str) -> None:
+    """Remember a version that failed, and remove its folder: nobody serves it by accident."""
+    record = state(model)
+    record["refused"][str(number)] = why
+    write_json(model / STATE, record)
+    shutil.rmtree(model / str(number), ignore_errors=True)
+
+
+def config(name: str, number: int, onnx_file: Path) -> str:
+    """config.pbtxt written out: Triton's own completion would turn batching on by itself."""
+    session = runtime.open_session(onnx_file, threads=1)
+    puts = {
+        kind: "\n".join(f'  {{ name: "{p.name}" data_type: {TYPES[p.type]} dims: {list(p.shape[1:])} }}' for p in found)
+        for kind, found in (("input", session.get_inputs()), ("output", session.get_outputs()))
+    }
+    return (
+        f'name: "{name}"\nbackend: "onnxruntime"\nmax_batch_size: {MAX_BATCH}\n'
+        + "".join(f"{kind} [\n{text}\n]\n" for kind, text in puts.items())
+        + f"version_policy: {{ specific {{ versions: [{number}] }} }}\n"
+        "dynamic_batching { max_queue_delay_microseconds: 500 }\n"
+    )
+
+
+def versions(model: Path) -> list[int]:
+    return sorted(int(p.name) for p in model.iterdir() if p.is_dir() and p.name.isdigit())
+
+
+def prune(model: Path, keep: int, spare: Iterable[int | None]) -> list[int]:
+    """Remove all but the `keep` newest folders and those to spare; returns what was removed."""
+    found = versions(model)
+    gone = [v for v in found[: max(0, len(found) - keep)] if v not in set(spare)]
+    for number in gone:
+        shutil.rmtree(model / str(number))
+    for part in model.glob(".*.part"):  # left by a deployment that was killed
+        shutil.rmtree(part, ignore_errors=True)
+    return gone

@@ -1,0 +1,210 @@
+"""What the alias names is served, whole and verified; what does not answer as recorded is taken back."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autolora.files import file_sha256, read_json
+from pipelines import deploy, repository
+from pipelines.deploy import main, watch
+from stages import register as registering
+from stages.examples import answers, canaries
+
+
+@pytest.fixture
+def service(tmp_path):
+    return tmp_path / "service"
+
+
+@pytest.fixture
+def champion(client):
+    return lambda number: client.set_registered_model_alias("synthetic", "champion", str(number))
+
+
+def run(service, *more):
+    return main(["synthetic@champion", "--to", str(service), *more])
+
+
+def served(service):
+    text = (service / "synthetic/config.pbtxt").read_text()
+    number = repository.state(service / "synthetic")["current"]
+    assert f"versions: [{number}]" in text
+    return number
+
+
+def folders(service):
+    return repository.versions(service / "synthetic")
+
+
+def test_the_alias_is_followed_and_the_last_k_stay(registered, champion, service, capsys):
+    for letter in "abc":
+        registered(letter, seed=ord(letter))
+    for number in (1, 2, 3):
+        champion(number)
+        assert run(service, "--keep", "2") == 0
+        file = service / f"synthetic/{number}/model.onnx"
+        assert file_sha256(file) == read_json("models/registered.json")["onnx_sha256"] or number < 3
+    assert served(service) == 3
+    assert folders(service) == [2, 3]
+    assert run(service) == 0
+    assert "served already" in capsys.readouterr().out
+    text = (service / "synthetic/config.pbtxt").read_text()
+    assert 'name: "image" data_type: TYPE_FP32 dims: [3, 8, 8]' in text
+
+    assert main(["synthetic", "--to", str(service), "--rollback"]) == 0
+    assert served(service) == 2
+    assert run(service) == 1  # the alias still names 3, which was taken back by hand
+    assert "refused here before" in capsys.readouterr().err
+    assert run(service, "--retry") == 0
+    assert served(service) == 3
+
+
+def test_a_file_that_answers_otherwise_is_not_served(registered, champion, service, monkeypatch, capsys):
+    registered("a")
+
+    def shifted(evidence):
+        found = canaries(evidence)
+        return found | {"logits": found["logits"] + 1}
+
+    monkeypatch.setattr(registering, "canaries", shifted)
+    registered("b", seed=1)
+    champion(1)
+    assert run(service) == 0
+    champion(2)
+    assert run(service) == 1
+    assert "does not answer its canaries as recorded: logits differ by up to 1" in capsys.readouterr().err
+    assert served(service) == 1
+    assert folders(service) == [1]
+
+
+def test_a_file_damaged_on_its_way_is_rolled_back(registered, champion, service, monkeypatch, capsys):
+    registered("a"), registered("b", seed=1)
+    champion(1)
+    run(service)
+    champion(2)
+    write = repository.write_version
+
+    def damaged(model, number, path):
+        other = service / "synthetic/1/model.onnx"  # a disk that gives back another file
+        return write(model, number, other)
+
+    monkeypatch.setattr(repository, "write_version", damaged)
+    assert run(service) == 1
+    assert "version 1 is served" in capsys.readouterr().err
+    assert served(service) == 1
+    events = [(e["version"], e["what"]) for e in repository.state(service / "synthetic")["events"]]
+    assert events == [(1, "deployed"), (2, "deployed"), (1, "rolled back from 2")]
+
+
+def test_a_deployment_that_dies_leaves_the_version_before(registered, champion, service, monkeypatch):
+    registered("a"), registered("b", seed=1)
+    champion(1)
+    run(service)
+    champion(2)
+
+    def dies(path):
+        path.write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repository, "_sync", dies)
+        assert run(service) == 0  # interrupted by hand
+    assert served(service) == 1
+    assert folders(service) == [1]
+    assert run(service) == 0
+    assert served(service) == 2
+    assert not list((service / "synthetic").glob(".*.part"))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("model.onnx", "model.onnx was changed"), ("canaries.npz", "canaries.npz was changed")]
+)
+def test_what_was_tampered_with_is_not_served(registered, champion, service, store, capsys, file, message):
+    registered("a")
+    champion(1)
+    (path,) = store.rglob(file)
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert run(service) == 1
+    assert message in capsys.readouterr().err
+    assert folders(service) == []
+
+
+def test_a_file_that_says_another_threat_than_the_registry_is_refused(registered, champion, client, service, capsys):
+    registered("a")
+    champion(1)
+    client.set_model_version_tag("synthetic", "1", "threat", "linf:8/255")
+    assert run(service) == 1
+    assert "says threat = linf:16/255, the registry says linf:8/255" in capsys.readouterr().err
+
+
+def test_the_watch_follows_and_outlives_a_bad_moment(registered, champion, service, capsys):
+    registered("a"), registered("b", seed=1)
+    champion(1)
+    moves = iter([lambda: None, lambda: champion(2), lambda: champion(2)])
+
+    def look():
+        next(moves)()
+        return deploy.deploy("synthetic", "champion", service)
+
+    watch(look, seconds=0, rounds=3)
+    assert served(service) == 2
+    out = capsys.readouterr().out
+    assert out.count("is served from") == 2
+
+    def away():
+        raise deploy.StageError("the MLflow server does not answer")
+
+    watch(away, seconds=0, rounds=3)
+    assert capsys.readouterr().out.count("does not answer") == 1  # told once
+
+
+def test_an_alias_that_is_not_there_is_named(registered, service, capsys):
+    registered("a")
+    assert run(service) == 1
+    assert "has no synthetic@champion: promote a version first" in capsys.readouterr().err
+
+
+class Serving(BaseHTTPRequestHandler):
+    """As much of KServe v2 as the canaries need; `offset` is the planted fault."""
+
+    folder, offset = Path(), 0.0
+
+    def do_GET(self):
+        self.reply({"inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"][0]
+        x = np.array(body["data"], np.float32).reshape(body["shape"])
+        number = self.path.split("/")[5]
+        logits = answers(self.folder / f"synthetic/{number}/model.onnx", x) + self.offset
+        self.reply({"outputs": [{"name": "logits", "shape": list(logits.shape), "data": logits.ravel().tolist()}]})
+
+    def reply(self, value):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(value, default=float).encode())
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_server_that_answers_otherwise_gets_the_version_before(registered, champion, service, monkeypatch, capsys):
+    registered("a"), registered("b", seed=1)
+    monkeypatch.setattr(Serving, "folder", service)
+    server = HTTPServer(("127.0.0.1", 0), Serving)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    champion(1)
+    assert run(service, "--server", url) == 0
+    champion(2)
+    monkeypatch.setattr(Serving, "offset", 0.5)
+    assert run(service, "--server", url) == 1
+    server.shutdown()
+    assert "logits differ by up to 0.5" in capsys.readouterr().err
+    assert served(service) == 1
