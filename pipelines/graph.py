@@ -78,6 +78,17 @@ def _stage(node: Any) -> Stage:
         ) from None
 
 
+def declared(folder: str | Path, wanted: Sequence[str]) -> set[str]:
+    """The keys of params.yaml that these stages, or what they are made from, depend on."""
+    import networkx
+
+    with opened(folder) as repo:
+        graph = repo.index.graph
+        nodes = [node for node in graph if not node.is_data_source and _name(node) in wanted]
+        needed = {m for n in nodes for m in (n, *networkx.descendants(graph, n)) if not m.is_data_source}
+        return {key for node in needed for dep in node.params for key in dep.params}
+
+
 def stale(folder: str | Path, stage: str) -> list[str]:
     """Why DVC would run this stage now: ["data/raw: modified", ...]; empty when it is up to date."""
     with opened(folder) as repo:

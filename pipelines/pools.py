@@ -11,6 +11,8 @@ from prefect.settings import get_current_settings
 
 from pipelines import slots
 
+POLL = 5.0  # seconds between two looks at a run on another machine
+
 
 class PoolError(RuntimeError):
     pass
@@ -29,6 +31,15 @@ def submit(deployment: str, parameters: dict[str, Any]) -> str:
     require_workers(deployment)
     run: Any = run_deployment(name=deployment, parameters=parameters, timeout=0)
     return f"{run.name}: {run.id}\nprefect flow-run logs --follow {run.id}"
+
+
+def run_and_wait(deployment: str, parameters: dict[str, Any]) -> None:
+    """As part of the flow that calls; a run that does not complete is an error with its message."""
+    from prefect.deployments import run_deployment
+
+    run: Any = run_deployment(name=deployment, parameters=parameters, timeout=None, poll_interval=POLL)
+    if not run.state.is_completed():
+        raise PoolError(f"{run.name}: {run.state.name}: {run.state.message}")
 
 
 def require_workers(deployment: str) -> None:

@@ -33,7 +33,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from pipelines import commands, graph, pools, results, slots, workspace
+from pipelines import commands, graph, pools, results, slots, tracking, workspace
 from pipelines.graph import Stage
 
 PERCENT = re.compile(r"\b(\d{1,3})%\|")  # tqdm: "finetune:  42%|####   | 25/60 ..."
@@ -101,10 +101,10 @@ class Reporter:
 
 
 @contextmanager
-def place(source: Path, revision: str | None, overrides: Mapping[str, Any], name: str) -> Iterator[Path]:
-    """Here; with overrides or a revision, in a fresh worktree."""
-    if overrides or revision:
-        with workspace.fresh(source, revision or "HEAD", overrides, name) as folder:
+def place(source: Path, revision: str | None, overrides: Mapping[str, Any], preset: str | None) -> Iterator[Path]:
+    """Here; with overrides, a revision or a preset in a fresh worktree."""
+    if overrides or revision or preset:
+        with workspace.fresh(source, revision or "HEAD", overrides, run_name(), preset) as folder:
             yield folder
     else:
         yield source
@@ -114,8 +114,9 @@ def run_name() -> str:
     """What a list of runs shows: rebuild merge seed=1 @v1"""
     given = flow_run.parameters
     overrides = [f"{key}={value}" for key, value in (given.get("overrides") or {}).items()]
-    revision = [f"@{given['revision']}"] if given.get("revision") else []
-    return " ".join(["rebuild", *(given.get("stages") or []), *overrides, *revision])
+    revision = [f"@{given['revision'][:12]}"] if given.get("revision") else []
+    preset = [Path(given["preset"]).stem] if given.get("preset") else []
+    return " ".join(["rebuild", *(given.get("stages") or []), *preset, *overrides, *revision])
 
 
 @flow(name="rebuild", flow_run_name=run_name, persist_result=False)
@@ -126,23 +127,25 @@ def rebuild(
     folder: Path = Path("."),
     uncommitted: bool = False,
     gpus: int = 1,
-    keep: Path | None = None,
+    preset: str | None = None,
+    keep: str | None = None,
 ) -> list[dict[str, Any]]:
     """Each stale stage in order; a stage that is up to date costs a look and no task.
 
-    gpus: how many a stage with `meta: {gpu: true}` takes. keep: where a fresh workspace leaves its reports.
+    gpus: how many a stage with `meta: {gpu: true}` takes. preset: a params.yaml to start from.
+    keep: where in `.work` (AUTOLORA_WORK) a fresh workspace leaves its reports; by default in rebuilds/<run's name>.
     """
     source, overrides = Path(folder).resolve(), overrides or {}
     leave_no_orphans()
     graph.stages(source, stages or [])  # an unknown stage is told before a workspace is made
-    if not uncommitted or overrides or revision:
+    if not uncommitted or overrides or revision or preset:
         workspace.refuse_uncommitted(source)
-    with place(source, revision, overrides, run_name()) as here, workspace.alone(here):
+    with place(source, revision, overrides, preset) as here, workspace.alone(here):
         env = environment(source, here)
         rows = [outcome(stage, here, env, gpus) for stage in graph.stages(here, stages or [])]
         publish(here, rows)
         if here != source:
-            results.collect(here, keep or source / ".work" / "rebuilds" / workspace.slug(run_name()))
+            results.collect(here, work_root(source) / (keep or f"rebuilds/{workspace.slug(run_name())}"))
     return rows
 
 
@@ -172,23 +175,24 @@ def publish(folder: Path, rows: list[dict[str, Any]]) -> None:
         create_link_artifact(key=what, link=link)
 
 
+def work_root(source: Path) -> Path:
+    return Path(os.environ.get("AUTOLORA_WORK") or source / ".work")
+
+
 def environment(source: Path, here: Path) -> dict[str, str]:
-    """Progress and MLflow's sqlite lie beside the source, where the next workspace finds them."""
-    shared = (
-        {}
-        if here == source
-        else {
-            "AUTOLORA_WORK": os.environ.get("AUTOLORA_WORK") or str(source / ".work"),
-            "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{source / 'mlflow.db'}",
-        }
+    """A workspace keeps progress and MLflow's sqlite beside the source, where they outlive it."""
+    if here == source:
+        return commands.environment(PYTHONPATH=str(here))
+    return commands.environment(
+        PYTHONPATH=str(here), AUTOLORA_WORK=str(work_root(source)), MLFLOW_TRACKING_URI=tracking.uri(source)
     )
-    return commands.environment(PYTHONPATH=str(here), **shared)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", default=[], metavar="STAGE", help="these and what they are made from")
     parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="other values for params.yaml")
+    parser.add_argument("--preset", metavar="FILE", help="a params.yaml to start from, as presets/cifar10.yaml")
     parser.add_argument("--revision", help="a commit, branch or tag")
     parser.add_argument("--uncommitted", action="store_true", help="build from changes that are not committed")
     parser.add_argument("--gpus", type=int, default=1, help="GPUs for a stage that trains (default 1)")
@@ -207,6 +211,7 @@ def start(args: argparse.Namespace) -> None:
         "revision": args.revision,
         "uncommitted": args.uncommitted,
         "gpus": args.gpus,
+        "preset": args.preset,
     }
     if args.pool:
         print(pools.submit(f"rebuild/{args.pool}", given))

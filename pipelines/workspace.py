@@ -98,8 +98,10 @@ def _belongs_to_dvc(file: Path, outs: Sequence[Path]) -> bool:
 
 
 @contextmanager
-def fresh(source: Path, revision: str, overrides: Mapping[str, Any], name: str) -> Iterator[Path]:
-    """A worktree of a commit with the overrides applied; removed when the block ends well.
+def fresh(
+    source: Path, revision: str, overrides: Mapping[str, Any], name: str, preset: str | None = None
+) -> Iterator[Path]:
+    """A worktree of a commit with preset and overrides applied; removed when the block ends well.
 
     After a failure it stays to be looked at, until the next one of the same name.
     """
@@ -113,6 +115,7 @@ def fresh(source: Path, revision: str, overrides: Mapping[str, Any], name: str) 
         git(source, "worktree", "add", "--detach", "--force", str(folder), commit)
         try:
             share_cache(source, folder)
+            use_preset(folder, preset)
             override(folder, overrides)
             link_raw_files(source, folder)
         except BaseException:
@@ -174,20 +177,30 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def use_preset(folder: Path, preset: str | None) -> None:
+    """A whole params.yaml of the revision instead of its own."""
+    if preset is None:
+        return
+    if not (folder / preset).is_file():
+        known = sorted(str(file.relative_to(folder)) for file in (folder / "presets").glob("*.yaml"))
+        raise WorkspaceError(f"there is no preset {preset} in this revision: there are {', '.join(known) or 'none'}")
+    shutil.copy(folder / preset, folder / "params.yaml")
+
+
 def override(folder: Path, overrides: Mapping[str, Any]) -> None:
     """Write the overrides into params.yaml; the revision's own schema, where it has one, is the judge."""
     file = folder / "params.yaml"
     params = yaml.safe_load(file.read_text()) if file.is_file() else {}
     schema = (folder / "stages" / "params.py").is_file()
     for key, value in overrides.items():
-        _set(params, key, value, allow_new=schema)
+        put(params, key, value, allow_new=schema)
     if overrides:
         file.write_text(yaml.safe_dump(params, sort_keys=False))
     if schema:
         _judge(folder)
 
 
-def _set(params: dict[str, Any], key: str, value: Any, allow_new: bool) -> None:
+def put(params: dict[str, Any], key: str, value: Any, allow_new: bool) -> None:
     *parents, last = key.split(".")
     section: Any = params
     for part in parents:

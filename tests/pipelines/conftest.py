@@ -28,6 +28,7 @@ stages:
   report:
     cmd: python report.py
     deps: [report.py, weights.txt]
+    outs: [reports/robust_flags.npy]
     metrics: [reports/robustness.json]
 """
 
@@ -57,7 +58,7 @@ if checkpoint.exists():
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 with open(place / "pids", "a") as pids:
     pids.write(f"{os.getpid()} {child.pid} {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}\\n")
-if train["method"] == "broken":
+if train["method"] == "broken" and not (pathlib.Path.home() / "mended").exists():
     child.kill(); sys.exit("train: method is 'broken': expected plain")
 if train["method"] == "hangs":
     time.sleep(600)

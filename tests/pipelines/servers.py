@@ -79,9 +79,9 @@ class Server:
         return done.stdout
 
     def _spawn(self, name: str, command: list[str], folder: Path, **extra: str) -> subprocess.Popen[bytes]:
-        log = open(self.folder / f"{name}.log", "ab")
         env = self.environment | extra
-        return subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        with open(self.folder / f"{name}.log", "ab") as log:
+            return subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def stop(self) -> None:
         for process in [*self.workers, self.process]:

@@ -1,0 +1,204 @@
+"""A grid of rebuilds, each in a workspace of its own, and one table at the end.
+
+    python -m pipelines.sweep paper-table                  the grid of the paper, on this machine
+    python -m pipelines.sweep paper-table --pool gpu       on every worker of a pool
+    python -m pipelines.sweep my.yaml --at-once 4          four cells at a time here (default: one per GPU)
+    python -m pipelines.sweep digits --list                what it would do
+
+Give it again, and it does what is missing: a finished cell is read, a failed one goes on where it stopped, and what
+cells share comes from DVC's cache. Table and picture lie in reports/sweeps/<name>/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, wait
+from prefect.runtime import flow_run
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from autolora.files import read_json, write_json
+from pipelines import comparison, graph, grid, pools, rebuild, slots, tracking, workspace
+from pipelines.comparison import Result
+from pipelines.grid import Cell, Sweep
+
+DONE = "cell.json"
+
+
+@task(task_run_name="{what} {cell}", cache_policy=NO_CACHE)
+def build(what: str, cell: str, parameters: dict[str, Any], pool: str | None) -> None:
+    """One rebuild in a fresh workspace: here as a flow within the flow, or on whichever worker of the pool is free."""
+    if pool:
+        pools.run_and_wait(f"rebuild/{pool}-cell", parameters)
+    else:
+        rebuild.rebuild(**parameters)
+
+
+def parameters_of(sweep: Sweep, cell: Cell, commit: str, stages: list[str], folder: Path) -> dict[str, Any]:
+    return {
+        "stages": stages,
+        "preset": cell.preset,
+        "overrides": cell.overrides,
+        "revision": commit,
+        "folder": str(folder),
+        "keep": f"sweeps/{sweep.name}/{cell.name()}",
+    }
+
+
+@flow(name="sweep", flow_run_name=lambda: f"sweep {flow_run.parameters['name']}", persist_result=False)
+def sweep(name: str, folder: Path = Path("."), revision: str = "HEAD", pool: str | None = None) -> list[dict[str, Any]]:
+    """Every cell that is not finished, then the table of all that are."""
+    source = Path(folder).resolve()
+    plan = grid.load(name, source)
+    graph.stages(source, [*plan.stages, *([plan.first] if plan.first else [])])
+    workspace.refuse_uncommitted(source)
+    commit = workspace.resolve(source, revision)
+    if pool:
+        pools.require_workers(f"rebuild/{pool}-cell")
+    waiting = [cell for cell in plan.cells if not finished(source, plan, cell, commit)]
+    get_run_logger().info("%d cells, %d of them to do", len(plan.cells), len(waiting))
+    there = Path(".") if pool else source  # on a worker: its own clone
+    once = [
+        (cell, parameters_of(plan, cell, commit, [str(plan.first)], there)) for cell in leaders(source, plan, waiting)
+    ]
+    fan_out("first", once, pool)
+    every = [(cell, parameters_of(plan, cell, commit, plan.stages, there)) for cell in waiting]
+    failed = fan_out("cell", every, pool)
+    for cell in waiting:
+        if cell.name() not in failed:
+            write_json(place_of(source, plan, cell) / DONE, record(cell, commit))
+    return conclude(source, plan, commit, failed)
+
+
+def fan_out(what: str, jobs: list[tuple[Cell, dict[str, Any]]], pool: str | None) -> dict[str, str]:
+    """All at once as far as the task runner lets them; the failed ones with their reasons, the rest undisturbed."""
+    futures: dict[str, PrefectFuture[Any]] = {
+        cell.name(): build.submit(what, cell.name(), parameters, pool) for cell, parameters in jobs
+    }
+    wait(list(futures.values()))
+    failed = {name: reason(future) for name, future in futures.items() if not future.state.is_completed()}
+    for name, why in failed.items():
+        get_run_logger().error("%s %s failed: %s", what, name, why)
+    return failed
+
+
+def reason(future: PrefectFuture[Any]) -> str:
+    return (future.state.message or future.state.name or "unknown").strip().splitlines()[0]
+
+
+def leaders(source: Path, plan: Sweep, waiting: list[Cell]) -> list[Cell]:
+    """One cell for each different way in which the shared first stages come out."""
+    if not plan.first:
+        return []
+    keys = graph.declared(source, [plan.first])
+    different: dict[str, Cell] = {}
+    for cell in waiting:
+        values = params_of(source, cell)
+        different.setdefault(repr([(key, value_at(values, key)) for key in sorted(keys)]), cell)
+    return list(different.values())
+
+
+def params_of(source: Path, cell: Cell) -> dict[str, Any]:
+    params = yaml.safe_load((source / (cell.preset or "params.yaml")).read_text())
+    for key, value in cell.overrides.items():
+        workspace.put(params, key, value, allow_new=True)
+    return params
+
+
+def value_at(params: Any, key: str) -> Any:
+    for part in key.split("."):
+        params = params.get(part) if isinstance(params, dict) else None
+    return params
+
+
+def place_of(source: Path, plan: Sweep, cell: Cell) -> Path:
+    return rebuild.work_root(source) / "sweeps" / plan.name / cell.name()
+
+
+def record(cell: Cell, commit: str) -> dict[str, Any]:
+    return {"axes": cell.axes, "preset": cell.preset, "overrides": cell.overrides, "commit": commit}
+
+
+def finished(source: Path, plan: Sweep, cell: Cell, commit: str) -> bool:
+    file = place_of(source, plan, cell) / DONE
+    return file.is_file() and read_json(file) == record(cell, commit)
+
+
+def conclude(source: Path, plan: Sweep, commit: str, failed: dict[str, str]) -> list[dict[str, Any]]:
+    """Table, picture and MLflow's parent run from all cells that are finished, also of earlier runs."""
+    done = [Result(cell, place_of(source, plan, cell)) for cell in plan.cells if finished(source, plan, cell, commit)]
+    rows = comparison.table(plan, [result for result in done if result.has_report()])
+    files = comparison.write(plan, rows, source / "reports" / "sweeps" / plan.name)
+    create_markdown_artifact(key="sweep", markdown=files[1].read_text(), description=f"{plan.title} at {commit[:12]}")
+    get_run_logger().info("%s", files[1].read_text())
+    tracking.record(source, plan, commit, done, files, get_run_logger().warning)
+    if failed:
+        raise SweepIncomplete(failed, len(plan.cells), plan.name)
+    return rows
+
+
+class SweepIncomplete(RuntimeError):
+    def __init__(self, failed: dict[str, str], cells: int, name: str) -> None:
+        reasons = "\n".join(f"  {cell}: {why}" for cell, why in failed.items())
+        super().__init__(
+            f"{len(failed)} of {cells} cells failed; `python -m pipelines.sweep {name}` resumes them:\n{reasons}"
+        )
+
+
+def runner(kind: str, at_once: int) -> TaskRunner[Any]:
+    """Threads of this process (a cell is processes of its own anyway), or a Ray or Dask cluster."""
+    if kind == "ray":
+        from prefect_ray import RayTaskRunner  # uv pip install prefect-ray
+
+        return RayTaskRunner()
+    if kind == "dask":
+        from prefect_dask import DaskTaskRunner  # uv pip install prefect-dask
+
+        return DaskTaskRunner()
+    return ThreadPoolTaskRunner(max_workers=at_once)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of presets/sweeps/NAME.yaml, or a YAML file")
+    parser.add_argument("--revision", default="HEAD")
+    parser.add_argument("--pool", help="fan out over the workers of this pool")
+    parser.add_argument(
+        "--at-once", type=int, default=max(1, len(slots.gpus())), help="cells at a time on this machine"
+    )
+    parser.add_argument("--runner", choices=["threads", "ray", "dask"], default="threads")
+    parser.add_argument("--list", action="store_true", help="show the cells and end")
+    args = parser.parse_args()
+    try:
+        show(args.name) if args.list else start(args)
+    except (grid.GridError, SweepIncomplete, *rebuild.REFUSED) as error:
+        sys.exit(f"sweep: {error}")
+    except ImportError as error:
+        sys.exit(f"sweep: --runner {args.runner} needs a package that is not installed: {error}")
+
+
+def start(args: argparse.Namespace) -> None:
+    pools.prepare_alone()
+    at_once = max(args.at_once, 64) if args.pool else args.at_once  # a pool's workers set the pace themselves
+    sweep.with_options(task_runner=runner(args.runner, at_once))(args.name, revision=args.revision, pool=args.pool)
+
+
+def show(name: str) -> None:
+    source = Path(".").resolve()
+    plan = grid.load(name, source)
+    commit = workspace.resolve(source, "HEAD")
+    for cell in plan.cells:
+        print(
+            "done" if finished(source, plan, cell, commit) else "to do", cell.name(), cell.preset or "", cell.overrides
+        )
+
+
+if __name__ == "__main__":
+    main()
