@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autolora.attacks.apgd import APGD
 from autolora.attacks.network import Network
 from autolora.attacks.progress import Progress
 from autolora.attacks.slots import Images, Slots
@@ -21,8 +22,10 @@ from autolora.export import noise, torch_logits
 from autolora.threat import Threat
 
 Answer = Callable[[np.ndarray], np.ndarray]
+Answers = Callable[[Tensor], Tensor]
 NAME = "square-file"  # part of the key of its draws: evaluate's Square has already failed with those of "square"
 BATCH, QUERIES, EVERY = 256, 5000, 50
+ASCENT = 100  # steps of APGD
 STEPS = -(-(QUERIES + 1) // EVERY) * EVERY  # of one image that stands: rows are looked at every 50 queries
 SQUARE = {"linf": SquareLinf, "l2": SquareL2}
 
@@ -92,23 +95,54 @@ def square(
 
     `progress` names a folder in which a killed run goes on; `tick` hears how many queries are done, or not needed.
     """
-    if len(y) == 0:
-        return np.ones(0, bool)
-    network = Network(lambda t: torch.from_numpy(answer(t.numpy())), min(BATCH, len(y)))
+    network = Network(lambda t: torch.from_numpy(answer(t.numpy())), min(BATCH, max(len(y), 1)))
     attack = SQUARE[threat.norm](network, threat, queries)
-    images = Images(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(len(y), 1, dtype=torch.long), list(ids))
     log = Progress(progress, batch=network.batch)
-    broken = {name: point is not None for (name, _), point in log.read(NAME).items()}
-    tick(len(broken) * STEPS)
+    return _survivors(Slots(attack, _images(x, y, ids), NAME, seed, network.batch, EVERY), log, tick)
+
+
+def white_box(
+    copy: Answers,
+    answer: Answer,
+    x: np.ndarray,
+    y: np.ndarray,
+    ids: Sequence[str],
+    threat: Threat,
+    seed: int,
+    tick: Callable[[int], object] = lambda steps: None,
+) -> np.ndarray:
+    """bool [n]: which images stand against APGD-CE with the logits of the file and the gradients of its torch copy.
+
+    So a step is judged, and a success counted, on the file alone; the copy only says where to go.
+    """
+
+    def logits(points: Tensor) -> Tensor:
+        soft = copy(points)
+        return soft + (torch.from_numpy(answer(points.detach().numpy())) - soft).detach()
+
+    network = Network(logits, min(64, max(len(y), 1)))
+    slots = Slots(APGD(network, threat, steps=ASCENT), _images(x, y, ids), "white-box", seed, network.batch)
+    return _survivors(slots, Progress(None), tick)
+
+
+def _images(x: np.ndarray, y: np.ndarray, ids: Sequence[str]) -> Images:
+    return Images(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(len(y), 1, dtype=torch.long), list(ids))
+
+
+def _survivors(slots: Slots, log: Progress, tick: Callable[[int], object]) -> np.ndarray:
+    """Run one attack on every image that the log does not know yet."""
+    ids = slots.images.ids
+    broken = {name: point is not None for (name, _), point in log.read(slots.name).items()}
+    tick(len(broken) * slots.attack.rounds)
 
     def finish(job: tuple[int, int], point: Tensor | None) -> None:
         broken[ids[job[0]]] = point is not None
-        log.add(NAME, ids[job[0]], 0, point)
+        log.add(slots.name, ids[job[0]], 0, point)
 
     def heard(done: int, saved: int) -> None:
         tick(done + saved)
 
-    slots = Slots(attack, images, NAME, seed, network.batch, EVERY)
-    slots.run([(i, 0) for i in range(len(y)) if ids[i] not in broken], finish, heard)
-    log.flush(NAME)
-    return np.array([not broken[name] for name in ids])
+    if ids:
+        slots.run([(i, 0) for i, name in enumerate(ids) if name not in broken], finish, heard)
+    log.flush(slots.name)
+    return np.array([not broken[name] for name in ids], bool)
