@@ -90,7 +90,7 @@ def checks(on_bad_image: str, declared: Sequence[str], stored_size: int, referen
         Check("declared_classes", "used", E.ExpectColumnDistinctValuesToEqualSet(
             column="label", value_set=list(declared), severity=bad), "classes have no image that can be used"),
         Check("empty_classes", "classes", between(column="images", min_value=1, severity=CRITICAL),
-              "classes are empty in a split", "class", "remedy"),
+              "parts of classes are empty", "place", "remedy"),
         Check("small_classes", "classes", between(column="train_images", min_value=10, severity=WARNING),
               "classes have fewer than 10 images to train on", "class"),
         Check("balance", "classes", between(column="rarer_than_largest", max_value=10, severity=WARNING),
@@ -120,6 +120,7 @@ def run(found: Sequence[Check], tables: Mapping[str, pd.DataFrame], docs: Path) 
     for table, group in groupby(found, key=lambda check: check.table):
         batch = pandas.add_dataframe_asset(table).add_batch_definition_whole_dataframe("all")
         outcomes += _run_table(context, table, list(group), batch, tables[table])
+    context.build_data_docs(site_names=["docs"])  # once: as an action of each checkpoint it takes three times as long
     return outcomes
 
 
@@ -139,7 +140,6 @@ def _run_table(context: Any, table: str, found: list[Check], batch: Any, frame: 
         gx.Checkpoint(
             name=table,
             validation_definitions=[definition],
-            actions=[gx.checkpoint.UpdateDataDocsAction(name="docs", site_names=["docs"])],
             result_format={"result_format": "COMPLETE", "partial_unexpected_count": 20},
         )
     )

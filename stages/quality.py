@@ -58,6 +58,7 @@ def classes(manifest: pd.DataFrame, seed: int, fractions: dict[str, float]) -> p
         split: _remedy(fit, split, seed, fractions) for split in table.loc[table["images"] == 0, "split"].unique()
     }
     table["remedy"] = [remedies.get(split, "") if n == 0 else "" for split, n in zip(table["split"], table["images"])]
+    table["place"] = table["class"] + " (" + table["split"] + ")"
     table["train_images"] = table["images"].where(table["split"] == "train")
     table["rarer_than_largest"] = table["train_images"].max() / table["train_images"].where(table["train_images"] > 0)
     return table

@@ -22,7 +22,7 @@ class Workspace:
         self.raw.mkdir(parents=True)
         shutil.copy(root / "dvc.yaml", folder)
         self.params = yaml.safe_load((root / "params.yaml").read_text())
-        self.set(source="folder", path="data/raw", image_size=32, test_fraction=0.3, validation_fraction=0.3)
+        self.set(source="folder", path="data/raw", image_size=32, test_fraction=0.2, validation_fraction=0.2)
 
     def set(self, **data) -> None:
         self.params["data"] |= data
