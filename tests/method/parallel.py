@@ -1,0 +1,34 @@
+"""Run by torchrun in tests: fine-tune in one or several processes and keep what came out.
+
+torchrun --nproc-per-node 2 -m tests.method.parallel FOLDER METHOD
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from autolora import distributed
+from autolora.training import finetune
+from tests.method.small import QUICK, THREAT, images, network
+
+
+def main(folder: str, method: str) -> None:
+    torch.set_num_threads(1)
+    pixels = [torch.from_numpy(x).double() / 255 for x, _ in (images(39), images(13, 1))]
+    with distributed.group():
+        tuned = finetune(
+            network().double(),
+            (pixels[0], images(39)[1]),
+            (pixels[1], images(13, 1)[1]),
+            THREAT,
+            method,
+            checkpoints=folder,
+            **QUICK,  # global batches of 16, 16 and 7: uneven parts
+        )
+        kept = {"model": tuned.model.state_dict(), "history": tuned.history}
+        torch.save(kept, Path(folder) / f"{method}-{distributed.world()}-{distributed.rank()}.out")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,119 @@
+"""The two automatisms against hand-traced sequences, and against a rule that is recomputed from the whole list."""
+
+import random
+
+import pytest
+
+from autolora.automation import (
+    AutoRate,
+    Measured,
+    StepRate,
+    checkpoints,
+    scalars,
+    stalled_as_published,
+    stalled_as_released,
+)
+from tests.oracle.controller import decisions
+
+RULES = {"paper": stalled_as_published, "released": stalled_as_released}
+
+
+def run(accuracies, epochs=60, rule="paper"):
+    """[(epoch, event without 'best', next rate)] where something happened."""
+    controller, out = AutoRate(0.01, epochs, RULES[rule]), []
+    for epoch, accuracy in enumerate(accuracies, 1):
+        verdict = controller.observe(Measured(epoch, epoch, accuracy))
+        event = "+".join(w for w in verdict.event.split("+") if w not in ("best", ""))
+        if event:
+            out.append((epoch, event, controller.rate))
+        if verdict.stop:
+            return [*out, (epoch, "stop", controller.rate)]
+    return out
+
+
+def test_lambdas():
+    assert scalars(0.0) == (1.0, 0.0)  # almost pure natural training of branch and head
+    assert scalars(1.0) == (0.0, 6.0)  # almost pure adversarial training and distillation
+    assert scalars(0.25) == (0.75, 1.5)
+    assert scalars(0.5, power=2, ceiling=4) == (0.75, 1.0)
+
+
+def test_checkpoints_of_sixty_epochs():
+    assert checkpoints(60) == [5, 9, 13, 17, 21, 25, 29, 33, 37, 41, 45, 49, 53, 57]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "expected"), [(4, []), (5, []), (6, [5]), (9, [5]), (10, [5, 9]), (30, [5, 9, 13, 17, 21, 25, 29])]
+)
+def test_checkpoints_of_other_lengths_are_the_same_without_the_last_epoch(epochs, expected):
+    assert checkpoints(epochs) == expected
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_steady_progress_is_left_alone(rule):
+    assert run([e / 100 for e in range(60)], rule=rule) == []
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_progress_stops_at_epoch_41(rule):
+    events = run([0.5] * 60, rule=rule)
+    assert [epoch for epoch, event, _ in events if event == "halved+restored"] == [5, 9, 13, 17, 21, 25, 29, 33, 37, 41]
+    assert events[-1] == (41, "stop", 0.01 / 1024)
+
+
+def test_three_rises_of_four_are_enough_and_two_are_not():
+    enough = [0.10, 0.20, 0.30, 0.25, 0.40]  # rises at 2, 3, 5
+    assert run(enough) == []
+    few = [0.10, 0.20, 0.15, 0.12, 0.40]  # rises at 2 and 5; epoch 5 itself is the best: nothing to restore
+    assert run(few) == [(5, "halved", 0.005)]
+
+
+#            epoch 1   2   3   4   5 | 6   7   8   9 | 10  11  12  13 | 14  15  16  17
+WITHOUT_A_NEW_BEST = [10, 20, 30, 40, 50, 20, 30, 40, 45, 20, 30, 40, 48, 20, 30, 40, 49]
+
+
+def test_second_condition_as_published():
+    """Rises hold three times of four everywhere, the best stays at 50. At 9: not halved at 5, best not risen: halve.
+    At 13: halved at 9, so the condition is off. At 17: not halved at 13: halve."""
+    assert run(WITHOUT_A_NEW_BEST) == [(9, "halved+restored", 0.005), (17, "halved+restored", 0.0025)]
+
+
+def test_second_condition_as_released():
+    """The same list: from the second checkpoint on, every one without a new best halves."""
+    assert run(WITHOUT_A_NEW_BEST, rule="released") == [
+        (9, "halved+restored", 0.005),
+        (13, "halved+restored", 0.0025),
+        (17, "halved+restored", 0.00125),
+    ]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(40))
+def test_random_sequences_equal_the_recomputed_rule(rule, seed):
+    draw = random.Random(seed)
+    epochs = draw.choice([60, 60, 30, 97])
+    accuracies, level = [], 0.2
+    for _ in range(epochs):
+        level += draw.choice([0.0, 0.01, 0.02])
+        accuracies.append(round(level + draw.gauss(0, draw.choice([0.0, 0.01, 0.05])), 3))
+    assert run(accuracies, epochs, rule) == decisions(accuracies, epochs, rule == "released")
+
+
+def test_a_controller_goes_on_from_its_state():
+    draw = random.Random(1)
+    accuracies = [draw.random() for _ in range(40)]
+    whole, first = AutoRate(0.01, 60), AutoRate(0.01, 60)
+    for epoch, accuracy in enumerate(accuracies, 1):
+        expected = whole.observe(Measured(epoch, epoch, accuracy))
+        second = AutoRate(0.01, 60)
+        second.load(first.state())
+        assert second.observe(Measured(epoch, epoch, accuracy)) == expected
+        first = second
+
+
+def test_step_schedule():
+    controller, rates = StepRate(0.01, 60), []
+    for epoch in range(1, 61):
+        rates.append(controller.rate)
+        controller.observe(Measured(epoch, epoch, 0.5))
+    assert rates == pytest.approx([0.01] * 30 + [0.001] * 20 + [0.0001] * 10)

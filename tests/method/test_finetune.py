@@ -1,0 +1,238 @@
+"""finetune() as a user meets it: methods, records, bad input, randomness, resuming, data that stays in its file."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import autolora
+from autolora import objectives
+from autolora.automation import StepRate
+from autolora.files import weights_sha256
+from autolora.objectives import Losses, Method, cross_entropy
+from autolora.training import Diverged, finetune
+from tests.method.small import QUICK, THREAT, images, network
+
+
+def tune(method="autolora", train=None, val=None, model=None, **changes):
+    return finetune(
+        model or network(), train or images(48), val or images(12, 1), THREAT, method, **{**QUICK, **changes}
+    )
+
+
+def digest(tuned):
+    return weights_sha256(tuned.model.state_dict())
+
+
+@pytest.mark.parametrize("reference", ["paper", "released"])
+@pytest.mark.parametrize("method", list(objectives.METHODS))
+def test_every_method_trains_and_keeps_its_best_state(method, reference):
+    tuned = tune(method, reference=reference, epochs=2) if reference == "paper" else tune(method, epochs=2)
+    keys = {"lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl", "natural_accuracy"}
+    keys |= {"epoch", "val_clean", "val_robust", "gradient_cosine", "event", "images_per_second", "peak_memory_mb"}
+    assert all(keys <= set(record) for record in tuned.history)
+    assert not tuned.model.training
+    assert "best" in tuned.best["event"]
+    score = "val_robust" if objectives.METHODS[method].attacked else "val_clean"
+    assert tuned.best[score] == max(record[score] for record in tuned.history)
+    assert 0 <= tuned.best["val_robust"] <= 1
+    assert (tuned.branch is not None) == (method == "autolora")
+
+
+def test_the_shipped_weights_are_those_that_were_validated():
+    tuned = tune(epochs=4)
+    x, y = images(12, 1)
+    right = tuned.model(torch.from_numpy(x).float() / 255).argmax(1) == torch.from_numpy(y)
+    assert right.float().mean().item() == pytest.approx(tuned.best["val_clean"])
+    assert isinstance(autolora.merge(tuned, 0.5), type(network()))
+
+
+def test_the_given_network_is_left_alone():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    tune(model=model, epochs=1)
+    assert weights_sha256(model.state_dict()) == weights_sha256(before)
+
+
+def test_linear_moves_the_head_alone():
+    before, after = network().state_dict(), tune("linear", epochs=2).model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def test_a_sixth_method_is_one_function_and_one_line(monkeypatch):
+    """Adversarial training (Madry): neither the loop nor the learner knows of it."""
+
+    def madry(net, x, y, weights):
+        z = net.plain(net.attack(x, y))
+        loss = cross_entropy(net, z, y)
+        return Losses(loss, loss.new_zeros(()), loss.detach(), loss.new_zeros(()), objectives.accuracy(net, z, y))
+
+    monkeypatch.setitem(objectives.METHODS, "madry", Method(madry, 0.05, controller=StepRate))
+    tuned = tune("madry", epochs=4)
+    assert tuned.history[-1]["loss"] < tuned.history[0]["loss"]
+    assert tuned.branch is None
+
+
+def test_a_further_reference_is_one_line(monkeypatch):
+    """Another controller, and averaged weights: what `reference` chooses."""
+    entry = dataclasses.replace(objectives.REFERENCES["paper"], controller=StepRate, average=0.9)
+    monkeypatch.setitem(objectives.REFERENCES, "mine", entry)
+    tuned = tune(reference="mine", epochs=6)
+    assert [r["lr"] for r in tuned.history] == pytest.approx([0.01] * 3 + [0.001] * 2 + [0.0001])
+
+
+# --- bad input: before the first step --------------------------------------------------------------------------------
+
+
+class Flat(nn.Module):
+    """No layer between stem and head."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.head = nn.Linear(3, classes)
+
+    def forward(self, x):
+        return self.head(x.mean((2, 3)))
+
+
+def relabelled(n, labels):
+    return images(n)[0], np.asarray(labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "autolore"}, r"finetune\.method is 'autolore': expected one of autolora, vanilla"),
+        ({"reference": "papr"}, r"finetune\.reference is 'papr'"),
+        ({"augmentation": "mixup"}, r"finetune\.augmentation is 'mixup'"),
+        ({"precision": "fp16"}, r"finetune\.precision is 'fp16'"),
+        ({"epochs": 0}, r"finetune\.epochs is 0: expected at least 1"),
+        ({"batch_size": 1}, r"finetune\.batch_size is 1: expected at least 2"),
+        ({"average": 1.5}, r"finetune\.average is 1\.5"),
+        ({"model": Flat()}, "nothing to branch"),
+        ({"model": Flat(), "method": "twins"}, "no batch norm"),
+        ({"model": network(1)}, "the network has 1 class"),
+        ({"model": nn.Flatten()}, "no parameters"),
+        ({"train": (np.zeros((0, 3, 8, 8), np.uint8), np.zeros(0, int))}, "the training part is empty"),
+        ({"val": (np.zeros((0, 3, 8, 8), np.uint8), np.zeros(0, int))}, "the validation part is empty"),
+        ({"train": relabelled(6, [1] * 6)}, "only class 1: at least two"),
+        ({"train": relabelled(6, [0, 1, 2, 3, 0, 1]), "val": relabelled(4, [0, 1, 2, 3])}, "classes 0 to 2"),
+        ({"train": relabelled(6, [0, 1, 2, -1, 0, 1]), "val": relabelled(4, [0, 1, 2, -1])}, "from -1 to 2"),
+        ({"val": relabelled(4, [0, 1, 1, 0])}, r"no validation image of class 2: enlarge data\.validation_fraction"),
+        ({"train": relabelled(6, [0.5] * 6)}, "whole numbers"),
+        ({"train": relabelled(6, [0, 1])}, "expected 6 whole numbers"),
+        ({"train": (images(6)[0][:, :1], images(6)[1])}, r"shape \(6, 1, 8, 8\)"),
+        ({"train": (images(6)[0].transpose(0, 2, 3, 1), images(6)[1])}, r"expected \[n, 3, side, side\]"),
+        ({"train": (images(6)[0].astype("int32"), images(6)[1])}, "int32: expected uint8"),
+        ({"train": (images(6)[0].astype("float32"), images(6)[1])}, r"expected uint8, or floats in \[0, 1\]"),
+        ({"train": (np.full((6, 3, 8, 8), np.nan, "float32"), images(6)[1])}, "go from nan"),
+        ({"val": images(12, size=16)}, "smaller than validation's"),
+    ],
+)
+def test_bad_input_is_named_before_the_first_step(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tune(**changes)
+
+
+def test_a_loss_that_is_no_number_stops_with_epoch_step_and_the_last_good_state(tmp_path):
+    def poison(record):
+        if record["epoch"] == 2:
+            x[40:] = np.nan
+
+    x, y = images(48)
+    x = x.astype("float32") / 255
+    with pytest.raises(Diverged, match=r"loss is nan in epoch 3, step \d.*after epoch 2, is in .*autolora-\w+\.pt"):
+        tune(train=(torch.from_numpy(x), y), checkpoints=tmp_path, on_epoch=poison, epochs=5)
+    (file,) = tmp_path.glob("*.pt")
+    assert torch.load(file, weights_only=True)["progress"]["epoch"] == 2
+
+
+# --- randomness and resuming -----------------------------------------------------------------------------------------
+
+
+def test_the_global_random_state_neither_matters_nor_moves():
+    model = network()
+    torch.manual_seed(1)
+    first = tune(model=model)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = tune(model=model)
+    assert digest(first) == digest(second)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert digest(first) != digest(tune(seed=1))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", ["autolora", "twins"])
+def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, method):
+    changes = {"epochs": 11, "average": 0.9} if method == "autolora" else {"epochs": 4}
+    whole = tune(method, **changes)
+
+    def cut(record):
+        seen.append(record["epoch"])
+        raise Killed
+
+    seen: list[int] = []
+    for _ in range(changes["epochs"]):  # killed after every epoch
+        with pytest.raises(Killed):
+            tune(method, checkpoints=tmp_path, on_epoch=cut, **changes)
+    again = tune(method, checkpoints=tmp_path, on_epoch=cut, **changes)  # nothing is left to train
+    assert seen == list(range(1, changes["epochs"] + 1))
+    assert digest(again) == digest(whole)
+    timeless = [
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "peak_memory_mb")}
+        for r in whole.history
+    ]
+    assert [{k: r[k] for k in timeless[0]} for r in again.history] == timeless
+    if method == "autolora":
+        assert weights_sha256(again.branch.factors()) == weights_sha256(whole.branch.factors())
+        assert any("halved" in r["event"] for r in whole.history)
+
+
+def test_a_checkpoint_of_another_run_is_not_picked_up(tmp_path):
+    tune(epochs=2, checkpoints=tmp_path)
+    x, y = images(48)
+    x[0, 0, 0, 0] ^= 1
+    other = network()
+    nn.init.ones_(other.head.bias)
+    for changes in ({"train": (x, y)}, {"model": other}, {"seed": 1}, {"epochs": 3}, {"val": images(12, 2)}):
+        seen: list[int] = []
+        tune(**{"epochs": 2, **changes}, checkpoints=tmp_path, on_epoch=lambda r, seen=seen: seen.append(r["epoch"]))
+        assert seen[0] == 1, changes
+    assert len(list(tmp_path.glob("autolora-*.pt"))) == 6
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_images_in_a_mapped_file_give_the_same_bits_as_in_memory(tmp_path, monkeypatch):
+    x, y = images(48)
+    np.save(tmp_path / "images.npy", x)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    resident = digest(tune(train=(mapped, y)))
+    assert resident == digest(tune(train=(torch.from_numpy(x), y)))
+    monkeypatch.setattr("autolora.data.RESIDENT_SHARE", 0.0)
+    assert resident == digest(tune(train=(mapped, y)))
+
+
+def test_floats_and_bytes_are_the_same_images():
+    x, y = images(48)
+    assert digest(tune(train=(x, y))) == digest(tune(train=(torch.from_numpy(x).float() / 255, y)))
+
+
+def test_images_stored_larger_are_cropped_at_random_and_validated_as_given():
+    tuned = tune(train=images(48, size=12), augmentation="auto", epochs=2)
+    assert tuned.best["val_clean"] >= 0
+
+
+def test_averaged_weights_are_the_ones_that_ship():
+    last, averaged = tune(epochs=2), tune(epochs=2, average=0.99)
+    assert digest(last) != digest(averaged)
+    assert [r["loss"] for r in last.history] == [r["loss"] for r in averaged.history]  # training itself is the same
