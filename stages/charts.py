@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 400, 250
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 20, 40
 
 STYLE = """
 .chart text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:var(--muted,#4b5563)}
@@ -30,6 +30,7 @@ STYLE = """
 .natural{stroke:var(--natural,#6b5b95);color:var(--natural,#6b5b95)}
 .accent{stroke:var(--accent,#0b7a5c);color:var(--accent,#0b7a5c)}
 .dot{fill:currentColor}
+@media (max-width:420px){.chart text{font-size:13.5px}}
 """
 DASHES = {"robust": "", "clean": "7 4", "natural": "2 4", "accent": "10 3 2 3"}
 
@@ -72,15 +73,11 @@ def _step(rough: float) -> float:
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.1f}".removesuffix(".0") + " %"
+    return f"{100 * value:.1f}".removesuffix(".0") + "\u202f%"  # the narrow space does not break
 
 
 def plain(value: float) -> str:
     return f"{value:g}"
-
-
-def power_of_ten(value: float) -> str:
-    return plain(value) if value >= 0.01 else f"1e{round(math.log10(value))}"
 
 
 def lines(
@@ -93,29 +90,38 @@ def lines(
     marks: Sequence[tuple[float, str]] = (),
     log: bool = False,
     dots: bool = True,
+    steps: bool = False,
 ) -> str:
-    """A line per series over one pair of axes; `marks` are vertical lines with a label."""
+    """A line per series over one pair of axes; `marks` are vertical lines with a label; `steps` holds each value."""
     xs = [x for s in series for x in s.x]
     low, high = y_range or _range([y for s in series for y in s.y], log)
     x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log)
-    parts = [_grid(x_axis, y_axis, x_label, y_text)]
+    ticks = sorted({y for s in series for y in s.y})[-6:] if steps else y_axis.ticks()
+    parts = [_grid(x_axis, y_axis, x_label, ticks, y_text)]
     parts += [_mark(x_axis(x), label) for x, label in marks]
-    parts += [_line(s, x_axis, y_axis, y_text, dots) for s in series]
+    parts += [_line(_held(s) if steps else s, x_axis, y_axis, y_text, dots) for s in series]
     return _svg(title, words, "".join(parts), HEIGHT)
 
 
 def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
     low, high = min(values), max(values)
     if log:
-        return 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
+        return low / 1.3, high * 1.3
     room = (high - low or abs(high) or 1) * 0.08
     return low - room, high + room
 
 
-def _grid(x_axis: Axis, y_axis: Axis, x_label: str, y_text: Callable[[float], str]) -> str:
+def _held(s: Series) -> Series:
+    """Every value lasts until the next one comes."""
+    x = [p for a, b in zip(s.x, s.x[1:]) for p in (a, b)] + [s.x[-1]]
+    y = [p for v in s.y[:-1] for p in (v, v)] + [s.y[-1]]
+    return Series(s.label, s.style, x, y)
+
+
+def _grid(x_axis: Axis, y_axis: Axis, x_label: str, ticks: Sequence[float], y_text: Callable[[float], str]) -> str:
     parts = []
-    for tick in y_axis.ticks():
+    for tick in ticks:
         y = y_axis(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{y_text(tick)}</text>')
@@ -127,11 +133,10 @@ def _grid(x_axis: Axis, y_axis: Axis, x_label: str, y_text: Callable[[float], st
 
 
 def _mark(x: float, label: str) -> str:
-    end = x > WIDTH - 90
-    text = f'<text x="{x - 4 if end else x + 4}" y="{TOP + 9}" text-anchor="{"end" if end else "start"}">'
-    return f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>' + (
-        f"{text}{escape(label)}</text>" if label else ""
-    )
+    """A vertical line, its label above the drawing."""
+    anchor = "start" if x < LEFT + 40 else "end" if x > WIDTH - 60 else "middle"
+    text = f'<text x="{x}" y="{TOP - 7}" text-anchor="{anchor}">{escape(label)}</text>' if label else ""
+    return f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP - 3}" y2="{HEIGHT - BOTTOM}"/>{text}'
 
 
 def _line(s: Series, x_axis: Axis, y_axis: Axis, y_text: Callable[[float], str], dots: bool) -> str:
@@ -182,17 +187,17 @@ def _diamond(style: str, x: float, y: float, words: str) -> str:
 
 def interval(share: float, low: float, high: float, style: str, words: str) -> str:
     """A share with its 95 % interval on the scale from 0 to 100 %."""
-    axis = Axis(0, 1, 6, 294)
+    axis = Axis(0, 1, 6, 214)
     ticks = "".join(
-        f'<line class="grid" x1="{axis(t)}" x2="{axis(t)}" y1="7" y2="17"/>' for t in (0, 0.25, 0.5, 0.75, 1)
+        f'<line class="grid" x1="{axis(t)}" x2="{axis(t)}" y1="6" y2="16"/>' for t in (0, 0.25, 0.5, 0.75, 1)
     )
     return (
-        f'<svg class="chart interval" viewBox="0 0 300 34" role="img" aria-label="{escape(words)}">'
-        f'<line class="grid" x1="6" x2="294" y1="12" y2="12"/>{ticks}'
-        f'<line class="range {style}" x1="{axis(low)}" x2="{axis(high)}" y1="12" y2="12"/>'
-        f'<circle class="dot {style}" cx="{axis(share)}" cy="12" r="6"/>'
-        '<text x="2" y="32">0</text><text x="150" y="32" text-anchor="middle">50</text>'
-        '<text x="298" y="32" text-anchor="end">100</text></svg>'
+        f'<svg class="chart interval" viewBox="0 0 220 32" role="img" aria-label="{escape(words)}">'
+        f'<line class="grid" x1="6" x2="214" y1="11" y2="11"/>{ticks}'
+        f'<line class="range {style}" x1="{axis(low)}" x2="{axis(high)}" y1="11" y2="11"/>'
+        f'<circle class="dot {style}" cx="{axis(share)}" cy="11" r="5"/>'
+        '<text x="3" y="30">0</text><text x="110" y="30" text-anchor="middle">50</text>'
+        '<text x="219" y="30" text-anchor="end">100</text></svg>'
     )
 
 

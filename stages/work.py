@@ -82,5 +82,15 @@ def timed(stage: str) -> Iterator[dict[str, Any]]:
         "peak_memory_mb": round(peak / 2**20),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
+        **_accelerators(time.perf_counter() - start),
     }
     write_json(f"reports/timing/{stage}.json", record)
+
+
+def _accelerators(seconds: float) -> dict[str, Any]:
+    """What a stage took of GPUs, where it used them: one for each of its processes."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    hours = seconds / 3600 * int(os.environ.get("WORLD_SIZE", 1))
+    return {"gpu": torch.cuda.get_device_name(), "gpu_hours": round(hours, 4)}

@@ -1,0 +1,172 @@
+"""The card says what the files say, alone, safely, and to everybody."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from autolora.files import read_json, write_json
+from stages.card import plots, write_card
+from stages.charts import Axis, Series, lines, percent, standalone
+from stages.evidence import Evidence
+from tests.registry.synthetic import make_run
+
+
+class Tree(HTMLParser):
+    """Tags with their attributes, and the text that people read."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(html.replace("\u202f", " "))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        self.text += "" if "style" in self.open else data
+
+
+def page(folder):
+    write_card(folder)
+    return (folder / "reports/card.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    return page(make_run(tmp_path_factory.mktemp("card") / "run"))
+
+
+@pytest.fixture(scope="module")
+def tree(html):
+    return Tree(html)
+
+
+def test_every_section_of_the_evidence_is_there(tree):
+    text = " ".join(tree.text.split())
+    for words in (
+        "this model reads 90 % rightly as they are, and 60 % rightly whatever",  # clean, robust
+        "95 % interval 53.1 to 66.5",
+        "may move every colour value of every pixel by up to 16 of 255 grey levels",  # threat model in words
+        "after apgd-t", "Class by class", "Accuracy over the radius", "The dial", "Gradient cosine", "Loss weights",
+        "Halved after epoch 29, 41, 49, 53, 57", "What an attack looks like", "1 of 2 expectations hold",
+        "3 of 1797 images look like another", "Sixteen checks", "The file is what was attacked", "Lineage",
+    ):  # fmt: skip
+        assert words in text, words
+
+
+def test_cost_appears_where_it_was_measured(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert 'id="cost"' not in page(folder)
+    (folder / "reports/timing").mkdir()
+    record = {"seconds": 7200, "peak_memory_mb": 900, "machine": "m", "images_per_second": 1234.5, "gpu_hours": 2}
+    write_json(folder / "reports/timing/finetune.json", record)
+    text = Tree(page(folder)).text
+    assert "2.0 h in all, 2.00 GPU hours of it." in text
+    assert "1,234 images/s" in text
+
+
+def test_nothing_is_fetched_from_anywhere(html, tree):
+    for tag, attributes in tree.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "action", "poster"):
+            value = attributes.get(name, "#")
+            assert value.startswith(("#", "data:")), (tag, value)
+    assert "<script" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_links_lead_somewhere_and_ids_are_unique(tree):
+    ids = [a["id"] for _, a in tree.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in tree.tags:
+        if tag == "a":
+            assert attributes["href"].removeprefix("#") in ids
+        for target in attributes.get("aria-labelledby", "").split():
+            assert target in ids
+
+
+def test_pictures_and_charts_have_words(tree):
+    assert all(a.get("alt") for tag, a in tree.tags if tag == "img")
+    charts = [a for tag, a in tree.tags if tag == "svg"]
+    assert len(charts) > 8
+    assert all(a.get("aria-hidden") or a.get("aria-label") or a.get("aria-labelledby") for a in charts)
+    assert ("html", {"lang": "en"}) in tree.tags
+
+
+def test_a_hostile_class_name_stays_text(tmp_path):
+    folder = make_run(tmp_path / "run")
+    path = folder / "reports/robustness.json"
+    record = read_json(path)
+    record["by_class"][3]["class"] = '<img src=x onerror="alert(1)">'
+    write_json(path, record)
+    html = page(folder)
+    assert "<img src=x" not in html
+    assert "&lt;img src=x" in html
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"version": "fast"}, "This is not the standard attack"),
+        ({"failed_check": 8}, "14 of 16 checks pass, 1 warn, 1 fail"),
+        ({"flips": 3}, "ONNX: 3 labels flip"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, options, words):
+    assert words in " ".join(Tree(page(make_run(tmp_path / "run", **options))).text.split())
+
+
+def test_many_classes_show_the_weakest(tmp_path):
+    folder = make_run(tmp_path / "run")
+    path = folder / "reports/robustness.json"
+    record = read_json(path)
+    record["by_class"] = [{"class": f"c{i}", "n": 2, "clean": 0.9, "robust": i / 100} for i in range(100)]
+    write_json(path, record)
+    html = page(folder)
+    chart = html[html.index("accuracy-by-class-t") : html.index("Figures of every class")]
+    assert ">c0<" in chart
+    assert ">c29<" in chart
+    assert ">c30<" not in chart
+    assert ">c99<" in html  # in the table
+
+
+def test_a_card_without_a_twin_without_adversarial_examples_and_without_halvings(tmp_path):
+    folder = make_run(tmp_path / "run")
+    path = folder / "reports/robustness.json"
+    write_json(path, read_json(path) | {"baseline": None, "mcnemar": None})
+    training = folder / "reports/training.csv"
+    training.write_text(training.read_text().replace("halved+restored", ""))
+    examples = folder / "models/adversarial.npz"
+    data = dict(np.load(examples))
+    np.savez(examples, **data | {"found": np.zeros_like(data["found"])})
+    text = Tree(page(folder)).text
+    assert "Never halved." in text
+    assert "natural twin," not in text
+
+
+def test_plots_are_files_of_their_own(tmp_path):
+    for name, svg in plots(Evidence(make_run(tmp_path / "run"))).items():
+        root = ElementTree.fromstring(standalone(svg))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg", name
+
+
+def test_axes_are_where_they_say():
+    axis = Axis(0, 10, 100, 200)
+    assert [axis(v) for v in (0, 5, 10)] == [100, 150, 200]
+    assert axis.ticks(5) == [0, 2, 4, 6, 8, 10]
+    log = Axis(1e-5, 1e-2, 0, 30, log=True)
+    assert [log(v) for v in (1e-5, 1e-3, 1e-2)] == [0, 20, 30]
+    assert log.ticks() == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2])
+    chart = lines("t", "w", [Series("s", "robust", [0, 1], [0.0, 1.0])], "x")
+    assert re.findall(r'points="([^"]+)"', chart) == ["46.0,210.0 388.0,20.0"]
+    assert [percent(v) for v in (0.6, 0.605, 1)] == ["60\u202f%", "60.5\u202f%", "100\u202f%"]
