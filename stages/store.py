@@ -54,7 +54,6 @@ class Store:
         self.folder, self.size = folder, size
         self.index = _read_index(folder / "index.jsonl")
         self.decoded = 0  # images decoded in this run
-        self._shards: dict[str, np.ndarray] = {}
 
     def decode(self, found: Iterable[Found], workers: int | None = None) -> Iterator[dict[str, Any]]:
         """One row per image, in order. Pixels do not pass through this process; few images are in flight at once."""
@@ -85,13 +84,11 @@ class Store:
         return np.stack([self._record(self.index[name]) for name in names])
 
     def _record(self, entry: dict[str, Any]) -> np.ndarray:
-        shard = entry["shard"]
-        if shard not in self._shards:
-            bytes_ = np.memmap(self.folder / shard, np.uint8, "r")
-            record = 3 * self.size**2
-            whole = len(bytes_) // record
-            self._shards[shard] = bytes_[: whole * record].reshape(whole, 3, self.size, self.size)
-        return self._shards[shard][entry["record"]]
+        """Read, not memory-mapped: mapped pages would count as this process's memory."""
+        count = 3 * self.size**2
+        with open(self.folder / entry["shard"], "rb", buffering=0) as file:
+            file.seek(entry["record"] * count)
+            return np.frombuffer(file.read(count), np.uint8).reshape(3, self.size, self.size)
 
 
 def _chunks(found: Iterable[Found]) -> Iterator[list[Found]]:
