@@ -16,7 +16,6 @@ from pathlib import Path
 from pipelines import warden
 
 LINE_END = re.compile(rb"[\r\n]+")
-WATCH = "end with parent"
 KEPT = 40  # last lines that an error may quote
 
 
@@ -91,13 +90,17 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def end_with_parent(seconds: float = 1.0) -> None:
-    """Once: watch the process that started this one, and end with it. The warden sees the pipe close and cleans up."""
+    """Watch the process that started this one, and end with it."""
     parent = os.getppid()
+    end_when(lambda: os.getppid() != parent, seconds)
+
+
+def end_when(over: Callable[[], bool], seconds: float) -> None:
+    """Look again and again, beside the work; then end at once: the warden sees the pipe close and cleans up."""
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while not over():
             time.sleep(seconds)
         os._exit(143)
 
-    if not any(thread.name == WATCH for thread in threading.enumerate()):
-        threading.Thread(target=watch, name=WATCH, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()

@@ -7,7 +7,8 @@
 2. "autolora: crashed runs are scheduled again": a crashed run of our deployments goes back to its work pool, where any
    other worker takes it up. It goes on from the last checkpoint if AUTOLORA_WORK is storage that both machines see.
 
-A run that crashes its worker again and again gives itself up (`rebuild.MOST_RUNS`).
+A run that crashes its worker again and again gives itself up (`rebuild.MOST_RUNS`). One that was taken for dead (the
+server was away for longer than --silence) notices that it goes on elsewhere, and ends.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _known(name: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--silence", type=float, default=90, help="seconds without a heartbeat (sent every 30 s)")
+    parser.add_argument("--silence", type=float, default=180, help="seconds without a heartbeat (one comes every 30 s)")
     print("\n".join(install(parser.parse_args().silence)))
 
 

@@ -9,19 +9,11 @@ from typing import Any
 
 from prefect.settings import get_current_settings
 
-from pipelines import slots
-
 POLL = 5.0  # seconds between two looks at a run on another machine
 
 
 class PoolError(RuntimeError):
     pass
-
-
-def prepare_alone() -> None:
-    """Without a server of one's own there is nobody else to create the slots of this machine's GPUs."""
-    if not get_current_settings().api.url:
-        slots.create(slots.gpus())
 
 
 def submit(deployment: str, parameters: dict[str, Any]) -> str:

@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_client, get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
@@ -40,6 +41,7 @@ PERCENT = re.compile(r"\b(\d{1,3})%\|")  # tqdm: "finetune:  42%|####   | 25/60 
 HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.", "Use `dvc push`")
 REFUSED = (graph.GraphError, workspace.WorkspaceError, slots.SlotError, pools.PoolError, commands.CommandFailed)
 MOST_RUNS = 5
+LOOK = 15.0  # seconds between two looks at whether this run still is the one
 EVERY = 10.0  # seconds between two reports of one progress bar
 
 
@@ -47,6 +49,8 @@ def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
     """Not where the stage itself said in one line what the user has to mend."""
     error = state.result(raise_on_failure=False)
     lines = error.lines if isinstance(error, commands.CommandFailed) else []
+    if any("another process is at work" in line for line in lines[-5:]):
+        return True  # the run that this one replaces is about to end
     name = task_run.name.removeprefix("dvc ")
     return not any(line.startswith(f"{name}: ") and "%|" not in line for line in lines[-5:])
 
@@ -137,6 +141,7 @@ def rebuild(
     """
     source, overrides = Path(folder).resolve(), overrides or {}
     leave_no_orphans()
+    workspace.use_storage(source)
     graph.stages(source, stages or [])  # an unknown stage is told before a workspace is made
     if not uncommitted or overrides or revision or preset:
         workspace.refuse_uncommitted(source)
@@ -150,11 +155,24 @@ def rebuild(
 
 
 def leave_no_orphans() -> None:
-    """Started by a worker, end with it; started again and again, say so instead of dying once more."""
-    if "PREFECT__FLOW_RUN_ID" in os.environ:
-        commands.end_with_parent()
-    if (flow_run.run_count or 0) > MOST_RUNS:
+    """Started by a worker, end with it, and when the run goes on elsewhere; started again and again, give up."""
+    mine = flow_run.run_count or 0
+    if mine > MOST_RUNS:
         raise RuntimeError(f"this run has been started {MOST_RUNS} times and its worker died each time: giving up")
+    if "PREFECT__FLOW_RUN_ID" in os.environ:
+        identity = flow_run.id
+        commands.end_with_parent()
+        commands.end_when(lambda: superseded(identity, mine), LOOK)
+
+
+def superseded(identity: str, mine: int) -> bool:
+    """Was this run taken for dead (the server was away for long) and started anew? A silent server says nothing."""
+    try:
+        with get_client(sync_client=True) as client:
+            now = client.read_flow_run(UUID(identity))
+    except Exception:  # whatever the way to the server raises: it is no reason to end
+        return False
+    return now.run_count > mine or bool(now.state and now.state.is_crashed())
 
 
 def outcome(stage: Stage, folder: Path, env: dict[str, str], gpus: int) -> dict[str, Any]:
@@ -216,7 +234,6 @@ def start(args: argparse.Namespace) -> None:
     if args.pool:
         print(pools.submit(f"rebuild/{args.pool}", given))
     else:
-        pools.prepare_alone()
         rebuild(**given)
 
 

@@ -1,6 +1,6 @@
 """GPU slots: one training per GPU, whoever asks and from wherever.
 
-    python -m pipelines.slots              create the slots of this machine's GPUs on the server (once per machine)
+    python -m pipelines.slots              create the slots of this machine's GPUs on the server, and list them
 
 Each GPU is a global concurrency limit of one, named by the GPU's UUID: hosts and containers need no numbering. A stage
 with `meta: {gpu: true}` takes the first free slot of its machine and sees that GPU only (CUDA_VISIBLE_DEVICES). A slot
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 LEASE = 300.0
 PATIENCE = (2.0, 10.0)  # seconds between two looks at slots that are all taken
@@ -56,6 +56,7 @@ def held(count: int, devices: Sequence[str]) -> Iterator[list[str]]:
         return
     if count > len(devices):
         raise SlotError(f"{count} GPUs wanted, this worker has {len(devices)}: {', '.join(devices)}")
+    create(devices)
     while True:
         with ExitStack() as stack:
             taken = _take(count, devices, stack)
@@ -97,12 +98,18 @@ def _try(device: str, stack: ExitStack) -> bool:
 
 
 def create(devices: Sequence[str]) -> None:
-    """Idempotent: a slot that exists is left as it is."""
+    """Those that are missing; one that exists keeps the limit that somebody gave it."""
     from prefect import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
     with get_client(sync_client=True) as client:
-        for device in devices:
-            client.upsert_global_concurrency_limit_by_name(PREFIX + device, 1)
+        for name in (PREFIX + device for device in devices):
+            try:
+                client.read_global_concurrency_limit_by_name(name)
+            except ObjectNotFound:
+                with suppress(ObjectAlreadyExists):  # another worker of this machine was faster
+                    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
 
 
 def main() -> None:

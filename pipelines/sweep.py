@@ -185,7 +185,6 @@ def main() -> None:
 
 
 def start(args: argparse.Namespace) -> None:
-    pools.prepare_alone()
     at_once = max(args.at_once, 64) if args.pool else args.at_once  # a pool's workers set the pace themselves
     sweep.with_options(task_runner=runner(args.runner, at_once))(args.name, revision=args.revision, pool=args.pool)
 

@@ -160,6 +160,23 @@ def share_cache(source: Path, folder: Path) -> None:
         settings["core"]["site_cache_dir"] = str(folder / ".dvc" / "tmp" / "site")
 
 
+def use_storage(folder: Path) -> None:
+    """Where a clone finds what a team shares, from the environment: machines differ in addresses, not in the pipeline.
+
+    AUTOLORA_CACHE: DVC's cache on shared storage. AUTOLORA_REMOTE: a DVC remote (s3://..., ssh://..., a folder), with
+    AUTOLORA_REMOTE_ENDPOINT for an S3 that is not Amazon's. All go into .dvc/config.local, which git does not see.
+    """
+    cache, remote, endpoint = (os.environ.get(f"AUTOLORA_{name}") for name in ("CACHE", "REMOTE", "REMOTE_ENDPOINT"))
+    if not cache and not remote:
+        return
+    with graph.opened(folder) as repo, repo.config.edit("local") as settings:
+        if cache:
+            settings["cache"]["dir"] = cache
+        if remote:
+            settings["remote"]["shared"] = {"url": remote} | ({"endpointurl": endpoint} if endpoint else {})
+            settings["core"]["remote"] = "shared"
+
+
 def remote(folder: Path) -> bool:
     """Is there a default DVC remote, through which machines share what they have built?"""
     with graph.opened(folder) as repo:

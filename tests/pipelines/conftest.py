@@ -6,9 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pipelines.rehearsal import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,7 +114,7 @@ def make_project(folder: Path) -> Path:
     files = {"dvc.yaml": DVC_YAML, "prepare.py": PREPARE, "train.py": TRAIN, "report.py": REPORT}
     files["params.yaml"] = "seed: 0\ntrain: {method: plain, epochs: 3, seconds: 0.02}\n"
     files[".gitignore"] = (
-        ".work\n/raw/*\n!/raw/README.md\n/prepared.txt\n/weights.txt\n/reports\n/mlflow.db\n__pycache__\n"
+        ".work\n/raw/*\n!/raw/README.md\n/prepared.txt\n/weights.txt\n/reports\n/mlflow.db\n/mlruns\n__pycache__\n"
     )
     files["raw/README.md"] = "images go here\n"
     files["raw/a.txt"] = "raw data that git does not keep"
@@ -135,6 +138,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("AUTOLORA_WORK", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Prefect on sqlite, with a home and shared storage for progress of its own; started once."""
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "home").mkdir()
+    server = Server(folder)
+    server.environment |= {"HOME": str(folder / "home"), "AUTOLORA_WORK": str(folder / "work")}
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

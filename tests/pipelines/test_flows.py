@@ -1,18 +1,23 @@
-"""The flows on a real Prefect server (sqlite, in a folder of the test), real DVC and real git."""
+"""The flows on a real Prefect server (sqlite), a real pool and two real worker processes, real DVC and real git.
+
+In this order: what needs no worker first, the death of a worker last.
+"""
 
 from __future__ import annotations
 
 import csv
-import json
+import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
-from tests.pipelines.conftest import git
-from tests.pipelines.servers import Server
+from pipelines.rehearsal import Server, wait_for
+from tests.pipelines.conftest import ROOT, git
 
 pytestmark = pytest.mark.slow
 
@@ -25,23 +30,20 @@ SWEEP = {
 }
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("server")
-    server = Server(folder).start()
-    server.environment["HOME"] = str(folder / "home")
-    (folder / "home").mkdir()
-    yield server
-    server.stop()
-
-
 @pytest.fixture
 def toy(template: Path, tmp_path: Path) -> Path:
-    import shutil
+    return clone(template, tmp_path / "project")
 
-    project = Path(shutil.copytree(template, tmp_path / "project"))
+
+def clone(template: Path, to: Path, **train: object) -> Path:
+    """A project with a sweep, the flows where prefect.yaml expects them, and these parameters of training."""
+    project = Path(shutil.copytree(template, to))
     (project / "presets" / "sweeps").mkdir(parents=True)
     (project / "presets" / "sweeps" / "toy.yaml").write_text(yaml.safe_dump(SWEEP))
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    (project / "params.yaml").write_text(yaml.safe_dump(params | {"train": params["train"] | train}))
+    (project / ".git" / "info" / "exclude").write_text("pipelines\n")
+    (project / "pipelines").symlink_to(ROOT / "pipelines")
     git(project, "add", ".")
     git(project, "commit", "--quiet", "-m", "a sweep")
     return project
@@ -53,14 +55,90 @@ def call(server: Server, project: Path, *command: str) -> subprocess.CompletedPr
     return subprocess.run([sys.executable, "-m", *command], cwd=project, env=env, capture_output=True, text=True)
 
 
-def api(server: Server, path: str, **body) -> list[dict]:
-    import urllib.request
+def weights(prepared: str, epochs: int) -> str:
+    """What an uninterrupted training comes to, computed here once more."""
+    state = prepared
+    for _ in range(epochs):
+        state = hashlib.sha256(state.encode()).hexdigest()
+    return state
 
-    request = urllib.request.Request(
-        f"{server.url}/{path}", json.dumps(body).encode(), {"content-type": "application/json"}
+
+def test_prefect_yaml_is_deployed_by_prefect_itself(server):
+    """deploy/setup.sh against a real server: three kinds of pools, nine deployments, the two automations."""
+    server.run("bash", str(ROOT / "deploy" / "setup.sh"))
+    server.run("bash", str(ROOT / "deploy" / "setup.sh"))  # again, as after a change
+    pools = {pool["name"]: pool["type"] for pool in server.ask("work_pools/filter", {})}
+    assert pools == {"gpu": "process", "control": "process", "docker": "docker", "kubernetes": "kubernetes"}
+    deployments = server.ask("deployments/filter", {})
+    assert len(deployments) == 9
+    one_at_a_time = {
+        d["entrypoint"].split(":")[1] + "/" + d["name"] for d in deployments if d["global_concurrency_limit"]
+    }
+    assert one_at_a_time == {"rebuild/gpu", "rebuild/docker", "deploy/control"}
+    names = {automation["name"] for automation in server.ask("automations/filter", {})}
+    assert names == {"autolora: silent runs have crashed", "autolora: crashed runs are scheduled again"}
+
+
+def test_a_pool_without_workers_says_so_and_how_to_start_one(server, toy):
+    done = call(server, toy, "pipelines.rebuild", "--pool", "gpu")
+    assert done.returncode == 1
+    assert "no worker is online in pool gpu" in done.stderr
+    assert "prefect worker start --pool gpu" in done.stderr
+    assert not server.ask("flow_runs/filter", {})
+
+
+def test_a_stage_that_hangs_is_killed_with_its_child_and_the_run_fails(server, template, tmp_path):
+    project = clone(template, tmp_path / "project", method="hangs")
+    file = project / "dvc.yaml"
+    file.write_text(file.read_text().replace("minutes: 2, retries: 1", "minutes: 0.1, retries: 0"))
+    done = call(server, project, "pipelines.rebuild", "--uncommitted")
+    assert done.returncode == 1
+    assert "no end after 6 s, killed with its children" in done.stderr
+    assert not [pid for pid in pids_of(server) if psutil.pid_exists(pid)]
+
+
+def pids_of(server: Server) -> list[int]:
+    """The trainings of this server, and the child of each."""
+    files = Path(server.environment["AUTOLORA_WORK"]).glob("train/*/pids")
+    return [int(pid) for file in files for line in file.read_text().splitlines() for pid in line.split()[:2]]
+
+
+def test_slots_are_strict_one_training_a_gpu(server, monkeypatch, tmp_path):
+    """Two processes ask for the one GPU: the second gets it when the first has given it back."""
+    code = (
+        "import time; from pipelines import slots\n"
+        "with slots.held(1, ['gpu-x']) as taken:\n"
+        "    print(time.time(), flush=True); time.sleep(3); print(time.time(), taken, flush=True)"
     )
-    with urllib.request.urlopen(request) as reply:
-        return json.load(reply)
+    env = server.environment
+    both = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    lines = [process.communicate(timeout=120)[0].splitlines() for process in both]
+    (start_a, end_a), (start_b, end_b) = ([float(line.split()[0]) for line in each] for each in lines)
+    assert end_a <= start_b or end_b <= start_a
+    assert "['gpu-x']" in lines[0][1]
+    missing = "from contextlib import ExitStack; from pipelines import slots; slots._try('gpu-y', ExitStack())"
+    done = subprocess.run([sys.executable, "-c", missing], env=env, capture_output=True, text=True)
+    assert "no slot gpu:gpu-y on the server" in done.stderr
+
+
+def test_the_server_restarts_during_a_run(server, template, tmp_path):
+    project = clone(template, tmp_path / "project", epochs=30, seconds=0.5)
+    env = server.environment
+    command = [sys.executable, "-m", "pipelines.rebuild"]
+    process = subprocess.Popen(
+        command, cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for("a checkpoint", lambda: checkpoint(server, 3))
+    server.restart()
+    output = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, output
+    assert (project / "weights.txt").read_text() == weights((project / "prepared.txt").read_text(), 30)
+
+
+def checkpoint(server: Server, epoch: int) -> bool:
+    files = list(Path(server.environment["AUTOLORA_WORK"]).glob("train/*/checkpoint.txt"))
+    newest = max(files, key=lambda file: file.stat().st_mtime, default=None)
+    return bool(newest) and int(newest.read_text().split()[0]) >= epoch
 
 
 def test_sweep_goes_on_past_a_failed_cell_and_resumes_it(server, toy):
@@ -99,3 +177,28 @@ def parent_and_children(project: Path) -> tuple[int, int]:
     files = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
     assert {"table.csv", "table.md", "table.png"} <= files
     return len(parents), len(runs) - len(parents)
+
+
+def test_a_worker_killed_in_mid_training_and_another_that_goes_on(server, template, tmp_path):
+    """kill -9: its children die with it; the run is noticed, scheduled again, resumed, and ends in the same weights."""
+    server.run(sys.executable, "-m", "pipelines.faults", "--silence", "40")
+    shutil.rmtree(server.environment["AUTOLORA_WORK"])
+    clones = {name: clone(template, tmp_path / name, epochs=40, seconds=0.5) for name in ("one", "two")}
+    workers = {name: server.worker(name, folder, CUDA_VISIBLE_DEVICES=f"gpu-{name}") for name, folder in clones.items()}
+    wait_for("both workers", lambda: all("started" in server.log(name) for name in clones))
+    run = server.submit("rebuild/gpu")
+    wait_for("a checkpoint", lambda: checkpoint(server, 3))
+    hit = next(name for name in clones if "dvc train" in server.log(name))
+    other = next(name for name in clones if name != hit)
+    family = psutil.Process(workers[hit].pid).children(recursive=True)
+    assert len(family) >= 4  # the flow, the warden, dvc, the training, and its child
+    workers[hit].kill()
+    assert not psutil.wait_procs(family, timeout=20)[1]
+    wait_for("the end of the run", lambda: server.flow_run(run)["state_type"] == "COMPLETED", 240)
+    names = [state["name"] for state in sorted(server.states(run), key=lambda state: state["timestamp"])]
+    assert [name for name in names if name in ("Running", "Crashed", "AwaitingRetry", "Completed")] == [
+        "Running", "Crashed", "AwaitingRetry", "Running", "Completed"
+    ]  # fmt: skip
+    assert "resumed after epoch" in server.log(other)
+    assert f"gpu-{other}" in next(Path(server.environment["AUTOLORA_WORK"]).glob("train/*/pids")).read_text()
+    assert (clones[other] / "weights.txt").read_text() == weights((clones[other] / "prepared.txt").read_text(), 40)

@@ -1,0 +1,141 @@
+"""Every deployment file, judged by its engine's own schema or linter: no Docker and no cluster is needed for that."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipelines.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
+TOOLS = Path(sys.executable).parent
+MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+
+
+def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    if not (TOOLS / name).is_file():
+        pytest.skip(f"needs {name} (dependency group dev)")
+    return subprocess.run([str(TOOLS / name), *arguments], capture_output=True, text=True)
+
+
+def compose(file: Path) -> subprocess.CompletedProcess[str]:
+    return tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(file))
+
+
+def test_compose_file_and_a_planted_fault(tmp_path):
+    assert compose(DEPLOY / "compose.yaml").returncode == 0
+    content = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    content["services"]["worker"]["volume"] = ["a:/b"]
+    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(content))
+    assert "'volume' was unexpected" in compose(tmp_path / "compose.yaml").stdout
+
+
+def test_compose_services_depend_on_services_that_exist():
+    content = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    services = content["services"]
+    assert {"mlflow", "prefect", "postgres", "minio", "worker", "worker-gpu"} <= services.keys()
+    for service in services.values():
+        assert set(service.get("depends_on", {})) <= services.keys()
+        named = {volume.split(":")[0] for volume in service.get("volumes", [])} - {".."}
+        assert named <= content["volumes"].keys()
+
+
+def test_no_password_is_written_down():
+    for file in DEPLOY.rglob("*"):
+        if file.is_file() and file.suffix in (".yaml", ".json", ".sh", ".example"):
+            for line in file.read_text().splitlines():
+                name, _, value = line.strip().partition(":" if file.suffix == ".yaml" else "=")
+                if name.endswith(("PASSWORD", "SECRET_ACCESS_KEY")):
+                    assert not value.strip() or value.strip().startswith("${")
+
+
+def test_dockerfile_and_a_planted_fault(tmp_path):
+    done = tool("hadolint", str(DEPLOY / "Dockerfile"))
+    assert (done.returncode, done.stdout) == (0, "")
+    (tmp_path / "Dockerfile").write_text("FROM python\nRUN cd /tmp && apt-get install git\n")
+    assert "DL3006" in tool("hadolint", str(tmp_path / "Dockerfile")).stdout
+
+
+def test_dockerfile_copies_files_that_exist():
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    for line in lines:
+        if line.startswith("COPY"):
+            assert all((ROOT / source).exists() for source in line.split()[1:-1])
+
+
+@pytest.mark.parametrize("script", sorted(DEPLOY.glob("*.sh")), ids=lambda path: path.name)
+def test_scripts_are_bash(script):
+    assert subprocess.run([shutil.which("bash") or "bash", "-n", str(script)]).returncode == 0
+
+
+def kubernetes(manifest: dict) -> None:
+    validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate (dependency group dev)")
+    validate.validate(manifest, "1.33", strict=True)
+
+
+@pytest.mark.parametrize("file", MANIFESTS, ids=lambda path: path.name)
+def test_kubernetes_manifests(file):
+    documents = list(yaml.safe_load_all(file.read_text()))
+    for document in documents:
+        kubernetes(document)
+    wrong = copy.deepcopy(documents[-1])
+    wrong["spec"]["replicaz"] = 1
+    with pytest.raises(Exception, match="replicaz"):
+        kubernetes(wrong)
+
+
+def rendered(**values) -> dict:
+    """The Job that Prefect's worker would create: its own templating, with the pool's defaults and these values."""
+    from prefect.utilities.templating import apply_values
+
+    template = json.loads((DEPLOY / "kubernetes" / "job-template.json").read_text())
+    defaults = {
+        name: v["default"] for name, v in template["variables"]["properties"].items() if v.get("default") is not None
+    }
+    # What the worker itself puts in; Kubernetes wants lists where the template speaks of command and env.
+    own = {
+        "command": ["python", "-m", "prefect.engine"],
+        "env": [{"name": "A", "value": "b"}],
+        "name": "run",
+        "labels": {},
+    }
+    job = apply_values(template["job_configuration"]["job_manifest"], own | defaults | values)
+    return json.loads(json.dumps(job))
+
+
+def test_kubernetes_job_template_renders_to_a_valid_job():
+    job = rendered(gpus=4, shared_memory="16Gi", node_selector={"gpu": "h200"})
+    kubernetes(job)
+    pod = job["spec"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert pod["nodeSelector"] == {"gpu": "h200"}
+    assert pod["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "16Gi"}
+
+
+@pytest.mark.parametrize("name", ["docker-job-template.json", "kubernetes/job-template.json"])
+def test_job_templates_use_only_variables_that_they_declare(name):
+    """And prefect.yaml sets no variable that a pool does not know."""
+    template = json.loads((DEPLOY / name).read_text())
+    variables = template["variables"]["properties"]
+    used = {part.split("}}")[0].strip() for part in json.dumps(template["job_configuration"]).split("{{")[1:]}
+    assert used <= variables.keys()
+    pool = "docker" if name.startswith("docker") else "kubernetes"
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    given = [d["work_pool"].get("job_variables", {}) for d in deployments if d["work_pool"]["name"] == pool]
+    assert given
+    assert all(settings.keys() <= variables.keys() for settings in given)
+
+
+def test_docker_asks_for_gpus_as_docker_s_client_wants_them():
+    """device_requests are handed to the Docker SDK as they are: driver, count, and a list of lists of capabilities."""
+    variables = json.loads((DEPLOY / "docker-job-template.json").read_text())["variables"]["properties"]
+    assert variables["container_create_kwargs"]["default"]["device_requests"] == [
+        {"driver": "nvidia", "count": -1, "capabilities": [["gpu"]]}
+    ]
