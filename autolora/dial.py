@@ -100,6 +100,6 @@ def _earns(start: Point, point: Point) -> str:
     p = mcnemar(gains, losses)
     if clean_now > clean and robust_now > robust:
         return f"both rise: clean {clean:.4f} to {clean_now:.4f}, PGD-20 {robust:.4f} to {robust_now:.4f}"
-    if gains > losses and p < SIGNIFICANT and robust - robust_now <= MAY_LOSE:
+    if gains > losses and p < SIGNIFICANT and robust - robust_now <= MAY_LOSE + 1e-9:
         return f"clean {clean:.4f} to {clean_now:.4f} (McNemar p = {p:.2g}), PGD-20 {robust:.4f} to {robust_now:.4f}"
     return ""

@@ -233,8 +233,7 @@ def _rounded(interval: Any) -> list[float]:
 
 def show(path: str | Path) -> dict[str, Any]:
     """All that the file says about itself; refuses a damaged one."""
-    content = Path(path).read_bytes()
-    session = open_session(content)
+    session, content = open_session(path), Path(path).read_bytes()
     exported = onnx.load_from_string(content)
     said = {entry.key: entry.value for entry in exported.metadata_props}
     if "graph_sha256" in said and said["graph_sha256"] != graph_sha256(exported):

@@ -1,0 +1,183 @@
+"""The fold against a network with two real branches, and the dial: where it stands, what moves it, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+from autolora.backbones import load_classifier, read_notes, save_classifier
+from autolora.branch import Branch, fold, save_branch
+from autolora.dial import Point, choose, interpolate, judge
+from autolora.threat import Threat
+from stages.work import StageError
+from tests.export.nets import EveryLayer, tiny
+
+
+def beside(layer: nn.Module, A: Tensor, B: Tensor, rank: int, alpha: float):
+    """A second branch that runs beside the layer and is added to its output; its kernel is built element by element."""
+    kernel = np.einsum("ok,ki->oi", B.double().numpy(), A.double().numpy()).reshape(layer.weight.shape)
+    kernel = torch.from_numpy(alpha / rank * kernel).float()
+
+    def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if isinstance(module, nn.Linear):
+            return output + F.linear(inputs[0], kernel)
+        return output + F.conv2d(inputs[0], kernel, None, module.stride, module.padding, module.dilation, module.groups)
+
+    return layer.register_forward_hook(add)
+
+
+@pytest.fixture
+def branched() -> tuple[EveryLayer, Branch]:
+    torch.manual_seed(0)
+    model = EveryLayer().eval()
+    branch = Branch([(f"layers.{name}", layer) for name, layer in model.layers.items()], rank=4)
+    for B in branch.B:
+        nn.init.normal_(B, std=0.5)
+    return model, branch
+
+
+@pytest.mark.parametrize("only", [None, *EveryLayer().layers])
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_merged_is_the_two_branch_network(branched, alpha: float, only: str | None) -> None:
+    model, branch = branched
+    x = torch.rand(5, 3, 16, 16)
+    deltas = {n: d.detach() for n, d in branch.deltas().items() if only is None or n == f"layers.{only}.weight"}
+    merged = fold(model, deltas, alpha)
+    plain = model(x)
+    for name, A, B in zip(branch.names, branch.A, branch.B):
+        if only is None or name == f"layers.{only}":
+            beside(model.get_submodule(name), A.detach(), B.detach(), 4, alpha)
+    expected = model(x)
+    error = (merged(x) - expected).abs().max()
+    assert error < 1e-5 * expected.abs().max()
+    assert (expected - plain).abs().max() > 100 * error  # and the branch does something
+
+
+def test_alpha_zero_is_the_robust_network_to_the_bit(branched) -> None:
+    model, branch = branched
+    merged = fold(model, branch.deltas(), 0.0)
+    for name, value in model.state_dict().items():
+        assert torch.equal(merged.state_dict()[name], value)
+
+
+def test_interpolation_moves_weights_and_running_statistics() -> None:
+    robust, natural = tiny(0), tiny(1)
+    mixed = interpolate(robust, natural, 0.25).state_dict()
+    for name, value in mixed.items():
+        a, b = robust.state_dict()[name], natural.state_dict()[name]
+        expected = 0.75 * a + 0.25 * b if value.is_floating_point() else a
+        assert torch.allclose(value, expected, atol=1e-6), name
+    assert not torch.equal(mixed["body.norm.running_mean"], robust.state_dict()["body.norm.running_mean"])
+
+
+def test_judge_counts_only_images_that_are_right_before_the_attack() -> None:
+    model = tiny(3)
+    x = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
+    y = model(x.float() / 255).argmax(1)
+    y[:10] = (y[:10] + 1) % 10
+    clean, robust = judge(model, x, y, Threat("linf", 1e-7), batch=16)
+    assert clean.tolist() == [False] * 10 + [True] * 30
+    assert (robust <= clean).all()
+    assert robust.sum() >= 29  # a radius of nothing breaks nothing but ties
+    assert not judge(model, x, y, Threat("linf", 1.0), batch=16)[1].all()
+
+
+def point(alpha: float, clean: list[int], robust: list[int], n: int = 400) -> Point:
+    """Right on the images from..to of n."""
+    flags = [np.isin(np.arange(n), np.arange(*span)) for span in (clean, robust)]
+    return Point("branch", alpha, *flags)
+
+
+@pytest.mark.parametrize(
+    ("other", "moves"),
+    [
+        (point(1, [0, 320], [0, 200]), True),  # 20 images more, none lost: p = 2e-6
+        (point(1, [0, 320], [0, 198]), True),  # at 0.5 points of robust accuracy
+        (point(1, [0, 320], [0, 197]), False),  # at 0.75 points
+        (point(1, [0, 304], [0, 200]), False),  # four more: p = 0.125
+        (point(1, [0, 302], [0, 201]), True),  # both rise
+        (point(1, [0, 302], [0, 200]), False),
+        (point(1, [80, 385], [0, 200]), False),  # 85 won, 80 lost
+        (point(1, [0, 280], [0, 260]), False),  # more robust and less accurate is not what the dial is for
+    ],
+)
+def test_auto_moves_only_where_it_is_earned(other: Point, moves: bool) -> None:
+    chosen, why = choose([point(0, [0, 300], [0, 200]), other])
+    assert (chosen.alpha == 1) is moves
+    assert why
+
+
+def test_auto_takes_the_most_accurate_of_those_that_earn_it() -> None:
+    points = [point(0, [0, 300], [0, 200]), point(0.5, [0, 340], [0, 200]), point(1, [0, 320], [0, 200])]
+    assert choose(points)[0].alpha == 0.5
+
+
+# --- the stage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finetuned(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder with what `finetune` and `prepare` leave, and a function that runs `merge` under changed params."""
+    monkeypatch.chdir(tmp_path)
+    robust, natural = tiny(0), tiny(1)
+    save_classifier(robust, "models/finetuned/robust.safetensors")
+    save_classifier(natural, "models/finetuned/natural.safetensors")
+    branch = Branch([("body.block.0", robust.body.block[0])], generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(branch.B[0], std=0.2)
+    save_branch(branch, "models/finetuned/branch.safetensors")
+    Path("data/prepared/val").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    np.save("data/prepared/val/images.npy", rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
+    np.save("data/prepared/val/labels.npy", rng.integers(0, 10, 30))
+    Path("dvc.yaml").write_text((root / "dvc.yaml").read_text())
+
+    def run(**merge: object) -> None:
+        from stages.merge import merge as stage
+
+        params = yaml.safe_load((root / "params.yaml").read_text())
+        Path("params.yaml").write_text(yaml.safe_dump(params | {"merge": merge}))
+        stage()
+
+    return run
+
+
+def rows() -> list[dict[str, str]]:
+    return list(csv.DictReader(Path("reports/alpha_curve.csv").open()))
+
+
+def test_stage_writes_both_directions_and_the_chosen_network(finetuned) -> None:
+    finetuned(alpha=0.6, toward="natural")
+    curve = rows()
+    assert [(r["toward"], r["alpha"]) for r in curve if r["chosen"] == "1"] == [("natural", "0.6")]
+    assert {r["toward"] for r in curve} == {"branch", "natural"}
+    assert len(curve) == 11
+    merged = load_classifier("models/merged.safetensors")
+    expected = interpolate(tiny(0), tiny(1), 0.6)
+    assert torch.equal(merged.body.fc.weight, expected.body.fc.weight)
+    notes = read_notes("models/merged.safetensors")
+    assert (notes["alpha"], notes["toward"], notes["threat"]) == ("0.6", "natural", "linf:16/255")
+    chosen = next(r for r in curve if r["chosen"] == "1")
+    assert (notes["val_clean"], notes["val_robust"]) == (chosen["clean"], chosen["robust"])
+
+
+def test_stage_is_the_same_bytes_twice_and_measures_no_point_twice(finetuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    finetuned(alpha="auto", toward="branch")
+    first = {p: Path(p).read_bytes() for p in ("models/merged.safetensors", "reports/alpha_curve.csv")}
+    monkeypatch.setattr("stages.merge.judge", lambda *_, **__: pytest.fail("this point was measured before"))
+    finetuned(alpha="auto", toward="branch")
+    assert all(Path(p).read_bytes() == content for p, content in first.items())
+
+
+def test_stage_without_a_branch(finetuned) -> None:
+    save_branch(None, "models/finetuned/branch.safetensors")
+    with pytest.raises(StageError, match=r"merge.alpha is 0.5.*trained none"):
+        finetuned(alpha=0.5, toward="branch")
+    finetuned(alpha="auto", toward="branch")
+    assert [r["alpha"] for r in rows() if r["toward"] == "branch"] == ["0"]
