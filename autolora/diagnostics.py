@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -138,16 +137,13 @@ def gradients_reach(network: Network, x: Tensor, y: Tensor, threat: Threat, seed
 
 
 def _zero_gradients(network: Network, x: Tensor, y: Tensor) -> float:
-    empty = 0
-    for part in torch.arange(len(x), device=x.device).split(network.batch):
-        rows = part[torch.arange(network.batch, device=x.device) % len(part)]
-        _, _, gradient = network.gradient(x[rows], partial(_cross_entropy, y[rows]))
-        empty += int((gradient[: len(part)].flatten(1).abs().amax(1) == 0).sum())
-    return empty / len(x)
+    rows = torch.arange(-(-len(x) // network.batch) * network.batch, device=x.device) % len(x)
 
+    def loss(z: Tensor, part: slice) -> Tensor:
+        return F.cross_entropy(z, y[rows][part], reduction="none")
 
-def _cross_entropy(y: Tensor, logits: Tensor) -> Tensor:
-    return F.cross_entropy(logits, y, reduction="none")
+    _, _, gradients = network.gradient(x[rows], loss)
+    return (gradients[: len(x)].flatten(1).abs().amax(1) == 0).double().mean().item()
 
 
 def inside(adversarial: Tensor, x: Tensor, threat: Threat) -> Check:

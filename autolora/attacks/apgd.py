@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autolora.attacks.draws import normal, uniform
-from autolora.attacks.network import Network, column
+from autolora.attacks.network import Network, column, lengths, replaced
 from autolora.attacks.pgd import ascent_direction, project
 from autolora.attacks.slots import State
 from autolora.threat import Threat
@@ -95,8 +95,8 @@ class APGD:
         logits, loss, gradient = self._value(s)
         better = loss > s["best_loss"]
         s["best_loss"] = torch.where(better, loss, s["best_loss"])
-        s["best"] = torch.where(column(better, point), point, s["best"])
-        s["best_gradient"] = torch.where(column(better, point), gradient, s["best_gradient"])
+        s["best"] = replaced(s["best"], better, point)
+        s["best_gradient"] = replaced(s["best_gradient"], better, gradient)
         s["raised"] += loss > s["last_loss"]
         s["last_loss"] = loss
         first = torch.from_numpy(age == 0).to(loss.device)
@@ -105,18 +105,22 @@ class APGD:
         widths = self.widths[np.minimum(age, len(self.widths) - 1)]
         if widths.any():
             halved = self._check(s, torch.from_numpy(widths).to(loss.device))
-            origin = torch.where(column(halved, point), s["best"], point)
-            gradient = torch.where(column(halved, point), s["best_gradient"], gradient)
+            origin = replaced(point, halved, s["best"])
+            gradient = replaced(gradient, halved, s["best_gradient"])
         s["previous"], s["point"] = origin, self._move(s, origin, gradient, first)
         return logits.argmax(1) != s["y"], point
 
     def _value(self, s: State) -> tuple[Tensor, Tensor, Tensor]:
-        """Averaged over `samples` passes, for networks that answer at random (EOT)."""
-        logits, loss, total = self.network.gradient(s["point"], lambda z: self.loss(z, s["y"], s["target"]))
+        """The gradient averaged over `samples` passes, for networks that answer at random (EOT)."""
+
+        def loss(z: Tensor, rows: slice) -> Tensor:
+            return self.loss(z, s["y"][rows], s["target"][rows])
+
+        logits, values, total = self.network.gradient(s["point"], loss)
         for _ in range(self.samples - 1):
-            logits, loss, gradient = self.network.gradient(s["point"], lambda z: self.loss(z, s["y"], s["target"]))
+            logits, values, gradient = self.network.gradient(s["point"], loss)
             total = total + gradient
-        return logits, loss, total / self.samples
+        return logits, values, total / self.samples
 
     def _check(self, s: State, width: Tensor) -> Tensor:
         """Conditions 1 and 2, for the rows that are at a checkpoint."""
@@ -138,12 +142,8 @@ class APGD:
 
 
 def start_point(x: Tensor, keys: Tensor, threat: Threat) -> Tensor:
-    """On the surface of the ball (Linf: uniform in the cube, then stretched to its surface)."""
+    """On the surface of the ball (Linf: uniform in the cube, then stretched to its surface), cut off by the box."""
     size = x[0].numel()
-    if threat.norm == "linf":
-        noise = uniform(keys, 0, size) * 2 - 1
-        noise = noise / noise.abs().amax(1, keepdim=True)
-    else:
-        noise = normal(keys, 0, size)
-        noise = noise / noise.norm(dim=1, keepdim=True)
+    noise = uniform(keys, 0, size) * 2 - 1 if threat.norm == "linf" else normal(keys, 0, size)
+    noise = noise / lengths(noise, threat.norm)[:, None]
     return (x + threat.eps * noise.view_as(x)).clamp(*threat.bounds)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,19 @@ from tqdm import tqdm
 
 from autolora import diagnostics
 from autolora.attacks.apgd import APGD, dlr, targeted_dlr
+from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.network import Network
-from autolora.attacks.prepare import at_rest, device_of, full_precision, likely, prepared
+from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.slots import Attack, Images, Slots
-from autolora.attacks.square import SquareL2, SquareLinf
+from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.attacks.workers import gathered, wait, worker, workers
 from autolora.threat import Threat
 
 VERSIONS = ("standard", "plus", "rand", "fast")
-TARGETS = 9
+TARGETS, SAMPLES = 9, 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def _evaluate(
     show: bool,
 ) -> Report:
     device = device_of(model, x)
-    batch = batch_size or (64 if device.type == "cpu" else 512)
+    batch = batch_size or default_batch(device)
     network = Network(model, batch)
     before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, version == "rand")
     diagnostics.require(before)
@@ -119,36 +121,35 @@ def _evaluate(
 
 
 def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | None]:
-    """The attacks of a version, and in what they deviate from it for so few classes."""
+    """The attacks of a version, and in what they deviate from the standard for so few classes."""
     targets = min(TARGETS, classes - 1)
-    square = {"linf": SquareLinf, "l2": SquareL2}[norm]
-    apgd_t = Step("apgd-t", lambda n, t: APGD(n, t, targeted_dlr), targets)
+    gradient, square = {"linf": (APGD, SquareLinf), "l2": (APGD, SquareL2), "l1": (APGDL1, SquareL1)}[norm]
+    apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), min(5, targets) if norm == "l1" else targets)
     fab_t = Step("fab-t", TargetedFAB, targets)
     black_box = Step("square", square, every=50)
     steps = {
-        "standard": [Step("apgd-ce", APGD), apgd_t, fab_t, black_box],
-        "fast": [Step("apgd-ce", APGD), apgd_t],
+        "standard": [Step("apgd-ce", gradient, 5 if norm == "l1" else 1), apgd_t, fab_t, black_box],
+        "fast": [Step("apgd-ce", gradient), apgd_t],
         "plus": [
-            Step("apgd-ce", APGD, 5),
-            Step("apgd-dlr", lambda n, t: APGD(n, t, dlr), 5),
+            Step("apgd-ce", gradient, 5),
+            Step("apgd-dlr", partial(gradient, loss=dlr), 5),
             Step("fab", FAB, 5),
             black_box,
             apgd_t,
             fab_t,
         ],
         "rand": [
-            Step("apgd-ce", lambda n, t: APGD(n, t, samples=20)),
-            Step("apgd-dlr", lambda n, t: APGD(n, t, dlr, samples=20)),
+            Step("apgd-ce", partial(gradient, samples=SAMPLES)),
+            Step("apgd-dlr", partial(gradient, loss=dlr, samples=SAMPLES)),
         ],
     }[version]
-    missing = ["apgd-t"] * (classes < 4) + ["apgd-dlr"] * (classes < 3)
-    dropped = [step.name for step in steps if step.name in missing]
-    notes = [f"{name} needs more than {classes} classes and is left out" for name in dropped]
-    if targets < TARGETS and any(step.name in ("apgd-t", "fab-t") for step in steps):
-        notes.append(f"{targets} target classes instead of {TARGETS}: there are no more")
+    lacking = ["apgd-t"] * (classes < 4) + ["apgd-dlr"] * (classes < 3)
+    notes = [f"{s.name} needs more than {classes} classes and is left out" for s in steps if s.name in lacking]
+    if targets < TARGETS:
+        notes.append(f"{targets} target classes, there are no more")
     if version == "fast":
         notes.append("only APGD-CE and APGD-T")
-    return [step for step in steps if step.name not in missing], "; ".join(notes) or None
+    return [s for s in steps if s.name not in lacking], "; ".join(notes) or None
 
 
 def _run(

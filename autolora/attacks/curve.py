@@ -13,7 +13,7 @@ from torch import Tensor
 
 from autolora.attacks.apgd import APGD
 from autolora.attacks.network import Network
-from autolora.attacks.prepare import at_rest, device_of, full_precision, likely, prepared
+from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.slots import Images, Slots
 from autolora.attacks.workers import gathered, worker, workers
 from autolora.threat import Threat
@@ -69,7 +69,7 @@ def eps_curve(
     x, y, names = prepared(x, y, ids)
     with at_rest(model), full_precision():
         device = device_of(model, x)
-        network = Network(model, batch_size or (64 if device.type == "cpu" else 512))
+        network = Network(model, batch_size or default_batch(device))
         logits = network.all_logits(x, device)
         images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), names)
         clean = logits.argmax(1).cpu() == y

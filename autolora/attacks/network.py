@@ -7,51 +7,61 @@ with one shape an image's fate does not depend on which other images are attacke
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-Loss = Callable[[Tensor], Tensor]  # logits [b,c] -> one value per row [b]
+Loss = Callable[[Tensor, slice], Tensor]  # logits [b,c] of these rows -> one value for each [b]
 
 
 class Network:
-    """`forwards` counts in units of one image forward, F; an input gradient counts as another one."""
+    """Every forward takes `batch` images; more are taken in parts. `forwards` counts in F, one forward of one image."""
 
     def __init__(self, model: Callable[[Tensor], Tensor], batch: int) -> None:
         self.model, self.batch, self.forwards = model, batch, 0
 
-    def logits(self, x: Tensor) -> Tensor:  # [batch,...] -> [batch,classes]
+    def logits(self, x: Tensor) -> Tensor:  # [k * batch,...] -> [k * batch,classes]
         self.forwards += len(x)
         with torch.no_grad():
-            return self.model(x).detach().float()
+            return torch.cat([self.model(part).float() for part in x.split(self.batch)])
 
     def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits, loss and the gradient of the loss, for every image of one full batch."""
+        """Logits, loss and the gradient of the loss in each image; a gradient counts as one more F."""
         self.forwards += 2 * len(x)
+        found = [self._gradient(part, rows, loss) for part, rows in self._parts(x)]
+        logits, values, gradients = (torch.cat(parts) for parts in zip(*found))
+        return logits, values, gradients
+
+    def _parts(self, x: Tensor) -> list[tuple[Tensor, slice]]:
+        return [(x[i : i + self.batch], slice(i, i + self.batch)) for i in range(0, len(x), self.batch)]
+
+    def _gradient(self, x: Tensor, rows: slice, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         point = x.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = self.model(point).float()
-            values = loss(logits)
+            values = loss(logits, rows)
             (gradient,) = torch.autograd.grad(values.sum(), point)
         return logits.detach(), values.detach(), gradient
 
     def gradients(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits and the gradient of each logit: [b,c], [b,c,...]."""
+        """Logits and the gradient of each of them: [b,c], [b,c,...]."""
+        found = [self._gradients(part) for part, _ in self._parts(x)]
+        logits, gradients = (torch.cat(parts) for parts in zip(*found))
+        self.forwards += (1 + logits.shape[1]) * len(x)
+        return logits, gradients
+
+    def _gradients(self, x: Tensor) -> tuple[Tensor, Tensor]:
         point = x.detach().requires_grad_(True)
         with torch.enable_grad():
             logits = self.model(point).float()
-            columns = [torch.autograd.grad(z, point, retain_graph=True)[0] for z in logits.sum(0)]
-        self.forwards += (1 + len(columns)) * len(x)
-        return logits.detach(), torch.stack(columns, 1)
+            each = [torch.autograd.grad(z, point, retain_graph=True)[0] for z in logits.sum(0)]
+        return logits.detach(), torch.stack(each, 1)
 
-    def all_logits(self, x: Tensor, device: Any = None) -> Tensor:
-        """Logits of any number of images, in padded batches of the one shape."""
-        return torch.cat([self._padded(part.to(device)) for part in x.split(self.batch)])
-
-    def _padded(self, x: Tensor) -> Tensor:
-        rows = torch.arange(self.batch, device=x.device) % len(x)
-        return self.logits(x[rows])[: len(x)]
+    def all_logits(self, x: Tensor, device: torch.device | None = None) -> Tensor:
+        """Logits of any number of images: the last batch is filled up with copies."""
+        rows = torch.arange(-(-len(x) // self.batch) * self.batch) % len(x)
+        parts = [self.logits(x[part].to(device or x.device)) for part in rows.split(self.batch)]
+        return torch.cat(parts)[: len(x)]
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
@@ -65,3 +75,16 @@ def lengths(offset: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         return flat.abs().amax(1)
     return flat.norm(dim=1) if norm == "l2" else flat.abs().sum(1)
+
+
+def replaced(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    """`new` in these rows, `old` in the others. On a CPU torch.where takes longer over an image than a small network."""
+    if old.device.type != "cpu":
+        return torch.where(column(rows, old), new, old)
+    index = rows.nonzero().squeeze(1)
+    return old.index_copy(0, index, new[index]) if len(index) else old
+
+
+def above(a: Tensor, b: Tensor) -> Tensor:
+    """1.0 where a > b, else 0.0: a mask to multiply with, which is exact and many times faster than torch.where."""
+    return torch.gt(a, b, out=torch.empty(torch.broadcast_shapes(a.shape, b.shape), device=a.device))

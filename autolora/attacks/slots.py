@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.draws import image_keys
-from autolora.attacks.network import column
+from autolora.attacks.network import replaced
 
 State = dict[str, Tensor]
 Job = tuple[int, int]  # image, rank
@@ -43,7 +43,11 @@ class Images:
 
 
 class Slots:
-    def __init__(self, attack: Attack, images: Images, name: str, seed: int, batch: int, every: int = 1) -> None:
+    """`size` slots, a multiple of the one batch shape of all forwards; fewer when there is less to do."""
+
+    def __init__(
+        self, attack: Attack, images: Images, name: str, seed: int, batch: int, every: int = 1, wide: int = 4
+    ) -> None:
         self.attack, self.images, self.name, self.seed, self.batch, self.every = (
             attack,
             images,
@@ -52,8 +56,9 @@ class Slots:
             batch,
             every,
         )
-        self.jobs: list[Job | None] = [None] * batch
-        self.age = np.full(batch, attack.rounds)
+        self.wide = wide
+        self.jobs: list[Job | None] = []
+        self.age = np.zeros(0, dtype=np.int64)
         self.state: State = {}
         self.broken: dict[int, int] = {}  # image -> lowest rank that broke it
 
@@ -62,6 +67,8 @@ class Slots:
     ) -> None:
         """finish(job, adversarial or None) once for each job that was not overtaken; tick(steps done, steps not needed)."""
         queue = deque(jobs)
+        size = min(-(-len(queue) // self.batch), self.wide) * self.batch
+        self.jobs, self.age, self.state = [None] * size, np.full(size, self.attack.rounds), {}
         while self._refill(queue, tick):
             for _ in range(self.every):
                 self._step()
@@ -78,6 +85,8 @@ class Slots:
                 fresh[slot] = queue.popleft()
         if fresh:
             self._put(fresh)
+        else:
+            self._shrink()
         return any(job is not None for job in self.jobs)
 
     def _overtaken(self, job: Job) -> bool:
@@ -88,12 +97,22 @@ class Slots:
         slots = torch.tensor(list(fresh), device=self.images.x.device)
         for name, value in rows.items():
             if name not in self.state:  # the first rows: the other slots idle on copies of them
-                self.state[name] = value[torch.arange(self.batch, device=value.device) % len(value)].clone()
+                self.state[name] = value[torch.arange(len(self.jobs), device=value.device) % len(value)].clone()
             self.state[name][slots] = value
         self.age[list(fresh)] = 0
         for slot, job in fresh.items():
             self.jobs[slot] = job
             self.state["found"][slot] = False
+
+    def _shrink(self) -> None:
+        """Nothing waits: idle slots go, in whole batches."""
+        order = sorted(range(len(self.jobs)), key=lambda slot: self.jobs[slot] is None)
+        size = -(-sum(job is not None for job in self.jobs) // self.batch) * self.batch
+        if size < len(self.jobs):
+            keep = order[:size]
+            rows = torch.tensor(keep, dtype=torch.long, device=self.images.x.device)
+            self.state = {name: value[rows] for name, value in self.state.items()}
+            self.jobs, self.age = [self.jobs[slot] for slot in keep], self.age[keep]
 
     def _start(self, jobs: list[Job]) -> State:
         images, device = self.images, self.images.x.device
@@ -110,7 +129,7 @@ class Slots:
         wrong, points = self.attack.step(s, self.age)
         new = wrong & ~s["found"] & torch.from_numpy(self.age < self.attack.rounds).to(wrong.device)
         if new.device.type != "cpu" or new.any():  # on a GPU asking costs more than copying
-            s["adversarial"] = torch.where(column(new, points), points, s["adversarial"])
+            s["adversarial"] = replaced(s["adversarial"], new, points)
             s["found"] |= new
         self.age += 1
 

@@ -1,7 +1,7 @@
 """Square Attack (Andriushchenko et al., 2020): random search over squares, from scores alone.
 
 Each query repaints one square of the image and keeps it where the margin z_y - max z_i falls. Linf: every pixel stays at
-x - eps or x + eps, one sign per channel and square. L2: a window takes over the energy of another one.
+x - eps or x + eps, one sign per channel and square. L2 and L1: a window takes over the energy of another one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.apgd import others
+from autolora.attacks.apgd_l1 import to_ball
 from autolora.attacks.draws import shifted, uniform
-from autolora.attacks.network import Network, column
+from autolora.attacks.network import Network, column, replaced
 from autolora.attacks.slots import State
 from autolora.threat import Threat
 
@@ -46,18 +47,15 @@ class SquareLinf:
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
         n, c, _, w = x.shape
-        low, high = ((x + sign * self.threat.eps).clamp(*self.threat.bounds) for sign in (-1, 1))
-        stripes = uniform(keys, 0, c * w).view(n, c, 1, w) < 0.5
-        return {
-            "x": x,
-            "y": y,
-            "low": low,
-            "high": high,
-            "keys": keys,
-            "tried": torch.where(stripes, low, high),
-            "best": x.clone(),
-            "margin": torch.full((n,), torch.inf, device=x.device),
-        }
+        stripes = signs(uniform(keys, 0, c * w)).view(n, c, 1, w)
+        return self._fresh(x, y, keys, self._painted(x, stripes))
+
+    def _fresh(self, x: Tensor, y: Tensor, keys: Tensor, tried: Tensor) -> State:
+        worst = torch.full((len(x),), torch.inf, device=x.device)
+        return {"x": x, "y": y, "keys": keys, "tried": tried, "best": x.clone(), "margin": worst}
+
+    def _painted(self, x: Tensor, sign: Tensor) -> Tensor:
+        return (x + self.threat.eps * sign).clamp_(*self.threat.bounds)
 
     def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
         tried = s["tried"]
@@ -65,17 +63,17 @@ class SquareLinf:
         margin = logits.gather(1, s["y"][:, None]).squeeze(1) - others(logits, s["y"])
         better = margin < s["margin"]
         s["margin"] = torch.where(better, margin, s["margin"])
-        s["best"] = torch.where(column(better, tried), tried, s["best"])
+        s["best"] = replaced(s["best"], better, tried)
         s["tried"] = self._propose(s, age)
         return logits.argmax(1) != s["y"], tried
 
     def _propose(self, s: State, age: np.ndarray) -> Tensor:
-        _, c, h, w = s["x"].shape
-        sides = self._sides(age, h, w, 1, s["x"].device)
+        x = s["x"]
+        _, c, h, w = x.shape
         u = self._draw(s, age, c * w, 2 + c)
-        inside = window(u[:, 0], u[:, 1], sides, h, w)
-        painted = torch.where(u[:, 2:, None, None] < 0.5, s["low"], s["high"])
-        return torch.where(inside, painted, s["best"])
+        inside = window(u[:, 0], u[:, 1], self._sides(age, h, w, 1, x.device), h, w)
+        painted = self._painted(x, signs(u[:, 2:])[:, :, None, None])
+        return painted.mul_(inside).add_(s["best"] * (1 - inside))
 
     def _draw(self, s: State, age: np.ndarray, skip: int, count: int) -> Tensor:
         """The numbers of each row's own query: its counter moves on with its age."""
@@ -89,47 +87,57 @@ class SquareLinf:
 
 
 def window(u: Tensor, v: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
-    """Squares at uniformly drawn places: bool [b,1,h,w]."""
+    """Squares at uniformly drawn places, 1.0 inside and 0.0 outside: [b,1,h,w]."""
     top, left = (u * (h - sides + 1)).long(), (v * (w - sides + 1)).long()
     rows = torch.arange(h, device=u.device) - top[:, None]
     columns = torch.arange(w, device=u.device) - left[:, None]
-    inside_rows, inside_columns = ((d >= 0) & (d < sides[:, None]) for d in (rows, columns))
-    return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+    inside_rows, inside_columns = (((d >= 0) & (d < sides[:, None])).float() for d in (rows, columns))
+    return (inside_rows[:, :, None] * inside_columns[:, None, :])[:, None]
+
+
+def signs(u: Tensor) -> Tensor:
+    """-1 or 1, each with probability one half."""
+    return (u >= 0.5).float() * 2 - 1
 
 
 class SquareL2(SquareLinf):
     """Windows of two opposite pyramids each; a proposal moves energy from one window to another."""
 
+    power = 2  # the pyramids' weights fall with this power of the distance from the centre
+
     def __init__(self, network: Network, threat: Threat, queries: int = 5000) -> None:
         super().__init__(network, threat, queries)
         self.bumps: dict[int, Tensor] = {}
+        self.stacks: dict[int, Tensor] = {}
+
+    def energy(self, delta: Tensor) -> Tensor:
+        return delta.square()
+
+    def length(self, energy: Tensor, channels: int = 1) -> Tensor:
+        """The length of a perturbation of this energy, spread over so many channels of which each gets its share."""
+        return energy.sqrt()
+
+    def budget(self) -> float:
+        return self.threat.eps**2
+
+    def inside(self, x: Tensor, delta: Tensor) -> Tensor:
+        """On the surface of the ball, then cut off by the box."""
+        length = column(delta.flatten(1).norm(dim=1), x) + 1e-12
+        return (x + delta * (self.threat.eps / length)).clamp_(*self.threat.bounds)
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
         n, c, h, w = x.shape
         s = max(h // 5, 1)
-        offset, down, across = (h - 5 * s) // 2 if h >= 5 else 0, h // s, w // s
+        offset, down, across = max((h - 5 * s) // 2, 0), h // s, w // s
         u = uniform(keys, 0, down * across * (c + 1)).view(n, down, across, c + 1)
-        delta = torch.zeros_like(x)
+        bump, delta = self._bump(s).to(x.device), torch.zeros_like(x)
         for i in range(down):
             for j in range(across):
                 top, left = offset + i * s, offset + j * s
-                tile = self._bump(s, x.device)
-                tile = torch.where(u[:, i, j, :1, None, None] < 0.5, tile, tile.T)
-                tile = tile * torch.where(u[:, i, j, 1:, None, None] < 0.5, -1.0, 1.0)
+                tile = torch.where(u[:, i, j, :1, None, None] < 0.5, bump, bump.T) * signs(u[:, i, j, 1:, None, None])
                 room = delta[:, :, top : top + s, left : left + s]
                 room += tile[:, :, : room.shape[2], : room.shape[3]]
-        return {
-            "x": x,
-            "y": y,
-            "keys": keys,
-            "tried": self._inside(x, delta),
-            "best": x.clone(),
-            "margin": torch.full((n,), torch.inf, device=x.device),
-        }
-
-    def _inside(self, x: Tensor, delta: Tensor) -> Tensor:
-        length = column(delta.flatten(1).norm(dim=1), x) + 1e-12
-        return (x + delta / length * self.threat.eps).clamp(*self.threat.bounds)
+        return self._fresh(x, y, keys, self.inside(x, delta))
 
     def _propose(self, s: State, age: np.ndarray) -> Tensor:
         x = s["x"]
@@ -138,54 +146,71 @@ class SquareL2(SquareLinf):
         u = self._draw(s, age, h * w * (c + 1), 5 + c)  # beyond the draws of the start
         first, second = window(u[:, 0], u[:, 1], sides, h, w), window(u[:, 2], u[:, 3], sides, h, w)
         delta = s["best"] - x
-        energy = delta.square()
-        within = (energy * first).sum((2, 3), keepdim=True).sqrt()
-        both = (energy * (first | second)).sum((2, 3), keepdim=True)
-        spare = (self.threat.eps**2 - energy.sum((1, 2, 3), keepdim=True)).clamp_min(0) / c
-        bump = self._placed(u[:, 0], u[:, 1], u[:, 4], sides, h, w)
-        sign = torch.where(u[:, 5:, None, None] < 0.5, -1.0, 1.0)
-        new = first * (bump * sign + delta / (within + 1e-12))
-        new = new / (new.square().sum((2, 3), keepdim=True).sqrt() + 1e-12) * (spare + both).sqrt()
-        return self._inside(x, torch.where(first, new, delta.masked_fill(second, 0)))
+        energy = self.energy(delta)
+        spare = (self.budget() - energy.sum((1, 2, 3), keepdim=True)).clamp_min(0) / c
+        both = (energy * torch.maximum(first, second)).sum((2, 3), keepdim=True)
+        within = self.length(energy.mul_(first).sum((2, 3), keepdim=True))
+        new = self._placed(u, sides, h, w) * first * signs(u[:, 5:, None, None]) + delta * first / (within + 1e-12)
+        length = self.length(self.energy(new).sum((2, 3), keepdim=True)) + 1e-12
+        new *= self.length(spare + both, c) / length
+        return self.inside(x, new.add_(delta.mul_((1 - first) * (1 - second))))
 
-    def _placed(self, u: Tensor, v: Tensor, turn: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
-        """Each row's bump at its window: [b,1,h,w]."""
-        stack = self._stack(h, w, u.device)  # [sides, h, w]
-        top, left = (u * (h - sides + 1)).long(), (v * (w - sides + 1)).long()
-        rows = (torch.arange(h, device=u.device) - top[:, None]).clamp(0, h - 1)[:, :, None]
-        columns = (torch.arange(w, device=u.device) - left[:, None]).clamp(0, w - 1)[:, None, :]
-        turned = (turn < 0.5)[:, None, None]
+    def _placed(self, u: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
+        """Each row's bump at its first window, every second one turned: [b,1,h,w]."""
+        top, left = (u[:, 0] * (h - sides + 1)).long(), (u[:, 1] * (w - sides + 1)).long()
         last = min(h, w) - 1
-        i = torch.where(turned, columns.expand(-1, h, w), rows.expand(-1, h, w)).clamp_max(last)
-        j = torch.where(turned, rows.expand(-1, h, w), columns.expand(-1, h, w)).clamp_max(last)
-        return stack[sides[:, None, None], i, j][:, None]
+        rows = (torch.arange(h, device=u.device) - top[:, None]).clamp(0, last)[:, :, None].expand(-1, h, w)
+        columns = (torch.arange(w, device=u.device) - left[:, None]).clamp(0, last)[:, None, :].expand(-1, h, w)
+        turned = (u[:, 4] < 0.5)[:, None, None]
+        i, j = torch.where(turned, columns, rows), torch.where(turned, rows, columns)
+        return self._stack(last + 1, u.device)[sides[:, None, None], i, j][:, None]
 
-    def _stack(self, h: int, w: int, device: torch.device) -> Tensor:
-        size = min(h, w)
-        if -size not in self.bumps:
+    def _stack(self, size: int, device: torch.device) -> Tensor:
+        """The bumps of every side up to `size`: [size + 1, size, size]."""
+        if size not in self.stacks:
             stack = torch.zeros(size + 1, size, size)
-            for s in range(3, size + 1):
-                stack[s, :s, :s] = self._bump(s, torch.device("cpu"))
-            self.bumps[-size] = stack.to(device)
-        return self.bumps[-size]
+            for s in range(1, size + 1):
+                stack[s, :s, :s] = self._bump(s)
+            self.stacks[size] = stack.to(device)
+        return self.stacks[size]
 
-    def _bump(self, s: int, device: torch.device) -> Tensor:
+    def _bump(self, s: int) -> Tensor:
         """Two opposite pyramids side by side, of length 1: [s,s]."""
         if s not in self.bumps:
-            halves = [pyramid(s // 2, s), -pyramid(s - s // 2, s)]
-            bump = torch.cat([half for half in halves if half.numel()])
-            self.bumps[s] = (bump / bump.norm()).to(device)
+            halves = [self._unit(pyramid(s // 2, s, self.power)), -self._unit(pyramid(s - s // 2, s, self.power))]
+            self.bumps[s] = self._unit(torch.cat([half for half in halves if half.numel()]))
         return self.bumps[s]
+
+    def _unit(self, bump: Tensor) -> Tensor:
+        return bump / self.length(self.energy(bump).sum()).clamp_min(1e-12)
 
     def _sides(self, age: np.ndarray, h: int, w: int, least: int, device: torch.device) -> Tensor:
         sides = super()._sides(age, h, w, least, device)
         return (sides + (sides % 2 == 0)).clamp_max(min(h, w))  # odd, where the image has room
 
 
-def pyramid(rows: int, columns: int, power: int = 2) -> Tensor:
-    """Nested rectangles of weight 1 / k^2, the k-th reaching k - 1 pixels from the centre, of length 1 (eq. 2)."""
+class SquareL1(SquareL2):
+    """The same with absolute values for squares, steeper pyramids, and the projection onto ball and box."""
+
+    power = 4
+
+    def energy(self, delta: Tensor) -> Tensor:
+        return delta.abs()
+
+    def length(self, energy: Tensor, channels: int = 1) -> Tensor:
+        return energy * channels
+
+    def budget(self) -> float:
+        return self.threat.eps
+
+    def inside(self, x: Tensor, delta: Tensor) -> Tensor:
+        return x + to_ball(x, delta, torch.full((len(x),), self.threat.eps, device=x.device))
+
+
+def pyramid(rows: int, columns: int, power: int) -> Tensor:
+    """Nested rectangles of weight 1 / k^power, the k-th reaching k - 1 pixels from the centre (eq. 2)."""
     bump = torch.zeros(rows, columns)
     top, left = rows // 2, columns // 2
     for k in range(max(rows // 2 + 1, columns // 2 + 1)):
-        bump[max(top - k, 0) : max(top + k + 1, 0), max(left - k, 0) : left + k + 1] += 1 / (k + 1) ** power
-    return bump / bump.norm().clamp_min(1e-12)
+        bump[max(top - k, 0) : top + k + 1, max(left - k, 0) : left + k + 1] += 1 / (k + 1) ** power
+    return bump
