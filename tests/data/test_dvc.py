@@ -1,0 +1,80 @@
+"""`dvc repro validate` as a user runs it, on TrashNet with its three pairs and twelve planted faults."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.data.conftest import fill
+from tests.data.test_bad_input import plant
+
+
+@pytest.fixture
+def checkout(tmp_path, root) -> Path:
+    """A git checkout of the files as they are now."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+    folder = tmp_path / "checkout"
+    for name in names:
+        if (root / name).is_file() and not name.startswith(("tests/", "dvc.lock")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, folder / name)
+    subprocess.run(["git", "init", "-q", folder], check=True)
+    return folder
+
+
+def repro(folder: Path) -> subprocess.CompletedProcess:
+    programs = Path(sys.executable).parent
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    environment.pop("AUTOLORA_WORK", None)
+    command = [programs / "dvc", "repro", "validate"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def set_data(folder: Path, **data) -> None:
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["data"] |= data
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.mark.slow
+def test_twelve_faults_in_trashnet(checkout, shared):
+    """Two faults DVC meets first, when it hashes data.path, and stops: a link to itself, a name that is not UTF-8."""
+    raw = checkout / "data/raw"
+    shutil.copytree(shared / "data/trashnet", raw, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    for folder in raw.glob("*/"):
+        folder.chmod(0o755)
+    raw.chmod(0o755)
+    fill(raw, images=60)  # cats and dogs among the waste: among them the faults are planted
+    planted = plant(raw)
+    (raw / "cat/itself.png").unlink()
+    os.unlink(os.fsencode(raw) + b"/cat/caf\xe9.png")
+    for path in ("cat/itself.png", "cat/caf\\xe9.png"):
+        del planted[path]
+    shutil.copy(raw / "cat/3.png", raw / "cat/again.png")
+    fill(raw, classes=["unicorn"], images=1, first=900)
+    set_data(checkout, source="folder", path="data/raw", image_size=32)
+    stopped = repro(checkout)
+    assert stopped.returncode != 0
+    assert "Traceback" not in stopped.stderr
+    with open(checkout / "reports/data_docs/offending.csv", newline="", encoding="utf-8") as file:
+        offending = {(row["what"], row["detail"].partition(":")[0]) for row in csv.DictReader(file)}
+    assert {(path, words.partition(":")[0]) for path, words in planted.items()} <= offending  # ten
+    assert ("cat/again.png", "repeated") in offending
+    assert any(what.startswith("unicorn (") for what, _ in offending)
+    pairs = ["glass/glass115", "metal/metal91", "glass/glass176", "plastic/plastic152", "glass/glass389"]
+    for name in [*pairs, "plastic/plastic332"]:  # TrashNet's own
+        assert (f"{name}.jpg", "two labels") in offending
+        assert f"{name}.jpg: two labels: " in stopped.stderr
+    shutil.rmtree(raw / "unicorn")
+    set_data(checkout, on_bad_image="skip")
+    going_on = repro(checkout)
+    assert going_on.returncode == 0, going_on.stderr
+    assert "fit, with warnings" in (checkout / "data/quality.json").read_text()
