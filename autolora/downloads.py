@@ -14,6 +14,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,7 +26,7 @@ from autolora.files import file_sha256
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pkl")
 HUB = re.compile(r"^(?:hf:|hf-hub:|hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+))?$")
 PREFERRED = ("model.safetensors", "pytorch_model.bin")
-ATTEMPTS = 5
+ATTEMPTS, PAUSE = 5, 0.2  # seconds before the second attempt, four times as long before each further one
 
 
 def fetch(weights: str, sha256: str | None = None, folder: str | Path | None = None) -> Path:
@@ -79,45 +80,47 @@ def _is_hub(weights: str) -> bool:
 
 def fetch_hub(weights: str) -> Path:
     """A file of a hub repository (the cache and HF_ENDPOINT, HF_HOME, HF_TOKEN are huggingface_hub's own)."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     match = HUB.match(weights)
     if match is None:
         raise ValueError(f"backbone.weights is {weights!r}: expected hf:owner/name[@revision][/file]")
-    repo, revision, file = match["repo"], match["revision"], match["file"]
+    repo, revision = match["repo"], match["revision"]
     try:
-        file = file or _weights_file(repo, revision)
-        path = Path(hf_hub_download(repo, file, revision=revision))
-        if file != "config.json":
-            _beside(hf_hub_download, repo, "config.json", revision)
+        path = _hub_file(repo, match["file"], revision)
+        with suppress(EntryNotFoundError, LocalEntryNotFoundError):
+            _hub_file(repo, "config.json", revision)  # beside it: timm's mean and std
         return path
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"backbone.weights: cannot reach the hub for {repo}, and it is not in the cache") from error
-    except (EntryNotFoundError, HfHubHTTPError) as error:
-        raise ValueError(f"backbone.weights: the hub does not give {repo} {file or ''}: {_first_line(error)}") from None
+    except LocalEntryNotFoundError:
+        raise ValueError(f"backbone.weights: the hub cannot be reached, and {repo} is not in its cache") from None
+    except ValueError:
+        raise
+    except Exception as error:  # the client's transport, and so the types of its errors, change between versions
+        named = " ".join(filter(None, (repo, match["file"])))
+        raise ValueError(
+            f"backbone.weights: the hub does not give {named}: {type(error).__name__}, {_first_line(error)}"
+        ) from None
 
 
-def _weights_file(repo: str, revision: str | None) -> str:
-    from huggingface_hub import list_repo_files
-
-    files = list_repo_files(repo, revision=revision)
-    named = [name for name in PREFERRED if name in files] or [name for name in files if name.endswith(SUFFIXES)]
-    if len(named) == 1 or (named and named[0] in PREFERRED):
-        return named[0]
-    raise ValueError(
-        f"backbone.weights: {repo} has {', '.join(named) or 'no file of weights'}: name one, hf:{repo}/FILE"
-    )
-
-
-def _beside(download: Any, repo: str, name: str, revision: str | None) -> None:
-    """timm's mean and std, where the repository has them."""
+def _hub_file(repo: str, file: str | None, revision: str | None) -> Path:
+    """By name, else what timm and transformers call it (so that the cache serves offline), else the only one."""
+    from huggingface_hub import hf_hub_download, list_repo_files
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    try:
-        download(repo, name, revision=revision)
-    except (EntryNotFoundError, LocalEntryNotFoundError):
-        return
+    if file is not None:
+        return Path(hf_hub_download(repo, file, revision=revision))
+    for name in PREFERRED:
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            continue
+    named = [name for name in list_repo_files(repo, revision=revision) if name.endswith(SUFFIXES)]
+    if len(named) != 1:
+        found = ", ".join(named) or "no file of weights"
+        raise ValueError(f"backbone.weights: {repo} has {found}: name one, hf:{repo}/FILE")
+    return _hub_file(repo, named[0], revision)
 
 
 def _first_line(error: Exception) -> str:
@@ -156,7 +159,7 @@ def _download(url: str, part: Path) -> None:
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", None) or error)
         if attempt + 1 < ATTEMPTS:
-            time.sleep(min(0.2 * 4**attempt, 10))
+            time.sleep(min(PAUSE * 4**attempt, 10))
     raise ValueError(
         f"backbone.weights: {url} could not be fetched ({reason}); "
         "what has arrived is kept, and the next run goes on from there"
