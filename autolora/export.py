@@ -24,7 +24,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from autolora.files import replacing
+from autolora.files import write_bytes
 from autolora.runtime import BadModel, logits, open_session
 from autolora.statistics import wilson
 
@@ -57,14 +57,6 @@ def export_onnx(
     _check_batches(model, content, shape)
     write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-def write_bytes(path: str | Path, content: bytes) -> None:
-    try:
-        with replacing(path) as part:
-            part.write_bytes(content)
-    except OSError as error:  # a failed write does not name its file
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _refuse_training(model: nn.Module) -> None:

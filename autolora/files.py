@@ -30,6 +30,14 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: str | Path, content: bytes) -> None:
+    try:
+        with replacing(path) as part:
+            part.write_bytes(content)
+    except OSError as error:  # a failed write does not name its file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Sorted keys and a final newline: the same value is always the same bytes."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")

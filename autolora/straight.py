@@ -189,7 +189,7 @@ def _slice(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, 
     index: list[slice] = [slice(None)] * x.dim()
     for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist())):
         axis = i if axes is None else int(axes[i])
-        index[axis] = slice(int(start), int(end), 1 if steps is None else int(steps[i]))
+        index[axis] = slice(int(start), min(int(end), x.shape[axis]), 1 if steps is None else int(steps[i]))
     return x[tuple(index)]
 
 

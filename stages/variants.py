@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from autolora.export import as_text, write_bytes
+from autolora.export import as_text
+from autolora.files import write_bytes
 from autolora.quantise import finished, fp16, int8
 from autolora.runtime import logits, open_session
 from autolora.threat import Threat

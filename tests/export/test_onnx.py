@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.export import ExportError, evidence, export_onnx, main, show, torch_logits, write_bytes
+from autolora.export import ExportError, evidence, export_onnx, main, show, torch_logits
+from autolora.files import write_bytes
 from autolora.runtime import BadImages, BadModel, check_images, image_shape, logits, notes, open_session
 from tests.export.nets import Bessel, Fickle, TwoImages, Undecided, tiny
 

@@ -1,0 +1,138 @@
+"""The registered version answers what keeps the contract, and says with status 400 what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autolora.export import export_onnx
+from autolora.runtime import logits, open_session
+from tests.export.nets import tiny
+
+CLASSES = [f"class {i}" for i in range(10)]
+
+
+def pixels(n: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, 3, 8, 8)).astype(np.float32) / 255
+
+
+def register(folder: Path, monkeypatch: pytest.MonkeyPatch, pixels: str = "float32") -> str:
+    """A registered version with the alias `champion`, in sqlite under `folder`."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+    from stages.serving import log_checked
+    from stages.tracking import mlflow_module
+
+    mlflow = mlflow_module()
+    export_onnx(tiny(), folder / "model.onnx", pixels=pixels)
+    mlflow.set_experiment("serving")
+    with mlflow.start_run():
+        log_checked(folder / "model.onnx", CLASSES, name="classifier", registered_model_name="robust")
+    mlflow.MlflowClient().set_registered_model_alias("robust", "champion", 1)
+    return "models:/robust@champion"
+
+
+def test_the_bytes_stay_and_the_check_stands_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = register(tmp_path, monkeypatch)
+    import mlflow
+
+    copy = Path(mlflow.artifacts.download_artifacts(uri)) / "model.onnx"
+    assert copy.read_bytes() == (tmp_path / "model.onnx").read_bytes()
+    assert mlflow.onnx.load_model(uri).graph.node  # the onnx flavour is there as well
+    served = mlflow.pyfunc.load_model(uri)
+    expected = logits(open_session(tmp_path / "model.onnx"), pixels())
+    assert np.allclose(served.predict({"image": pixels()})["logits"], expected)
+    for bad in (pixels() * 255, pixels()[:, :2], pixels().astype(np.float64), pixels() - 1):
+        with pytest.raises(mlflow.MlflowException) as caught:
+            served.predict({"image": bad})
+        assert caught.value.get_http_status_code() == 400
+    copy.write_bytes(copy.read_bytes()[:-1])
+    with pytest.raises(mlflow.MlflowException, match="damaged"):
+        mlflow.pyfunc.load_model(str(copy.parent))
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+    """`mlflow models serve`, started for real on a free port."""
+    uri = register(tmp_path, monkeypatch, request.param)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow looks for uvicorn there
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "-p", str(port), "--env-manager", "local"]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | {"PATH": path}, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            wait_for(f"http://127.0.0.1:{port}/ping", process, tmp_path / "log")
+            yield f"http://127.0.0.1:{port}/invocations"
+        finally:
+            os.killpg(process.pid, 15)
+            process.wait(30)
+
+
+def wait_for(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=5)
+            return
+        except OSError:
+            time.sleep(0.5)
+    pytest.fail(f"no server: {log.read_text()[-2000:]}")
+
+
+def ask(url: str, body: Any) -> tuple[int, Any]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["float32"], indirect=True)
+def test_over_http(server: str, tmp_path: Path) -> None:
+    status, reply = ask(server, {"inputs": {"image": pixels().tolist()}})
+    assert status == 200
+    expected = logits(open_session(tmp_path / "model.onnx"), pixels())
+    assert np.allclose(reply["predictions"]["logits"], expected, atol=1e-5)
+    refused = {
+        "expected [0, 1]; divide grey levels by 255": (pixels() * 255).tolist(),
+        "(-1, 3, 8, 8)": pixels()[:, :, :4].tolist(),
+        "400": [[["cat"]]],
+    }
+    for reason, image in refused.items():
+        status, reply = ask(server, {"inputs": {"image": image}})
+        assert status == 400, reply
+        assert reason in reply or reason == "400"
+    assert ask(server, {"inputs": {"picture": pixels().tolist()}})[0] == 400
+    assert ask(server, {"nothing": 1})[0] == 400
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["uint8"], indirect=True)
+def test_bytes_over_http(server: str, tmp_path: Path) -> None:
+    raw = np.rint(pixels() * 255).astype(int).transpose(0, 2, 3, 1)
+    status, reply = ask(server, {"inputs": {"image": raw.tolist()}})
+    assert status == 200
+    assert np.allclose(
+        reply["predictions"]["logits"], logits(open_session(tmp_path / "model.onnx"), pixels()), atol=1e-5
+    )
+    for bad in (raw + 256, raw - 256, pixels().transpose(0, 2, 3, 1)):
+        status, reply = ask(server, {"inputs": {"image": bad.tolist()}})
+        assert status == 400, reply

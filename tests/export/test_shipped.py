@@ -1,0 +1,195 @@
+"""What is measured on the file: parity that sees another network, replay, Square and the straight-through copy."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from autolora.export import export_onnx
+from autolora.quantise import finished, fp16, int8, is_transformer
+from autolora.runtime import logits, notes, open_session
+from autolora.shipped import parity, replay, square, white_box
+from autolora.straight import StraightThrough, rounded
+from autolora.threat import Threat
+from tests.export.nets import tiny
+
+LINF = Threat("linf", "8/255")
+
+
+def images(n: int = 40) -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 256, (n, 3, 8, 8)).astype(np.float32) / 255
+
+
+def labels(path: Path, n: int = 40) -> np.ndarray:
+    return logits(open_session(path), images(n)).argmax(1)
+
+
+def names(n: int) -> list[str]:
+    return [f"image {i}" for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shipped") / "model.onnx"
+    export_onnx(tiny(), path, {"threat": "linf:8/255"})
+    return path
+
+
+def test_parity_of_the_same_network(exported: Path) -> None:
+    answer = partial(logits, open_session(exported))
+    found = parity(tiny(), answer, {"clean": images(), "adversarial": images()[::-1].copy()})
+    assert [row["batch"] for row in found["batches"]] == [1, 3, 7, 40]
+    assert found["max_difference"] < found["noise"]
+    assert found["label_flips"] == found["label_flips_beyond_noise"] == 0
+
+
+def test_parity_sees_another_network(exported: Path) -> None:
+    other = tiny()
+    with torch.no_grad():
+        other.body.fc.bias[0] += 5.0
+    found = parity(other, partial(logits, open_session(exported)), {"clean": images()})
+    assert found["max_difference"] == pytest.approx(5.0, rel=0.05)
+    assert found["max_difference"] > found["noise"]
+    assert found["label_flips_beyond_noise"] > 0
+
+
+def test_parity_forgives_a_flip_within_the_noise() -> None:
+    """Two logits closer to each other than rounding may fall either way: counted, not held against the file."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2, bias=False)).eval()
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].weight[:, 0] = 1.0
+        model[1].weight[1, 0] += 1e-6
+    answer = lambda x, batch: np.repeat(x[:, 0, 0, :1], 2, 1)  # noqa: E731  both logits equal: label 0
+    found = parity(model, answer, {"clean": images()})
+    assert found["label_flips"] > 0
+    assert found["label_flips_beyond_noise"] == 0
+
+
+def test_replay_counts_what_stands() -> None:
+    answer = lambda x: np.eye(2, dtype=np.float32)[x[:, 0].astype(int)]  # noqa: E731  the first pixel is the class
+    clean, adversarial = np.array([[0], [1], [1], [0]]), np.array([[0], [0], [1], [0]])
+    seen = replay(answer, clean, adversarial, np.array([0, 1, 1, 1]))
+    assert seen.clean.tolist() == [True, True, True, False]
+    assert seen.robust.tolist() == [True, False, True, False]
+
+
+# --- Square -----------------------------------------------------------------------------------------------------------
+
+
+def brightness(threshold: float):
+    """Two classes by mean brightness: an attack of radius eps breaks exactly the images within eps of the threshold."""
+
+    def answer(x: np.ndarray) -> np.ndarray:
+        mean = x.mean((1, 2, 3))
+        return np.stack([threshold - mean, mean - threshold], 1).astype(np.float32)
+
+    return answer
+
+
+def grey(levels: list[float]) -> np.ndarray:
+    return np.stack([np.full((3, 8, 8), level, np.float32) for level in levels])
+
+
+def test_square_breaks_what_can_be_broken_and_nothing_else() -> None:
+    x = grey([0.3, 0.45, 0.49, 0.51, 0.55, 0.7])
+    y = (x.mean((1, 2, 3)) > 0.5).astype(np.int64)
+    stands = square(brightness(0.5), x, y, names(6), Threat("linf", 0.1), seed=0, queries=400)
+    assert stands.tolist() == [True, False, False, False, False, True]
+
+
+def test_square_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+    x = grey([0.3, 0.45, 0.7])
+    y = (x.mean((1, 2, 3)) > 0.5).astype(np.int64)
+    run = partial(square, x=x, y=y, ids=names(3), threat=Threat("linf", 0.1), seed=0, queries=100, progress=tmp_path)
+    first = run(brightness(0.5))
+    again = run(lambda _: pytest.fail("every image of these was finished before"))
+    assert first.tolist() == again.tolist() == [True, False, True]
+
+
+def test_no_image_left_to_attack() -> None:
+    nothing = np.zeros((0, 3, 8, 8), np.float32)
+    assert len(square(brightness(0.5), nothing, np.zeros(0, np.int64), [], LINF, seed=0)) == 0
+
+
+# --- smaller files ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quantised(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("int8") / "model.int8.onnx"
+    path.write_bytes(finished(int8(exported, images()), {"variant": "int8"}))
+    return path
+
+
+def test_int8_is_smaller_another_network_and_the_same_bytes_again(exported: Path, quantised: Path) -> None:
+    assert quantised.read_bytes() == finished(int8(exported, images()), {"variant": "int8"})
+    weights = {i.name: i.data_type for i in onnx.load(str(quantised)).graph.initializer}
+    assert onnx.TensorProto.INT8 in weights.values()
+    assert notes(open_session(quantised))["variant"] == "int8"
+    assert "threat" not in notes(open_session(quantised))  # nothing taken over that was not said again
+    difference = np.abs(logits(open_session(quantised), images()) - logits(open_session(exported), images())).max()
+    assert 0 < difference < 1
+
+
+def test_fp16_answers_nearly_the_same(exported: Path) -> None:
+    answered = logits(open_session(finished(fp16(exported), {})), images())
+    expected = logits(open_session(exported), images())
+    assert 0 < np.abs(answered - expected).max() < 0.01 * np.abs(expected).max()
+
+
+def test_the_copy_is_the_file(quantised: Path) -> None:
+    """Rounding may fall to the next integer here and there, which is one step of one activation."""
+    x = images(200)
+    copied, answered = StraightThrough(quantised)(torch.from_numpy(x)).numpy(), logits(open_session(quantised), x)
+    assert np.median(np.abs(copied - answered)) < 1e-5
+    assert (copied.argmax(1) == answered.argmax(1)).mean() > 0.97
+
+
+def test_gradients_go_straight_through(exported: Path, quantised: Path) -> None:
+    x = torch.from_numpy(images()).requires_grad_(True)
+    assert torch.autograd.grad(rounded(3.3 * x).sum(), x)[0].unique().tolist() == pytest.approx([3.3])
+    (through,) = torch.autograd.grad(StraightThrough(quantised)(x)[:, 0].sum(), x)
+    (exact,) = torch.autograd.grad(tiny()(x)[:, 0].sum(), x)
+    assert torch.cosine_similarity(through.flatten(), exact.flatten(), dim=0) > 0.9
+
+
+def test_the_white_box_is_stronger_than_nothing_and_judged_on_the_file(quantised: Path) -> None:
+    x, y, copy = images(), labels(quantised), StraightThrough(quantised)
+    answer = partial(logits, open_session(quantised))
+    stands = white_box(copy, answer, x, y, names(40), LINF, seed=0)
+    assert 0 < stands.sum() < 40
+    constant = white_box(
+        copy, lambda x: np.eye(10, dtype=np.float32)[y[:1].repeat(len(x))], x[:1], y[:1], ["a"], LINF, 0
+    )
+    assert constant.tolist() == [True]  # the copy is fooled, the file is not
+
+
+def test_an_operator_without_a_straight_through_form_is_named(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Selu", ["image"], ["logits"])
+    value = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT, shape=["n", 3])
+    graph = onnx.helper.make_graph([node], "g", [value("image")], [value("logits")])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="no straight-through form of Selu"):
+        StraightThrough(tmp_path / "m.onnx")
+
+
+@pytest.mark.slow
+def test_a_transformer_is_quantised_dynamically_and_copied(tmp_path: Path) -> None:
+    from autolora.backbones import Spec, build
+
+    options = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model = build(Spec("vit_tiny_patch16_224", 10, 16, options=options)).eval()
+    export_onnx(model, tmp_path / "vit.onnx")
+    assert is_transformer(onnx.load(tmp_path / "vit.onnx"))
+    (tmp_path / "int8.onnx").write_bytes(finished(int8(tmp_path / "vit.onnx", images()), {}))
+    assert "DynamicQuantizeLinear" in {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+    x = np.random.default_rng(0).random((8, 3, 16, 16)).astype(np.float32)
+    copied = StraightThrough(tmp_path / "int8.onnx")(torch.from_numpy(x)).numpy()
+    answered = logits(open_session(tmp_path / "int8.onnx"), x)
+    assert np.abs(copied - answered).max() < 0.1 * np.abs(answered).max()

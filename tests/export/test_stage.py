@@ -1,0 +1,137 @@
+"""The export stage: what it writes, what it refuses, and that nothing half-written stays behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autolora.backbones import save_classifier
+from autolora.export import show
+from autolora.files import file_sha256, read_json, write_json
+from autolora.quantise import int8
+from autolora.runtime import notes, open_session
+from stages.work import StageError
+from tests.export.conftest import CLASSES
+from tests.export.nets import tiny
+
+Run = Callable[..., None]
+
+
+def test_what_it_writes(evaluated: Run) -> None:
+    evaluated(license="Apache-2.0", check_images=4)
+    report, robustness = read_json("reports/export.json"), read_json("reports/robustness.json")
+    assert [p.name for p in Path("models/export").iterdir()] == ["model.onnx"]
+    assert report["onnx_sha256"] == file_sha256("models/export/model.onnx")
+    assert report["weights_sha256"] == robustness["weights_sha256"]
+    assert report["parity"]["label_flips_beyond_noise"] == 0
+    assert [row["batch"] for row in report["parity"]["batches"]] == [1, 3, 7, 30]
+    assert report["replay"]["robust_accuracy"] == pytest.approx(robustness["robust_accuracy"], abs=1e-6)
+    assert report["replay"]["clean_accuracy"] == pytest.approx(0.9)
+    assert report["replay"]["no_longer_fooled"] == 0
+    assert report["square_onnxruntime"]["n"] == 4
+    assert report["square_onnxruntime"]["robust_accuracy"] <= report["replay"]["robust_accuracy"]
+    told = show("models/export/model.onnx")
+    assert (told["classes"], told["license"], told["threat"]) == (CLASSES, "Apache-2.0", "linf:2/255")
+    assert set(read_json("reports/timing/export.json")["latency_ms"]) == {"model.onnx"}
+
+
+def test_the_same_bytes_in_another_folder(evaluated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated()
+    elsewhere = tmp_path / "a" / "folder" / "of another name"
+    for name in ("data", "models", "reports", "dvc.yaml"):
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).rename(elsewhere / name)
+    kept = {p: (elsewhere / p).read_bytes() for p in ("models/export/model.onnx", "reports/export.json")}
+    monkeypatch.chdir(elsewhere)
+    evaluated()
+    assert all((elsewhere / p).read_bytes() == content for p, content in kept.items())
+
+
+def test_other_weights_than_those_attacked(evaluated: Run) -> None:
+    save_classifier(tiny(5), "models/merged.safetensors", alpha="0", toward="branch")
+    with pytest.raises(StageError, match=r"merged\.safetensors holds weights .*dvc repro evaluate"):
+        evaluated()
+    assert not Path("models/export").exists()
+    assert not Path("reports/export.json").exists()
+
+
+def test_another_threat_than_the_one_attacked_under(evaluated: Run) -> None:
+    record = read_json("reports/robustness.json")
+    write_json("reports/robustness.json", record | {"threat": record["threat"] | {"text": "linf:8/255"}})
+    with pytest.raises(StageError, match=r"threat is linf:2/255, but .* linf:8/255"):
+        evaluated()
+
+
+def test_a_file_that_is_another_network_is_not_published(evaluated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the exporter had dropped the bias of the head."""
+    from stages import export as stage
+
+    def wrong(model, *arguments):
+        model = tiny()
+        with torch.no_grad():
+            model.body.fc.bias.zero_()
+        return right(model, *arguments)
+
+    right = stage.export_onnx
+    monkeypatch.setattr(stage, "export_onnx", wrong)
+    with pytest.raises(StageError, match="not the network that was attacked: logits differ"):
+        evaluated()
+    assert not Path("models/export").exists()
+
+
+def test_uint8_is_measured_on_what_bytes_can_hold(evaluated: Run) -> None:
+    evaluated(input="uint8")
+    report = read_json("reports/export.json")
+    assert report["parity"]["label_flips_beyond_noise"] == 0
+    assert open_session("models/export/model.onnx").get_inputs()[0].type == "tensor(uint8)"
+
+
+@pytest.mark.slow
+def test_variants_have_their_own_numbers(evaluated: Run) -> None:
+    evaluated(variants=["fp16", "int8"], max_robust_drop=100.0, check_images=4)
+    found = read_json("reports/export.json")["variants"]
+    for name, record in found.items():
+        path = Path(f"models/export/model.{name}.onnx")
+        assert record["written"]
+        assert record["bytes"] == path.stat().st_size < Path("models/export/model.onnx").stat().st_size * 1.5
+        said = notes(open_session(path))
+        assert (said["variant"], said["threat"]) == (name, "linf:2/255")
+        assert json.loads(said["robust_accuracy"])["value"] == record["robust_accuracy"]
+        assert "stored adversarial examples" in said["attack"]
+    assert found["int8"]["white_box"]["n"] + found["int8"]["square_onnxruntime"]["broken"] == 4
+    assert "white_box" not in found["fp16"]
+
+
+def test_a_variant_that_loses_robustness_is_not_written(evaluated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of the head rounded to nothing: what is left stands no attack."""
+    import onnx
+
+    def ruined(path, calibration):
+        model = int8(path, calibration)
+        for initializer in model.graph.initializer:
+            if initializer.data_type == onnx.TensorProto.INT8:
+                values = np.frombuffer(initializer.raw_data, np.int8)
+                initializer.raw_data = np.roll(values, 7).tobytes()
+        return model
+
+    monkeypatch.setattr("stages.variants.int8", ruined)
+    evaluated(variants=["int8"])
+    record = read_json("reports/export.json")["variants"]["int8"]
+    assert record["written"] is False
+    assert "points of robust accuracy; export.max_robust_drop allows 1" in record["reason"]
+    assert [p.name for p in Path("models/export").iterdir()] == ["model.onnx"]
+
+
+def test_a_variant_that_does_not_work_is_not_written(evaluated: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path):
+        raise RuntimeError("no kernel for half floats\nand much more")
+
+    monkeypatch.setattr("stages.variants.fp16", broken)
+    evaluated(variants=["fp16"])
+    record = read_json("reports/export.json")["variants"]["fp16"]
+    assert record == {"written": False, "reason": "fp16 does not work on this network: no kernel for half floats"}
