@@ -69,6 +69,9 @@ def restore(learner: Learner, file: Path | None) -> Progress:
     done = Progress(**saved["progress"]) if saved else Progress()
     if not distributed.agree(done.epoch):
         raise ValueError(f"the processes do not read the same checkpoint {file}: put AUTOLORA_WORK on shared storage")
+    if file is not None and distributed.rank() == 0:
+        for left in file.parent.glob(f".{file.name}.*.part"):  # a kill in the middle of writing
+            left.unlink(missing_ok=True)
     if saved:
         learner.load(saved["modules"])
         learner.optimiser.load_state_dict(saved["optimiser"])

@@ -1,6 +1,6 @@
 """Run by torchrun in tests: fine-tune in one or several processes and keep what came out.
 
-torchrun --nproc-per-node 2 -m tests.method.parallel FOLDER METHOD
+torchrun --nproc-per-node 2 -m tests.method.parallel FOLDER METHOD...
 """
 
 import sys
@@ -13,8 +13,7 @@ from autolora.training import finetune
 from tests.method.small import QUICK, THREAT, images, network
 
 
-def main(folder: str, method: str) -> None:
-    torch.set_num_threads(1)
+def tune(folder: str | Path, method: str) -> None:
     pixels = [torch.from_numpy(x).double() / 255 for x, _ in (images(39), images(13, 1))]
     with distributed.group():
         tuned = finetune(
@@ -31,4 +30,6 @@ def main(folder: str, method: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.set_num_threads(1)
+    for chosen in sys.argv[2:]:
+        tune(sys.argv[1], chosen)

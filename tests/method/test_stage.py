@@ -1,0 +1,141 @@
+"""The finetune stage on small prepared data: its files, its bytes, its lock, its processes, and what it never opens."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from stages import finetune as stage
+from stages.work import StageError
+from tests.method.kill_and_resume import compare
+from tests.method.small import images
+
+OPENED: list[str] = []
+sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
+
+
+@pytest.fixture
+def workspace(tmp_path, root, monkeypatch):
+    """A folder as `dvc repro` sees it, with a small network and 16-pixel images of three classes."""
+    for name, n in (("train", 48), ("val", 12), ("test", 12)):
+        folder = tmp_path / "data/prepared" / name
+        folder.mkdir(parents=True)
+        x, y = images(n, size=16)
+        np.save(folder / "images.npy", x)
+        np.save(folder / "labels.npy", y)
+        np.save(folder / "ids.npy", np.array([f"{name}{i}" for i in range(n)], "S64"))
+        (folder / "classes.json").write_text('["red", "green", "blue"]')
+    shutil.copy(root / "dvc.yaml", tmp_path)
+    change(tmp_path, root / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    return tmp_path
+
+
+def change(folder: Path, source: Path, **finetune) -> None:
+    params = yaml.safe_load(source.read_text())
+    params["backbone"] |= {"weights": None, "options": {"channels": [4, 4, 8, 8], "stem_width": 4}}
+    params["finetune"] |= {"epochs": 2, "batch_size": 16, **finetune}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def contents(folder):
+    files = [*sorted((folder / "models/finetuned").iterdir()), folder / "reports/training.csv"]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def test_files_and_bytes(workspace):
+    OPENED.clear()
+    stage.finetune()
+    assert any("data/prepared/train" in name for name in OPENED)
+    assert not [name for name in OPENED if "prepared/test" in name]
+    first = contents(workspace)
+    assert set(first) == {
+        "robust.safetensors",
+        "branch.safetensors",
+        "natural.safetensors",
+        "finetuned.json",
+        "training.csv",
+    }
+    shutil.rmtree(workspace / ".work")
+    stage.finetune()
+    assert contents(workspace) == first
+    rows = list(csv.DictReader((workspace / "reports/training.csv").open()))
+    assert list(rows[0]) == [
+        *("epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"),
+        *("natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"),
+    ]
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    record = json.loads(first["finetuned.json"])
+    assert rows[record["best_epoch"] - 1]["event"] == "best"
+    assert float(rows[record["best_epoch"] - 1]["val_robust"]) == pytest.approx(record["val_robust"], abs=1e-6)
+
+
+def test_the_test_part_is_not_needed(workspace):
+    shutil.rmtree(workspace / "data/prepared/test")
+    stage.finetune()
+    assert (workspace / "models/finetuned/robust.safetensors").exists()
+
+
+def test_progress_of_other_data_is_not_picked_up(workspace):
+    stage.finetune()
+    np.save(workspace / "data/prepared/train/ids.npy", np.array([f"other{i}" for i in range(48)], "S64"))
+    stage.finetune()
+    assert len(list((workspace / ".work/finetune").iterdir())) == 2
+
+
+@pytest.mark.parametrize("value", ["0", "two", "-1"])
+def test_a_wrong_number_of_processes_is_named(monkeypatch, value):
+    monkeypatch.setenv("AUTOLORA_PROCESSES", value)
+    with pytest.raises(StageError, match=f"AUTOLORA_PROCESSES is '{value}'"):
+        stage.processes()
+
+
+def command(root, **environment):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)} | environment
+    return [sys.executable, "-m", "stages.finetune"], environment
+
+
+@pytest.mark.slow
+def test_one_process_a_key_and_none_outlives_its_parent(workspace, root):
+    change(workspace, workspace / "params.yaml", epochs=5000)
+    line, environment = command(root, AUTOLORA_PROCESSES="2")
+    with open("log.txt", "w") as log:
+        parent = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: list(workspace.glob(".work/finetune/*/*.pt")) or parent.poll() is not None)
+        assert parent.poll() is None, Path("log.txt").read_text()[-2000:]
+        family = psutil.Process(parent.pid).children(recursive=True)
+        assert len(family) >= 3  # torchrun and its two
+        line, environment = command(root, AUTOLORA_PROCESSES="1")
+        second = subprocess.run(line, env=environment, capture_output=True, text=True)
+        assert second.returncode == 1
+        assert "another process is at work" in second.stderr
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive
+
+
+def wait_for(condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
+    hits = compare(kills=3, folder=tmp_path)
+    assert len(hits) == 3
