@@ -84,13 +84,21 @@ def refuse_uncommitted(folder: Path) -> None:
 
 
 def uncommitted(folder: Path) -> list[str]:
-    """Changed or new files outside DVC's outputs and dvc.lock, relative to the top of the repository."""
+    """Changed or new files, relative to the top of the repository, but for DVC's outputs, dvc.lock and new raw files.
+
+    New files in a folder that a stage reads (images, weights) are data: DVC knows them by their hash.
+    """
     entries = git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", ".").split("\0")
     top = Path(git(folder, "rev-parse", "--show-toplevel").strip())
     with graph.opened(folder) as repo:
         outs = [Path(out.fs_path).absolute() for out in repo.index.outs]
-    changed = [entry[3:] for entry in entries if entry]
-    return [file for file in changed if not _belongs_to_dvc(top / file, outs)]
+        read = [Path(dep.fs_path).absolute() for dep in repo.index.deps if dep.protocol == "local"]
+    raw = [path for path in read if path.is_dir()]
+    return [
+        entry[3:]
+        for entry in entries
+        if entry and not _belongs_to_dvc(top / entry[3:], [*outs, *(raw if entry.startswith("??") else [])])
+    ]
 
 
 def _belongs_to_dvc(file: Path, outs: Sequence[Path]) -> bool:
@@ -239,7 +247,12 @@ def _judge(folder: Path) -> None:
 def link_raw_files(source: Path, folder: Path) -> None:
     """What stages read, git does not keep and DVC does not make (images, weights): links to the files beside us."""
     for path in raw_paths(folder):
-        _link(source / path, folder / path)
+        if (source / path).is_dir() or _ignored(source, path):  # new code is not raw data: it has to be committed
+            _link(source / path, folder / path)
+
+
+def _ignored(source: Path, path: Path) -> bool:
+    return subprocess.run(["git", "check-ignore", "--quiet", str(path)], cwd=source).returncode == 0
 
 
 def raw_paths(folder: Path) -> list[Path]:

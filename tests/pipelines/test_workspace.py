@@ -84,13 +84,18 @@ def test_override_values_are_yaml():
 
 
 def test_uncommitted_changes_are_named_but_not_dvc_s_own(project):
+    (project / ".gitignore").write_text(".work\n/reports/timing\n")  # outputs and raw data are not ignored, but known
+    git(project, "commit", "--quiet", "-am", "less is ignored")
     dvc(project, "repro")
     workspace.refuse_uncommitted(project)
     (project / "train.py").write_text("# changed\n")
     (project / "notes.txt").write_text("new")
+    (project / "raw" / "README.md").write_text("changed")
     (project / "reports" / "robustness.json").write_text("{}")
-    assert workspace.uncommitted(project) == ["train.py", "notes.txt"]
-    with pytest.raises(workspace.WorkspaceError, match=r"not committed: train.py, notes.txt.*--uncommitted"):
+    assert workspace.uncommitted(project) == ["raw/README.md", "train.py", "notes.txt"]
+    with pytest.raises(
+        workspace.WorkspaceError, match=r"not committed: raw/README.md, train.py, notes.txt.*--uncommitted"
+    ):
         workspace.refuse_uncommitted(project)
 
 

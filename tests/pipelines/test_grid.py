@@ -1,0 +1,116 @@
+"""Grids and what is said about a bad one; the table against SciPy and numbers counted by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+
+from pipelines import comparison, grid, workspace
+from pipelines.comparison import Result
+from tests.pipelines.conftest import ROOT
+
+SMALL = {"grid": {"finetune.method": ["vanilla", "autolora"], "seed": [0, 1, 2]}, "over": "seed"}
+WITH_BASELINE = SMALL | {"baseline": {"finetune.method": "vanilla"}}
+
+
+def test_cells_are_the_product_of_the_axes():
+    sweep = grid.parse(SMALL | {"grid": SMALL["grid"] | {"data": {"A": {"preset": "a.yaml", "seed": 9}}}}, "small")
+    assert len(sweep.cells) == 6
+    assert len({cell.name() for cell in sweep.cells}) == 6
+    first = sweep.cells[0]
+    assert (first.preset, first.overrides) == ("a.yaml", {"finetune.method": "vanilla", "seed": 9})
+    assert first.axes == {"finetune.method": "vanilla", "seed": "0", "data": "A"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": {}}, "expected a mapping with `grid`"),
+        ({"gird": 1}, "unknown key gird: allowed are baseline, first"),
+        ({"over": "sede"}, "sede is no axis of the grid: the axes are finetune.method, seed"),
+        (
+            {"baseline": {"finetune.method": "vanila"}},
+            "baseline finetune.method is vanila: the grid has vanilla, autolora",
+        ),
+        ({"grid": {"seed": 3}}, "axis seed is 3: expected a list"),
+    ],
+)
+def test_bad_grids(change, message):
+    with pytest.raises(grid.GridError, match=message):
+        grid.parse(SMALL | change, "small")
+
+
+def test_unknown_sweep_lists_those_there_are():
+    with pytest.raises(grid.GridError, match=r"no sweep 'paper'.*digits, paper-table"):
+        grid.load("paper", ROOT)
+
+
+def test_the_grid_of_the_paper():
+    sweep = grid.load("paper-table", ROOT)
+    assert len(sweep.cells) == 6 * 2 * 3 * 3
+    assert sweep.axes["finetune.method"] == ["vanilla", "twins", "autolora"]
+
+
+@pytest.mark.parametrize("name", [file.stem for file in sorted((ROOT / "presets" / "sweeps").glob("*.yaml"))])
+def test_every_cell_of_our_sweeps_is_a_valid_params_yaml(name, tmp_path):
+    """Our own schema is asked about each different combination of preset and overrides."""
+    from stages.params import Params
+
+    for cell in grid.load(name, ROOT).cells:
+        params = yaml.safe_load((ROOT / (cell.preset or "params.yaml")).read_text())
+        for key, value in cell.overrides.items():
+            workspace.put(params, key, value, allow_new=False)
+        Params.model_validate(params)
+
+
+def result(folder: Path, cell: grid.Cell, stood: list[bool]) -> Result:
+    """A cell that has been attacked on as many images as `stood` is long."""
+    reports = folder / cell.name() / "reports"
+    reports.mkdir(parents=True)
+    flags = np.zeros(len(stood), [("id", "S64"), ("robust", "?")])
+    flags["id"], flags["robust"] = [f"{i:03d}" for i in range(len(stood))], stood
+    np.save(reports / "robust_flags.npy", flags)
+    figures = {"clean_accuracy": 1.0, "robust_accuracy": float(np.mean(stood))}
+    (reports / "robustness.json").write_text(json.dumps(figures))
+    return Result(cell, folder / cell.name())
+
+
+def test_table_against_scipy(tmp_path):
+    sweep = grid.parse(WITH_BASELINE, "small")
+    random = np.random.default_rng(0)
+    shares = [0.4, 0.5, 0.45, 0.6, 0.62, 0.66]
+    stood = [random.random(200) < share for share in shares]
+    rows = comparison.table(sweep, [result(tmp_path, c, s.tolist()) for c, s in zip(sweep.cells, stood, strict=True)])
+    theirs, ours = np.array(stood[:3]), np.array(stood[3:])
+    assert rows[0]["robust"] == pytest.approx(theirs.mean())
+    assert rows[0]["robust_sd"] == pytest.approx(theirs.mean(1).std(ddof=1))
+    assert "p_seeds" not in rows[0]
+    assert rows[1]["difference"] == pytest.approx(ours.mean() - theirs.mean())
+    assert rows[1]["p_seeds"] == pytest.approx(scipy.stats.ttest_rel(ours.mean(1), theirs.mean(1)).pvalue)
+    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    expected = scipy.stats.binomtest(only_ours, only_ours + only_theirs).pvalue
+    assert rows[1]["p_images"] == pytest.approx(expected)
+
+
+def test_cells_that_failed_are_counted_not_hidden(tmp_path):
+    sweep = grid.parse(WITH_BASELINE, "small")
+    rows = comparison.table(sweep, [result(tmp_path, cell, [True, False]) for cell in sweep.cells[:4]])
+    assert [(row["n"], row["failed"]) for row in rows] == [(3, 0), (1, 2)]
+    assert rows[1]["p_seeds"] is None  # one seed says nothing about another
+    files = comparison.write(sweep, rows, tmp_path / "out")
+    assert [file.name for file in files] == ["table.csv", "table.md", "table.png"]
+    assert "| autolora | 1 | 100.00 |  | 50.00 |  | 0.00 | 1 |  | 2 |" in files[1].read_text()
+    assert files[2].read_bytes().startswith(b"\x89PNG")
+
+
+def test_different_images_are_not_paired(tmp_path):
+    sweep = grid.parse(WITH_BASELINE, "small")
+    first = result(tmp_path, sweep.cells[0], [True, False])
+    other = result(tmp_path, sweep.cells[3], [True, False, True])
+    with pytest.raises(ValueError, match="attacked on different images"):
+        comparison.table(sweep, [first, other])
