@@ -133,7 +133,7 @@ def one_epoch(learner: Learner, done: Progress, bar: tqdm, file: Path | None) ->
     rate, weights = learner.controller.rate, learner.weights
     losses, cosine = train_epoch(learner, epoch, rate, bar, file)
     means = dict(zip(TERMS, losses.mean(0).tolist()))
-    accuracy = means.pop("batch_accuracy")
+    accuracy = means["batch_accuracy"]
     if learner.branch is not None:
         accuracy = fraction(learner.natural_hits())
         learner.weights = scalars(accuracy)  # of the network as trained: a restore below does not change it
