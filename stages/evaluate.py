@@ -1,39 +1,44 @@
 """AutoAttack on the test part, on the network that ships and on its naturally tuned twin.
 
-    python -m stages.evaluate
+    python -m stages.evaluate          (or `dvc repro evaluate`; settings: threat, evaluate and seed in params.yaml)
 
-reads models/merged.safetensors, models/finetuned/natural.safetensors and data/prepared/test; writes reports/robustness.json,
-robust_flags.npy, eps_curve.csv, adversarial.png and models/adversarial.npz. Killed, it goes on from the last finished
-images (`.work/evaluate/<key>`). It uses every GPU, or every core (`AUTOLORA_PROCESSES` sets the number); no flag depends on that.
+reads   models/merged.safetensors, models/finetuned/, data/prepared/test/, data/manifest.csv
+writes  reports/robustness.json, metrics.json, robust_flags.npy, eps_curve.csv, adversarial.png, models/adversarial.npz
+
+Killed, it goes on from the last finished images (`.work/evaluate/<key>`). It uses every GPU, or every core
+(`AUTOLORA_PROCESSES` sets the number; torchrun works too); no image's flag depends on that.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
+from torch import Tensor
 
 from autolora.attacks.autoattack import autoattack
 from autolora.attacks.curve import Point, eps_curve
-from autolora.attacks.report import Report
+from autolora.attacks.report import Check, Report
 from autolora.backbones import Classifier, load_classifier, read_notes
+from autolora.diagnostics import ordered, require
 from autolora.files import read_json, replacing, write_json, write_text
+from autolora.statistics import mcnemar
+from stages.lineage import nothing_chosen, read_manifest, splits_apart, weights_match
 from stages.params import load
 from stages.pictures import Row, gallery
 from stages.processes import processes
 from stages.subset import Images, ids_sha256, read_images, stratified
 from stages.work import StageError, main, timed, work_dir
 
-TEST, MERGED, NATURAL = (
-    Path("data/prepared/test"),
-    Path("models/merged.safetensors"),
-    Path("models/finetuned/natural.safetensors"),
-)
+TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
+MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")
+FINETUNED = Path("models/finetuned/finetuned.json")
 REPORTS, ADVERSARIAL = Path("reports"), Path("models/adversarial.npz")
 SHOWN = 6  # rows of the gallery
 
@@ -49,33 +54,62 @@ class Evidence(NamedTuple):
 def evaluate() -> None:
     params = load("evaluate")
     images = stratified(read_images(TEST), params.evaluate.images, params.seed)
+    around = surroundings(images)
     with processes() as first:
         if not first:
             attacked(params, images, MERGED), attacked(params, images, NATURAL)
             return
         with timed("evaluate") as record:
             robust, natural = attacked(params, images, MERGED), attacked(params, images, NATURAL)
+            robust.report.checks = replaced_checks(robust.report.checks, around)
             write(images, robust, natural)
-            record["attacks"] = {
-                name: [{"name": a.name, "seconds": round(a.seconds, 2), "forwards": a.forwards} for a in found.attacks]
-                for name, found in (("robust", robust.report), ("natural", natural.report))
-            }
+            record["attacks"] = {"robust": times(robust.report), "natural": times(natural.report)}
     print(robust.report.verdict)
+
+
+def surroundings(images: Images) -> list[Check]:
+    """Checks 12, 14 and 15, before any work is done."""
+    recorded = read_json(FINETUNED)["weights_sha256"] if FINETUNED.exists() else {}
+    evaluated = {path.stem: shipped(path)[1]["weights_sha256"] for path in (MERGED, NATURAL)}
+    checks = [
+        nothing_chosen(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]),
+        weights_match(evaluated, {"natural": recorded["natural"]} if recorded else {}),
+        splits_apart(read_manifest(MANIFEST), images.ids),
+    ]
+    require(checks)
+    return checks
+
+
+def replaced_checks(checks: list[Check], ours: list[Check]) -> list[Check]:
+    numbers = {c.number for c in ours}
+    return ordered([*(c for c in checks if c.number not in numbers), *ours])
+
+
+def times(report: Report) -> list[dict[str, Any]]:
+    return [{"name": a.name, "seconds": round(a.seconds, 2), "forwards": a.forwards} for a in report.attacks]
 
 
 def attacked(params: Any, images: Images, path: Path) -> Evidence:
     model, notes = shipped(path)
-    threat = params.threat.value()
+    section, threat = params.evaluate, params.threat.value()
     x, y = torch.from_numpy(images.x), torch.from_numpy(images.y)
-    work = work_dir(
-        "evaluate", **params.as_dict(), weights=notes["weights_sha256"], ids=ids_sha256(images.ids), model=path.stem
+    determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids_sha256(images.ids)}
+    report = autoattack(
+        model,
+        x,
+        y,
+        threat,
+        section.version,
+        params.seed,
+        images.ids,
+        progress=work_dir("evaluate", model=path.stem, **determines),
+        precision=section.precision,
     )
-    report = autoattack(model, x, y, threat, params.evaluate.version, params.seed, images.ids, work)
     return Evidence(notes, report, eps_curve(model, x, y, threat, params.seed, images.ids))
 
 
 def shipped(path: Path) -> tuple[Classifier, dict[str, str]]:
-    """The network of a file, on the GPU where there is one; refused unless its weights are those that the file names."""
+    """The network of a file, on the GPU where there is one; refused unless its weights are those the file names."""
     if not path.exists():
         raise StageError(f"{path} is missing: run `dvc repro {'merge' if path == MERGED else 'finetune'}` first")
     try:
@@ -115,7 +149,7 @@ def record_of(images: Images, robust: Evidence, natural: Evidence) -> dict[str, 
         "weights_sha256": robust.notes["weights_sha256"],
         "alpha": _number(robust.notes.get("alpha")),
         "baseline": {k: baseline[k] for k in keys} | {"weights_sha256": natural.notes["weights_sha256"]},
-        "mcnemar": mcnemar(ours.robust.numpy(), twin.robust.numpy()),
+        "mcnemar": paired(ours.robust, twin.robust),
         "by_class": by_class(ours, read_json(TEST / "classes.json")),
     }
 
@@ -134,12 +168,9 @@ def _number(text: str | None) -> float | None:
     return None if text is None else float(text)
 
 
-def mcnemar(model: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
-    """The exact paired test: two-sided binomial on the images that only one of the two gets right."""
+def paired(model: Tensor, baseline: Tensor) -> dict[str, Any]:
     only_model, only_baseline = int((model & ~baseline).sum()), int((baseline & ~model).sum())
-    n, k = only_model + only_baseline, min(only_model, only_baseline)
-    tail = sum(math.comb(n, i) for i in range(k + 1))
-    return {"p": min(1.0, 2 * tail / 2**n), "only_model": only_model, "only_baseline": only_baseline}
+    return {"p": mcnemar(only_model, only_baseline), "only_model": only_model, "only_baseline": only_baseline}
 
 
 def by_class(report: Report, names: list[str]) -> list[dict[str, Any]]:
@@ -198,4 +229,7 @@ def pictures(images: Images, report: Report) -> Any:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        "python -m stages.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     main(evaluate)

@@ -81,6 +81,13 @@ class Finetune(Section):
     epochs: int = Field(60, ge=1)
     batch_size: int = Field(128, ge=2)
     augmentation: Literal["auto", "crop_flip", "crop", "rrc_flip", "none"] = "auto"
+    average: Fraction | None = None
+    statistics: Literal["shared", "separate"] = "shared"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    rate: float | None = Field(None, gt=0)
+    decay: float | None = Field(None, ge=0)
+    gamma: float = Field(1.0, ge=0)
 
 
 class Merge(Section):
@@ -91,6 +98,7 @@ class Merge(Section):
 class Evaluate(Section):
     version: Literal["standard", "plus", "rand", "fast"] = "standard"
     images: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    precision: Literal["full", "fast"] = "full"
 
 
 class Export(Section):

@@ -28,8 +28,8 @@ from autolora import diagnostics
 from autolora.attacks.apgd import APGD, dlr, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.fab import FAB, TargetedFAB
-from autolora.attacks.network import Network
-from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
+from autolora.attacks.network import Network, from_session
+from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared, quick_copy
 from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.slots import Attack, Images, Slots
@@ -38,6 +38,9 @@ from autolora.attacks.workers import gathered, wait, worker, workers
 from autolora.threat import Threat
 
 VERSIONS = ("standard", "plus", "rand", "fast")
+PRECISIONS = ("full", "fast")
+SQUARES = {"linf": SquareLinf, "l2": SquareL2, "l1": SquareL1}
+Done = dict[tuple[int, int], Tensor | None]  # (image, rank) -> the adversarial image, or None
 TARGETS, SAMPLES = 9, 20
 
 
@@ -61,17 +64,69 @@ def autoattack(
     ids: Sequence[str] | None = None,
     progress: str | Path | None = None,
     batch_size: int | None = None,
+    precision: str = "full",
     show: bool = True,
 ) -> Report:
-    """x: [n,c,h,w], float in [0,1] or uint8; y: [n]; ids name the images (default: a hash of their pixels)."""
-    if version not in VERSIONS:
-        raise ValueError(f"evaluate.version is {version!r}: expected one of {', '.join(VERSIONS)}")
+    """x: [n,c,h,w], float in [0,1] or uint8; y: [n]; ids name the images (default: a hash of their pixels).
+
+    `precision="fast"` attacks a quicker copy of the network (batch norm folded; on a GPU also bfloat16), looks at each success
+    again with the network itself in float32, and lets only the last attack (Square) run on the network itself.
+    """
+    for name, value, allowed in (("version", version, VERSIONS), ("precision", precision, PRECISIONS)):
+        if value not in allowed:
+            raise ValueError(f"evaluate.{name} is {value!r}: expected one of {', '.join(allowed)}")
+    x, y, names = prepared(x, y, ids)
+    device = device_of(model, x)
+    diagnostics.require([diagnostics.evaluating(model)])
+    buffers = diagnostics.buffers_hash(model)
     with at_rest(model), full_precision():
-        return _evaluate(model, *prepared(x, y, ids), threat, version, seed, progress, batch_size, show)
+        network = Network(model, batch_size or default_batch(device))
+        before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, version == "rand")
+        diagnostics.require(before)
+        quick = Network(quick_copy(model, x[:2].to(device)), network.batch) if precision == "fast" else network
+        plan = partial(plan_of, version, threat.norm)
+        report = _evaluate(network, quick, plan, x, y, names, threat, version, seed, progress, show)
+        works = diagnostics.attack_works(network, x.to(device), y.to(device), threat, seed)
+        unmoved = diagnostics.buffers_unmoved(model, buffers)
+        report.checks = diagnostics.ordered([*before, unmoved, works, *diagnostics.after(report, x)])
+    diagnostics.require(report.checks)
+    return report
+
+
+def black_box(
+    model: Callable[[Tensor], Tensor] | Any,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    queries: int = 5000,
+    seed: int = 0,
+    ids: Sequence[str] | None = None,
+    progress: str | Path | None = None,
+    batch_size: int | None = None,
+    show: bool = True,
+) -> Report:
+    """Square alone, from scores alone: `model` may also be an onnxruntime session."""
+    answers = from_session(model) if hasattr(model, "get_inputs") else model
+    x, y, names = prepared(x, y, ids)
+    diagnostics.require([diagnostics.evaluating(answers), diagnostics.pixels(x)])
+    with at_rest(answers), full_precision():
+        network = Network(answers, batch_size or default_batch(device_of(answers, x)))
+        step = Step("square", partial(SQUARES[threat.norm], queries=queries), every=50)
+        plan = partial(_only, step)
+        report = _evaluate(network, network, plan, x, y, names, threat, "square", seed, progress, show)
+        report.checks = diagnostics.ordered(diagnostics.after(report, x))
+    diagnostics.require(report.checks)
+    return report
+
+
+def _only(step: Step, classes: int) -> tuple[list[Step], str | None]:
+    return [step], "Square alone"
 
 
 def _evaluate(
-    model: Callable[[Tensor], Tensor],
+    network: Network,
+    quick: Network,
+    plan: Callable[[int], tuple[list[Step], str | None]],
     x: Tensor,
     y: Tensor,
     ids: list[str],
@@ -79,26 +134,15 @@ def _evaluate(
     version: str,
     seed: int,
     folder: str | Path | None,
-    batch_size: int | None,
     show: bool,
 ) -> Report:
-    device = device_of(model, x)
-    batch = batch_size or default_batch(device)
-    network = Network(model, batch)
-    before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, version == "rand")
-    diagnostics.require(before)
+    device = device_of(network.model, x)
     logits = network.all_logits(x, device)
-    plan, deviation = plan_of(version, threat.norm, logits.shape[1])
+    steps, deviation = plan(logits.shape[1])
     images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
-    log = Progress(None if folder is None else Path(folder), worker(), batch)
-    log.claim(_determines(images, logits, threat, version, seed, batch))
+    log = Progress(None if folder is None else Path(folder), worker(), network.batch)
+    log.claim(_determines(images, threat, version, seed, network, quick), logits)
     predicted = logits.argmax(1).cpu()
-    clean = predicted == y
-    robust, adversarial, results = clean.clone(), x.clone(), []
-    for step in plan:
-        result = _run(step, network, threat, images, robust, adversarial, seed, log, show)
-        results.append(result)
-    fooled = network.all_logits(adversarial, device).argmax(1).cpu()
     report = Report(
         threat=threat,
         version=version,
@@ -106,27 +150,30 @@ def _evaluate(
         seed=seed,
         ids=ids,
         y=y,
-        clean=clean,
-        robust=robust,
+        clean=predicted == y,
+        robust=predicted == y,
         predicted=predicted,
-        adversarial=adversarial,
-        fooled=fooled,
-        attacks=results,
+        adversarial=x.clone(),
+        fooled=predicted,
+        attacks=[],
+        precision="float32" if quick is network else "fast",
         device=device.type,
         versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
     )
-    report.checks = before + diagnostics.after(report, x)
-    diagnostics.require(report.checks)
+    for step in steps:
+        final = step is steps[-1]  # the last attack is always on the network itself, in float32
+        _run(step, network if final else quick, network, threat, images, report, log, show)
+    report.fooled = network.all_logits(report.adversarial, device).argmax(1).cpu()
     return report
 
 
 def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | None]:
     """The attacks of a version, and in what they deviate from the standard for so few classes."""
     targets = min(TARGETS, classes - 1)
-    gradient, square = {"linf": (APGD, SquareLinf), "l2": (APGD, SquareL2), "l1": (APGDL1, SquareL1)}[norm]
+    gradient = APGDL1 if norm == "l1" else APGD
     apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), min(5, targets) if norm == "l1" else targets)
     fab_t = Step("fab-t", TargetedFAB, targets)
-    black_box = Step("square", square, every=50)
+    black_box = Step("square", SQUARES[norm], every=50)
     steps = {
         "standard": [Step("apgd-ce", gradient, 5 if norm == "l1" else 1), apgd_t, fab_t, black_box],
         "fast": [Step("apgd-ce", gradient), apgd_t],
@@ -154,49 +201,97 @@ def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | No
 
 def _run(
     step: Step,
+    quick: Network,
     network: Network,
     threat: Threat,
     images: Images,
-    robust: Tensor,
-    adversarial: Tensor,
-    seed: int,
+    report: Report,
     log: Progress,
     show: bool,
-) -> AttackResult:
-    """One attack on what stands; `robust` and `adversarial` are brought up to date."""
-    begin, spent, standing = time.perf_counter(), network.forwards, robust.nonzero().flatten().tolist()
+) -> None:
+    """One attack on what stands; the report's flags and images are brought up to date."""
+    begin, spent = time.perf_counter(), network.forwards + (quick.forwards if quick is not network else 0)
+    standing = report.robust.nonzero().flatten().tolist()
+    done = _known(step, images, standing, log)
+    mine = standing[worker() :: workers()]
+    doubtful = _sweep(step, quick, network, threat, images, mine, done, report.seed, log, show)
+    if doubtful:
+        _sweep(step, network, network, threat, images, doubtful, done, report.seed, log, show)
+    done = gathered(done)
+    points = {job: point for job, point in done.items() if point is not None}
+    for image, rank in sorted(points, reverse=True):  # the lowest rank is written last
+        report.robust[image] = False
+        report.adversarial[image] = points[image, rank]
+    took = network.forwards + (quick.forwards if quick is not network else 0) - spent
+    report.attacks.append(
+        AttackResult(
+            name=step.name,
+            robust_accuracy=report.robust_accuracy,
+            broken=len(standing) - int(report.robust.sum()),
+            seconds=time.perf_counter() - begin,
+            forwards=sum(gathered({worker(): took}).values()),
+        )
+    )
+
+
+def _known(step: Step, images: Images, standing: list[int], log: Progress) -> Done:
     wait()
     known = log.read(step.name)
     wait()
     where = {images.ids[i]: i for i in standing}
-    done = {(where[name], rank): point for (name, rank), point in known.items() if name in where}
-    attack = step.attack(network, threat)
-    mine = standing[worker() :: workers()]
-    slots = Slots(attack, images, step.name, seed, network.batch, step.every)
-    for (image, rank), point in done.items():
-        if point is not None:
-            slots.broken[image] = min(rank, slots.broken.get(image, rank))
-    jobs = [(image, rank) for rank in range(step.ranks) for image in mine if (image, rank) not in done]
+    return {(where[name], rank): point for (name, rank), point in known.items() if name in where}
 
-    def finish(job: tuple[int, int], point: Tensor | None) -> None:
+
+def _sweep(
+    step: Step,
+    quick: Network,
+    network: Network,
+    threat: Threat,
+    images: Images,
+    mine: list[int],
+    done: Done,
+    seed: int,
+    log: Progress,
+    show: bool,
+) -> list[int]:
+    """Attack these images; returns those that only the quick copy takes for broken."""
+    attack = step.attack(quick, threat)
+    slots = Slots(
+        attack, images, step.name, seed, quick.batch, step.every, wide=4 if images.x.device.type == "cpu" else 1
+    )
+    for image, rank in [job for job, point in done.items() if point is not None]:
+        slots.broken[image] = min(rank, slots.broken.get(image, rank))
+    jobs = [(image, rank) for rank in range(step.ranks) for image in mine if (image, rank) not in done]
+    claimed: dict[tuple[int, int], Tensor] = {}
+    doubtful: list[int] = []
+
+    def settle() -> None:
+        """Successes of the quick copy, seen by the network itself."""
+        if claimed:
+            found = network.all_logits(torch.stack(list(claimed.values())), images.x.device).argmax(1)
+            for (job, point), label in zip(list(claimed.items()), found.tolist()):
+                if label != images.y[job[0]]:
+                    keep(job, point)
+                else:
+                    doubtful.append(job[0])
+            claimed.clear()
+
+    def keep(job: tuple[int, int], point: Tensor | None) -> None:
         done[job] = point
         log.add(step.name, images.ids[job[0]], job[1], point)
 
-    with _bar(step.name, len(jobs) * attack.rounds, len(standing), slots, show) as tick:
+    def finish(job: tuple[int, int], point: Tensor | None) -> None:
+        if point is None or quick is network:
+            return keep(job, point)
+        claimed[job] = point
+        if len(claimed) >= network.batch:
+            settle()
+
+    with _bar(step.name, len(jobs) * attack.rounds, len(mine), slots, show) as tick:
         slots.run(jobs, finish, tick)
+    settle()
     log.flush(step.name)
-    done = gathered(done)
-    points = {job: point for job, point in done.items() if point is not None}
-    for image, rank in sorted(points, reverse=True):  # the lowest rank is written last
-        robust[image] = False
-        adversarial[image] = points[image, rank]
-    return AttackResult(
-        step.name,
-        robust.double().mean().item(),
-        len(standing) - int(robust.sum()),
-        time.perf_counter() - begin,
-        network.forwards - spent,
-    )
+    return sorted({image for image in doubtful if not any(done.get((image, r)) is not None for r in range(step.ranks))})
 
 
 @contextmanager
@@ -207,21 +302,23 @@ def _bar(name: str, steps: int, standing: int, slots: Slots, show: bool) -> Iter
 
     def tick(taken: int, saved: int) -> None:
         bar.total -= saved
-        bar.set_postfix_str(str(standing - len(slots.broken)), refresh=False)
+        bar.set_postfix_str(f"{standing - len(slots.broken)} of {standing}", refresh=False)
         bar.update(taken)
 
     with bar:
         yield (lambda taken, saved: None) if bar.disable else tick
 
 
-def _determines(images: Images, logits: Tensor, threat: Threat, version: str, seed: int, batch: int) -> dict[str, Any]:
-    names = "\n".join(f"{i} {label}" for i, label in sorted(zip(images.ids, images.y.tolist())))
+def _determines(
+    images: Images, threat: Threat, version: str, seed: int, network: Network, quick: Network
+) -> dict[str, Any]:
+    named = sorted(zip(images.ids, images.y.tolist()))
     return {
-        "threat": str(threat.as_record()),
+        "threat": str(threat),
+        "eps": threat.eps,
         "version": version,
         "seed": seed,
-        "batch": batch,
-        "images": hashlib.sha256(names.encode()).hexdigest(),
-        "pixels": round(images.x.double().sum().item(), 3),
-        "logits": float(f"{logits.double().abs().sum().item():.5g}"),
+        "batch_size": network.batch,
+        "precision": "full" if quick is network else "fast",
+        "images": hashlib.sha256(repr(named).encode()).hexdigest(),
     }

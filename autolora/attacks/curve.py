@@ -16,6 +16,7 @@ from autolora.attacks.network import Network
 from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.slots import Images, Slots
 from autolora.attacks.workers import gathered, worker, workers
+from autolora.diagnostics import huge
 from autolora.threat import Threat
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the threat's eps
@@ -32,11 +33,6 @@ def radii(threat: Threat, size: int) -> list[float]:
     """Around the threat's own radius, and one that no classifier survives."""
     far = huge(threat, size)
     return [share * threat.eps for share in SHARES if share * threat.eps < far] + [far]
-
-
-def huge(threat: Threat, size: int) -> float:
-    """From here every image reaches plain grey: Linf 0.5, L2 0.5 sqrt(d), L1 0.5 d."""
-    return {"linf": 0.5, "l2": 0.5 * size**0.5, "l1": 0.5 * size}[threat.norm]
 
 
 def standing(network: Network, images: Images, clean: Tensor, threat: Threat, seed: int, steps: int = STEPS) -> Tensor:

@@ -7,6 +7,7 @@ with one shape an image's fate does not depend on which other images are attacke
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +63,12 @@ class Network:
         rows = torch.arange(-(-len(x) // self.batch) * self.batch) % len(x)
         parts = [self.logits(x[part].to(device or x.device)) for part in rows.split(self.batch)]
         return torch.cat(parts)[: len(x)]
+
+
+def from_session(session: Any) -> Callable[[Tensor], Tensor]:
+    """An onnxruntime session as a callable from pixels to logits; it has no gradients."""
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: x.cpu().numpy()})[0]).to(x.device)
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from autolora import diagnostics
 from autolora.attacks.pgd import frozen
+from autolora.folding import Folded
 
 
 def prepared(x: Tensor, y: Tensor, ids: Sequence[str] | None) -> tuple[Tensor, Tensor, list[str]]:
@@ -48,11 +48,8 @@ def device_of(model: Any, x: Tensor) -> torch.device:
 
 
 def at_rest(model: Any) -> Any:
-    """Parameters without gradients; whether every module is in eval is for the checks to say."""
-    if not isinstance(model, nn.Module):
-        return nullcontext()
-    diagnostics.require([diagnostics.evaluating(model)])
-    return frozen(model)
+    """Parameters without gradients, for the length of an attack."""
+    return frozen(model) if isinstance(model, nn.Module) else nullcontext()
 
 
 @contextmanager
@@ -69,3 +66,19 @@ def full_precision() -> Iterator[None]:
 def default_batch(device: torch.device) -> int:
     """Images per forward, one constant per kind of device: the flags belong to it."""
     return 32 if device.type == "cpu" else 512
+
+
+def quick_copy(model: Callable[[Tensor], Tensor], example: Tensor) -> Callable[[Tensor], Tensor]:
+    """The same function up to rounding, faster: batch norm folded into the convolutions, on a GPU bfloat16 as well."""
+    if not isinstance(model, nn.Module):
+        raise ValueError("evaluate.precision is 'fast': that needs a torch module, whose batch norms can be folded")
+    view = Folded(model, example).view
+    if example.device.type == "cpu":
+        return view
+    view = view.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def half(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return view(x.contiguous(memory_format=torch.channels_last)).float()
+
+    return half

@@ -24,20 +24,25 @@ class Progress:
         self.pending: list[tuple[str, int, Tensor | None]] = []
         self.written = time.monotonic()
 
-    def claim(self, determines: dict) -> None:
-        """The folder belongs to exactly this evaluation: another one must not go on from it."""
+    def claim(self, determines: dict, logits: Tensor) -> None:
+        """The folder belongs to exactly this evaluation: another one, or one of another network, must not go on from it."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "run.json"
+        determines = determines | {"logits": logits[:8].double().cpu().tolist()}
         if not path.exists():
             return write_json(path, determines)
         known = read_json(path)
+        same = np.shape(known["logits"]) == np.shape(determines["logits"])
+        if same and np.allclose(known["logits"], determines["logits"], rtol=1e-3, atol=1e-3):
+            determines["logits"] = known["logits"]  # rounding differs between machines
         for key, value in determines.items():
             if known.get(key) != value:
+                what = "the network" if key == "logits" else f"{key} ({known.get(key)!r}, now {value!r})"
                 raise ValueError(
-                    f"{self.folder} holds the progress of another evaluation: {key} was {known.get(key)!r}, "
-                    f"now {value!r}. Give another folder, or remove this one."
+                    f"{self.folder} holds the progress of another evaluation, which differs in {what}: "
+                    "give another folder, or remove this one"
                 )
 
     def read(self, attack: str) -> Found:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
 
+from autolora.statistics import wilson
 from autolora.threat import Threat
 
 Verdict = Literal["pass", "warn", "fail", "not run"]
@@ -102,16 +102,7 @@ class Report:
             "warnings": self.warnings,
             "seed": self.seed,
             "device": self.device,
-            "dtype": self.precision,
+            "dtype": "float32",
+            "precision": self.precision,
             "versions": self.versions,
         }
-
-
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
