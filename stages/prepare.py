@@ -54,6 +54,7 @@ def prepare() -> None:
 def _watched(source: str, path: Path) -> Iterator[Found]:
     """What the source finds, with a progress bar where somebody looks on."""
     total = sum(1 for _ in SOURCES[source](path)) if source in LISTS else None
+    tqdm.monitor_interval = 0  # no thread: the decoding processes are forked
     return iter(tqdm(SOURCES[source](path), desc="prepare", total=total, unit=" images", disable=None))
 
 

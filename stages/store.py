@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -103,8 +104,8 @@ def _looked_at(chunks: Iterator[list[Found]], workers: int, arguments: tuple) ->
         _start(*arguments)
         yield from map(_look_at_all, chain(first, chunks))
         return
-    context = get_context("forkserver")  # fork itself is not safe in a process that has threads
-    context.set_forkserver_preload(["stages.store"])
+    # Forked, they have nothing to import; this process has no thread of its own yet (stages.prepare sees to tqdm's).
+    context = get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, _start, arguments) as pool:
         try:
             yield from _ordered(pool, chain(first, chunks), 3 * workers)
