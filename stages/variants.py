@@ -45,7 +45,8 @@ def make(name: str, work: Work, target: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:
-        return {"written": False, "reason": f"{name} does not work on this network: {_first_line(error)}"}
+        reason = _first_line(error).replace(str(trial), trial.name)  # no path of this machine in a report
+        return {"written": False, "reason": f"{name} does not work on this network: {reason}"}
     record = _record(stands, trial, work)
     drop = 100 * (work.stands.robust - stands.robust)
     if not drop <= work.max_drop:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -100,6 +101,34 @@ def test_the_inference_service(gpu: bool) -> None:
     assert {"name": "NVIDIA_TF32_OVERRIDE", "value": "0"} in model["env"]
     committed = yaml.safe_load_all((Path(model_repository.__file__).parent / "kserve.yaml").read_text())
     assert {doc["kind"] for doc in committed} == {"InferenceService"}
+
+
+def closed(schema: Any) -> Any:
+    """Kubernetes refuses unknown fields where the schema does not allow them; JSON schema has to be told."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    if found.get("x-kubernetes-int-or-string"):
+        return {}
+    open_ = found.get("x-kubernetes-preserve-unknown-fields") or "properties" not in found
+    return found if open_ else {"additionalProperties": False, **found}
+
+
+@pytest.mark.skipif("KSERVE_CRD" not in os.environ, reason="needs KSERVE_CRD=serving.kserve.io_inferenceservices.yaml")
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_inference_service_against_kserves_own_schema(gpu: bool) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    crd = yaml.load(Path(os.environ["KSERVE_CRD"]).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (version,) = (v for v in crd["spec"]["versions"] if v["name"] == "v1beta1")
+    schema = closed(version["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    service = yaml.safe_load(model_repository.inference_service("s3://models/robust", "robust", gpu))
+    jsonschema.validate(service, schema)
+    service["spec"]["predictor"]["model"]["storageuri"] = "s3://models/robust"
+    with pytest.raises(jsonschema.ValidationError, match="storageuri"):
+        jsonschema.validate(service, schema)
 
 
 # --- the client -------------------------------------------------------------------------------------------------------
