@@ -3,7 +3,9 @@
 # Run in the repository, with PREFECT_API_URL set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-prefect --no-prompt work-pool create gpu --type process --overwrite
+for pool in gpu control; do
+  prefect --no-prompt work-pool create "$pool" --type process --overwrite
+done
 prefect --no-prompt work-pool create docker --type docker --overwrite \
   --base-job-template deploy/docker-job-template.json
 prefect --no-prompt work-pool create kubernetes --type kubernetes --overwrite \

@@ -23,6 +23,8 @@ import yaml
 
 from pipelines import graph
 
+OWN = ("dvc.lock", ".gitignore")  # DVC writes both
+
 
 class WorkspaceError(ValueError):
     pass
@@ -102,7 +104,7 @@ def uncommitted(folder: Path) -> list[str]:
 
 
 def _belongs_to_dvc(file: Path, outs: Sequence[Path]) -> bool:
-    return file.name == "dvc.lock" or any(file == out or out in file.parents for out in outs)
+    return file.name in OWN or any(file == out or out in file.parents for out in outs)
 
 
 @contextmanager

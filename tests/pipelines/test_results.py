@@ -1,0 +1,124 @@
+"""What a run shows at its end, and that a flow stays light: no torch, nothing sent home."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import rebuild, results
+from pipelines.commands import CommandFailed
+from tests.pipelines.conftest import ROOT
+
+REPORT = {
+    "clean_accuracy": 0.9,
+    "robust_accuracy": 0.45,
+    "attacks": [{"name": "apgd-ce", "robust_accuracy": 0.5}, {"name": "square", "robust_accuracy": 0.45}],
+    "baseline": {
+        "clean_accuracy": 0.97,
+        "robust_accuracy": 0.0,
+        "attacks": [{"name": "apgd-ce", "robust_accuracy": 0.0}],
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, value in {
+        "reports/robustness.json": REPORT,
+        "reports/timing/evaluate.json": {"seconds": 12.5},
+        "models/registered.json": {
+            "name": "robust-digits",
+            "version": "3",
+            "run_id": "abc",
+            "tracking_uri": "http://mlflow:5000",
+        },
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(value))
+    (tmp_path / "reports" / "card.html").write_text("<html>")
+    (tmp_path / "dvc.lock").write_text("lock")
+    return tmp_path
+
+
+def test_table_shows_clean_robust_each_attack_and_seconds(folder):
+    rows = results.rows(folder, [{"stage": "evaluate", "what": "run", "seconds": 14.0}])
+    assert [tuple(row.values()) for row in rows] == [
+        ("clean accuracy", "90.00 %", "97.00 %", ""),
+        ("robust accuracy", "45.00 %", "0.00 %", ""),
+        ("after apgd-ce", "50.00 %", "0.00 %", ""),
+        ("after square", "45.00 %", "", ""),
+        ("stage evaluate", "run", "", "14 (stage alone: 12.5)"),
+    ]
+
+
+def test_links_to_the_run_and_the_card(folder):
+    found = results.links(folder)
+    assert found["mlflow"].startswith("http://mlflow:5000/#/experiments/")
+    assert found["mlflow"].endswith("/runs/abc")
+    assert found["card"] == (folder / "reports" / "card.html").as_uri()
+    assert "robust-digits version 3, MLflow run `abc`" in results.summary(folder, "rebuild", [])
+
+
+def test_a_run_that_ended_before_evaluate_has_no_figures(tmp_path):
+    assert results.figures(tmp_path) == []
+    assert results.links(tmp_path) == {}
+
+
+def test_what_outlives_a_workspace(folder, tmp_path):
+    results.collect(folder, tmp_path / "kept")
+    kept = {str(file.relative_to(tmp_path / "kept")) for file in (tmp_path / "kept").rglob("*") if file.is_file()}
+    assert kept >= {"dvc.lock", "registered.json", "reports/robustness.json", "reports/timing/evaluate.json"}
+
+
+class Failed:
+    """A task run's last state, as far as the question goes."""
+
+    def __init__(self, *lines: str) -> None:
+        self.error = CommandFailed(["dvc"], 1, lines)
+
+    def result(self, raise_on_failure: bool) -> Exception:
+        return self.error
+
+
+class TaskRun:
+    name = "dvc finetune"
+
+
+@pytest.mark.parametrize(
+    ("lines", "again"),
+    [
+        (["finetune: data/prepared is missing", "ERROR: failed to run: exited with 1"], False),
+        (["finetune:  42%|####", "ERROR: failed to run: exited with -9"], True),
+        (["torch.OutOfMemoryError: CUDA out of memory", "ERROR: failed to run: exited with 1"], True),
+        (["finetune: another process is at work in .work/x: wait for it", "ERROR: exited with 1"], True),
+    ],
+)
+def test_what_the_user_has_to_mend_is_not_tried_again(lines, again):
+    assert rebuild.worth_a_retry(None, TaskRun(), Failed(*lines)) is again
+
+
+MODULES = [f"pipelines.{file.stem}" for file in sorted((ROOT / "pipelines").glob("*.py")) if file.stem != "__init__"]
+
+
+def test_flows_import_no_torch():
+    """Not through stages/ or autolora/ either: a flow runs where there is no GPU and starts in seconds."""
+    code = f"import sys, {', '.join(MODULES)}; sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_sent_home():
+    """Neither by a server started here, nor by the client, whatever server it talks to."""
+    code = (
+        "import pipelines.rebuild; from prefect.settings import get_current_settings as s; "
+        "from prefect._internal.analytics import is_telemetry_enabled as t; "
+        "print(s().server.analytics_enabled, t())"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("DO_NOT_TRACK", "CI", "PREFECT_SERVER_ANALYTICS_ENABLED")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
