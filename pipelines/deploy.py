@@ -18,6 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,20 @@ class Refused(StageError):
     """The version is not served, and the one before it is."""
 
 
-def deploy(name: str, alias: str, to: Path, keep: int = 3, server: str | None = None, retry: bool = False) -> str:
+@dataclass(frozen=True)
+class How:
+    """keep: version folders that stay; server: asked the canaries too; retry: also what was refused here before."""
+
+    keep: int = 3
+    server: str | None = None
+    retry: bool = False
+    gpu: bool = False
+
+
+AS_USUAL = How()
+
+
+def deploy(name: str, alias: str, to: Path, how: How = AS_USUAL) -> str:
     """One look at the alias; returns what was done."""
     mlflow = connect()
     number = alias_version(mlflow, name, alias)
@@ -51,14 +65,14 @@ def deploy(name: str, alias: str, to: Path, keep: int = 3, server: str | None = 
     model.mkdir(parents=True, exist_ok=True)
     with only_one(model):
         record = repository.state(model)
-        if str(number) in record["refused"] and not retry:
+        if str(number) in record["refused"] and not how.retry:
             why = record["refused"][str(number)]
             raise Refused(f"{name} version {number} was refused here before ({why}): --retry tries it again")
         version = get_version(mlflow, name, number)
         if record["current"] == number and _is(model, version):
             return f"{name} version {number} is served already"
         with tempfile.TemporaryDirectory() as folder:
-            return _publish(mlflow, version, model, Path(folder), keep, server)
+            return _publish(mlflow, version, model, Path(folder), how)
 
 
 def _is(model: Path, version: Any) -> bool:
@@ -66,7 +80,7 @@ def _is(model: Path, version: Any) -> bool:
     return file.is_file() and file_sha256(file) == version.tags.get("onnx_sha256")
 
 
-def _publish(mlflow: Any, version: Any, model: Path, folder: Path, keep: int, server: str | None) -> str:
+def _publish(mlflow: Any, version: Any, model: Path, folder: Path, how: How) -> str:
     """Verify, try, write, try again where it lies, and take it back when it does not answer as recorded."""
     number, before = int(version.version), repository.state(model)["current"]
     path = verified_onnx(mlflow, version, folder)
@@ -74,11 +88,12 @@ def _publish(mlflow: Any, version: Any, model: Path, folder: Path, keep: int, se
     canaries = fetch_canaries(mlflow, version, folder)
     _try(model, number, before, lambda: disagreement(path, canaries))
     written = repository.write_version(model, number, path)
-    repository.serve(model, number, {"at": now(), "by": who(), "what": "deployed"})
+    repository.serve(model, number, {"at": now(), "by": who(), "what": "deployed"}, how.gpu)
     _try(model, number, before, lambda: disagreement(written, canaries))
-    if server:
-        _try(model, number, before, lambda: ask(server, model.name, number, canaries))
-    repository.prune(model, keep, (number, before))
+    if how.server:
+        url = how.server
+        _try(model, number, before, lambda: ask(url, model.name, number, canaries))
+    repository.prune(model, how.keep, (number, before))
     return f"{model.name} version {number} is served from {written.parent} (before: {before or 'none'})"
 
 
@@ -190,6 +205,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="follow the alias until interrupted")
     parser.add_argument("--server", metavar="URL", help="ask this running server the canaries, too")
     parser.add_argument("--retry", action="store_true", help="also a version that was refused here before")
+    parser.add_argument("--gpu", action="store_true", help="KIND_GPU in config.pbtxt")
     parser.add_argument("--rollback", action="store_true")
     chosen = parser.parse_args(arguments)
     if chosen.keep < 1:
@@ -202,7 +218,8 @@ def main(arguments: list[str] | None = None) -> int:
     name, _, alias = chosen.model.partition("@")
 
     def look() -> str:
-        return deploy(name, alias or "champion", chosen.to, chosen.keep, chosen.server, chosen.retry)
+        how = How(chosen.keep, chosen.server, chosen.retry, chosen.gpu)
+        return deploy(name, alias or "champion", chosen.to, how)
 
     try:
         if chosen.watch is not None:

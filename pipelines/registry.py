@@ -14,7 +14,7 @@ from typing import Any
 from autolora.files import file_sha256, read_json
 from stages.evidence import ONNX, Evidence, content_key, same_weights
 from stages.mirror import EVIDENCE
-from stages.register import fetch_onnx, quiet
+from stages.register import fetch_onnx, quiet, version_tags
 from stages.tracking import tracking_uri, without_password
 from stages.work import StageError
 
@@ -71,30 +71,28 @@ def verify(title: str, evidence: Evidence, tags: dict[str, str]) -> None:
     """What is there is what was registered, file by file; otherwise it is named and refused."""
     if "content_key" not in tags:
         raise StageError(f"{title} was not registered by this pipeline (it has no content_key): register it first")
-    if evidence.key != tags["content_key"]:
-        raise StageError(
-            f"{title} is not what was registered: {_changed(evidence, tags)}. Its evidence proves nothing."
-        )
-    for tag, value in claims(evidence).items():
-        if tags.get(tag) != value:
+    registered = read_json(evidence.path("manifest.json"))
+    if content_key(registered) != tags["content_key"]:
+        raise StageError(f"{title}: its list of files or its content_key was changed. Its evidence proves nothing.")
+    if changed := [name for name, digest in registered.items() if _sha256(evidence.path(name)) != digest]:
+        names = ", ".join(changed)
+        raise StageError(f"{title}: {names} changed afterwards (sha256 differs). Its evidence proves nothing.")
+    for tag, value in version_tags(evidence).items():
+        if not _same(tags.get(tag, ""), value):
             raise StageError(f"{title}: its tag {tag} says {tags.get(tag)}, its evidence says {value}: refused")
     same_weights(evidence)
 
 
-def claims(evidence: Evidence) -> dict[str, str]:
-    """The tags that people decide by, recomputed from the evidence."""
-    from stages.register import version_tags
-
-    return version_tags(evidence)
+def _sha256(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
 
 
-def _changed(evidence: Evidence, tags: dict[str, str]) -> str:
-    registered = read_json(evidence.path("manifest.json"))
-    if content_key(registered) != tags["content_key"]:
-        return "its list of files or its content_key was changed"
-    now = evidence.manifest
-    names = sorted(name for name in registered.keys() | now.keys() if registered.get(name) != now.get(name))
-    return f"{', '.join(names)} changed afterwards (sha256 differs)"
+def _same(tag: str, value: str) -> bool:
+    """Equal, or the same number in another notation."""
+    try:
+        return tag == value or abs(float(tag) - float(value)) < 1e-4
+    except ValueError:
+        return False
 
 
 def verified_onnx(mlflow: Any, version: Any, folder: Path) -> Path:

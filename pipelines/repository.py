@@ -13,13 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from autolora import runtime
 from autolora.files import read_json, write_json, write_text
+from deploy.model_repository import config, labels
 
 STATE = "deployed.json"
 MODEL_FILE = "model.onnx"
-MAX_BATCH = 64
-TYPES = {"tensor(float)": "TYPE_FP32", "tensor(float16)": "TYPE_FP16", "tensor(uint8)": "TYPE_UINT8"}
 
 
 def state(model: Path) -> dict[str, Any]:
@@ -45,10 +43,13 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def serve(model: Path, number: int, event: dict[str, Any]) -> None:
-    """Point config.pbtxt at a version that is there, and keep that in the record."""
-    write_text(model / "config.pbtxt", config(model.name, number, model / str(number) / MODEL_FILE))
-    record = state(model)
+def serve(model: Path, number: int, event: dict[str, Any], gpu: bool | None = None) -> None:
+    """Point config.pbtxt at a version that is there, and keep that in the record; `gpu` None: as it was."""
+    record, file = state(model), model / str(number) / MODEL_FILE
+    record["gpu"] = bool(record.get("gpu") if gpu is None else gpu)
+    policy = f"version_policy: {{ specific {{ versions: [ {number} ] }} }}\n"
+    write_text(model / "labels.txt", "".join(f"{label}\n" for label in labels(file)))
+    write_text(model / "config.pbtxt", config(file, model.name, record["gpu"]) + policy)
     record["events"].append({"version": number, "before": record["current"], **event})
     record["refused"].pop(str(number), None)
     write_json(model / STATE, record | {"current": number})
@@ -60,21 +61,6 @@ def refuse(model: Path, number: int, why: str) -> None:
     record["refused"][str(number)] = why
     write_json(model / STATE, record)
     shutil.rmtree(model / str(number), ignore_errors=True)
-
-
-def config(name: str, number: int, onnx_file: Path) -> str:
-    """config.pbtxt written out: Triton's own completion would turn batching on by itself."""
-    session = runtime.open_session(onnx_file, threads=1)
-    puts = {
-        kind: "\n".join(f'  {{ name: "{p.name}" data_type: {TYPES[p.type]} dims: {list(p.shape[1:])} }}' for p in found)
-        for kind, found in (("input", session.get_inputs()), ("output", session.get_outputs()))
-    }
-    return (
-        f'name: "{name}"\nbackend: "onnxruntime"\nmax_batch_size: {MAX_BATCH}\n'
-        + "".join(f"{kind} [\n{text}\n]\n" for kind, text in puts.items())
-        + f"version_policy: {{ specific {{ versions: [{number}] }} }}\n"
-        "dynamic_batching { max_queue_delay_microseconds: 500 }\n"
-    )
 
 
 def versions(model: Path) -> list[int]:

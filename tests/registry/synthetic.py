@@ -249,9 +249,17 @@ def _table(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+PARAMS = """
+data: {{source: digits, image_size: 8}}
+backbone: {{arch: resnet10t, weights: null}}
+threat: {{norm: linf, eps: 16/255}}
+register:
+  name: {name}
+  gates: {{clean: 0.8, robust: 0.3}}
+"""
+
+
 def make_project(folder: Path, name: str) -> None:
-    """params.yaml and dvc.yaml as they are in the repository, with a name and gates of the run's own."""
-    text = (ROOT / "params.yaml").read_text()
-    head = text[: text.index("\nregister:")]
-    (folder / "params.yaml").write_text(f"{head}\nregister:\n  name: {name}\n  gates: {{clean: 0.8, robust: 0.3}}\n")
+    """dvc.yaml as it is in the repository, params.yaml with a name and gates of the run's own."""
+    (folder / "params.yaml").write_text(PARAMS.format(name=name))
     shutil.copy(ROOT / "dvc.yaml", folder / "dvc.yaml")

@@ -34,7 +34,7 @@ def run(service, *more):
 def served(service):
     text = (service / "synthetic/config.pbtxt").read_text()
     number = repository.state(service / "synthetic")["current"]
-    assert f"versions: [{number}]" in text
+    assert f"versions: [ {number} ]" in text
     return number
 
 
@@ -55,7 +55,7 @@ def test_the_alias_is_followed_and_the_last_k_stay(registered, champion, service
     assert run(service) == 0
     assert "served already" in capsys.readouterr().out
     text = (service / "synthetic/config.pbtxt").read_text()
-    assert 'name: "image" data_type: TYPE_FP32 dims: [3, 8, 8]' in text
+    assert 'name: "image", data_type: TYPE_FP32, dims: [ 3, 8, 8 ]' in text
 
     assert main(["synthetic", "--to", str(service), "--rollback"]) == 0
     assert served(service) == 2
