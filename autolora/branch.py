@@ -72,6 +72,12 @@ class Branch(nn.Module):
             for name, shape, A, B in zip(self.names, self.shapes, self.A, self.B)
         }
 
+    def differences(self, model: nn.Module) -> dict[str, Tensor]:
+        """All that sets the natural view apart from the network: BA / r, and batch-norm statistics of its own."""
+        own = self.statistics.values() if self.statistics else {}
+        moved = {name: value - model.get_buffer(name) for name, value in own.items() if value.is_floating_point()}
+        return {name: delta.detach() for name, delta in (self.deltas() | moved).items()}
+
     def factors(self) -> dict[str, Tensor]:
         """layer.A and layer.B by name: what branch.safetensors holds."""
         pairs = zip(self.names, self.A, self.B)
@@ -131,12 +137,12 @@ def natural_weights(model: nn.Module, branch: Branch, head: set[str]) -> dict[st
 def fold(model: nn.Module, deltas: Mapping[str, Tensor], alpha: float) -> nn.Module:
     """A copy with theta + alpha * BA in its dense weights, in eval: it costs the same to run for every alpha."""
     merged = copy.deepcopy(model).eval()
-    parameters = dict(merged.named_parameters())
-    if unknown := set(deltas) - set(parameters):
+    tensors = {**dict(merged.named_parameters()), **dict(merged.named_buffers())}
+    if unknown := set(deltas) - set(tensors):
         raise ValueError(f"the branch was made for another network: it has no {', '.join(sorted(unknown))}")
     if alpha != 0:
         for name, delta in deltas.items():
-            parameters[name].add_(delta.to(parameters[name]), alpha=alpha)
+            tensors[name].add_(delta.to(tensors[name]), alpha=alpha)
     return merged.requires_grad_(False)
 
 
@@ -154,12 +160,16 @@ def merge(tuned: TwoViews, alpha: float = 0.0) -> nn.Module:
         raise ValueError(f"alpha is {alpha}: expected a number from 0 to 1")
     if tuned.branch is None and alpha != 0:
         raise ValueError(f"method {tuned.method} trains no branch: only alpha = 0 exists, not {alpha}")
-    return fold(tuned.model, tuned.branch.deltas() if tuned.branch else {}, alpha)
+    return fold(tuned.model, tuned.branch.differences(tuned.model) if tuned.branch else {}, alpha)
 
 
-def save_branch(branch: Branch | None, path: str | Path) -> str:
-    """A and B of each layer in one safetensors file (empty without a branch). Returns the sha256 of its weights."""
-    factors = {n: t.cpu().contiguous() for n, t in branch.factors().items()} if branch else {}
+def save_branch(branch: Branch | None, model: nn.Module, path: str | Path) -> str:
+    """A and B of each layer in one safetensors file (empty without a branch), and how its batch-norm statistics differ
+    from the network's, where it has some. Returns the sha256 of its weights.
+    """
+    moved = branch.differences(model) if branch else {}
+    found = branch.factors() | {n: moved[n] for n in moved.keys() - branch.deltas().keys()} if branch else {}
+    factors = {n: t.cpu().contiguous() for n, t in found.items()}
     digest = weights_sha256(factors)
     shapes = {n: list(s) for n, s in zip(branch.names, branch.shapes)} if branch else {}
     record = {"rank": branch.rank if branch else RANK, "shapes": shapes, "weights_sha256": digest}
@@ -175,7 +185,6 @@ def load_deltas(path: str | Path) -> dict[str, Tensor]:
     factors = safetensors.torch.load_file(path)
     if weights_sha256(factors) != record.get("weights_sha256"):
         raise ValueError(f"{path}: the factors are not those that were saved (sha256 differs)")
-    return {
-        f"{name}.weight": (factors[f"{name}.B"] @ factors[f"{name}.A"]).view(shape) / record["rank"]
-        for name, shape in record["shapes"].items()
-    }
+    pairs = {name: (factors.pop(f"{name}.A"), factors.pop(f"{name}.B")) for name in record["shapes"]}
+    weights = {f"{n}.weight": (B @ A).view(record["shapes"][n]) / record["rank"] for n, (A, B) in pairs.items()}
+    return weights | factors  # what is left are differences of batch-norm statistics

@@ -38,6 +38,8 @@ from stages.work import StageError, main, only_one, timed, work_dir
 
 PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
+KEYS = ("reference", "batch_size", "augmentation", "average", "statistics", "precision", "compile")
+SEARCHED = ("rate", "decay", "gamma")  # for searches over the baselines; never of the naturally tuned twin
 COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"]
 
 
@@ -78,11 +80,10 @@ def tuned(
         method,
         section.epochs,
         params.seed,
-        reference=section.reference,
-        batch_size=section.batch_size,
-        augmentation=section.augmentation,
         checkpoints=work,
         on_epoch=on_epoch,
+        **{key: getattr(section, key) for key in KEYS},
+        **({key: getattr(section, key) for key in SEARCHED} if method != "natural" else {}),
     )
 
 
@@ -191,7 +192,7 @@ def write_outputs(params: Any, robust: Tuned, natural: Tuned) -> None:
         },
         "weights_sha256": {
             "robust": save_classifier(cast(Classifier, robust.model), part / "robust.safetensors", threat=threat),
-            "branch": save_branch(robust.branch, part / "branch.safetensors"),
+            "branch": save_branch(robust.branch, robust.model, part / "branch.safetensors"),
             "natural": save_classifier(cast(Classifier, natural.model), part / "natural.safetensors", threat="none"),
         },
     }

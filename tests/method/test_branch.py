@@ -195,12 +195,25 @@ def test_a_branch_of_another_network_is_refused():
         fold(oracle.Small(), {"elsewhere.weight": torch.zeros(1)}, 0.5)
 
 
+def test_separate_statistics_are_merged_with_the_branch(tmp_path):
+    made = learner(statistics="separate")
+    made.natural(made.images)
+    made.model.eval()
+    with torch.no_grad():
+        natural = torch.func.functional_call(
+            made.model, natural_weights(made.model, made.branch, made.head), (made.images,)
+        )
+    save_branch(made.branch, made.model, tmp_path / "branch.safetensors")
+    for deltas in (made.branch.differences(made.model), load_deltas(tmp_path / "branch.safetensors")):
+        assert torch.allclose(fold(made.model, deltas, 1.0)(made.images), natural, atol=1e-6)
+
+
 def test_a_saved_branch_comes_back(tmp_path):
     made = learner()
-    save_branch(made.branch, tmp_path / "branch.safetensors")
+    save_branch(made.branch, made.model, tmp_path / "branch.safetensors")
     deltas = load_deltas(tmp_path / "branch.safetensors")
     assert all(torch.equal(deltas[k], v) for k, v in made.branch.deltas().items())
-    save_branch(None, tmp_path / "none.safetensors")
+    save_branch(None, made.model, tmp_path / "none.safetensors")
     assert load_deltas(tmp_path / "none.safetensors") == {}
 
 
