@@ -69,7 +69,9 @@ def percent(model, x, y):
 @pytest.mark.parametrize("file", FILES)
 def test_it_loads_whole(shared, file):
     model = network(shared, file)
-    assert model.loading.loaded == len(model.body.state_dict())
+    counters = [key for key in model.body.state_dict() if key.endswith("num_batches_tracked")]
+    absent = len(model.body.state_dict()) - model.loading.loaded
+    assert absent == (len(counters) if file.endswith("20a-natural.th") else 0), "torch did not save counters in 2018"
     assert (model.loading.left_out, model.loading.inert) == ((), ())
     assert model.spec.trained_for == FILES[file][1]
 
@@ -82,12 +84,14 @@ def test_clean_accuracy(shared, images, file):
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "eps", "published"), PGD20)
 def test_robust_accuracy(shared, images, file, eps, published):
-    x, y = images
-    model, threat = network(shared, file), Threat("linf", eps)
-    with frozen(model):
-        attacked = pgd(model, x, y, threat, steps=20, generator=torch.Generator().manual_seed(0))
-    assert (attacked - x).abs().max() <= threat.eps + 1e-6
-    assert percent(model, attacked, y) == pytest.approx(published, abs=1.0)
+    model = network(shared, file).to(memory_format=torch.channels_last)
+    threat, generator, right = Threat("linf", eps), torch.Generator().manual_seed(0), 0
+    for x, y in zip(images[0].split(125), images[1].split(125)):
+        with frozen(model):
+            attacked = pgd(model, x, y, threat, steps=20, generator=generator)
+        assert (attacked - x).abs().max() <= threat.eps + 1e-6
+        right += percent(model, attacked, y) * len(x)
+    assert right / 500 == pytest.approx(published, abs=1.0)
 
 
 def test_statistics_matter(shared, images):
