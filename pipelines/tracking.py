@@ -20,6 +20,7 @@ from pipelines.grid import Sweep
 from stages import tracking
 from stages.work import StageError
 
+SQLITE = "sqlite:///"
 PARENT = "mlflow.parentRunId"
 
 
@@ -45,14 +46,15 @@ def record(
 def uri(source: Path) -> str:
     """The same for all workspaces of a clone: the server, else sqlite beside the source.
 
-    MLflow puts the artifacts of an experiment where it was created: that must not be in a workspace that goes away.
+    Without a server MLflow puts artifacts where the experiment was created: not in a workspace that goes away.
     """
-    if "MLFLOW_TRACKING_URI" in os.environ:
-        return os.environ["MLFLOW_TRACKING_URI"]
-    if not (source / "mlflow.db").exists() and (source / "stages" / "tracking.py").is_file():
+    chosen = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{source / 'mlflow.db'}"
+    new = chosen.startswith(SQLITE) and not Path(chosen.removeprefix(SQLITE)).exists()
+    if new and (source / "stages" / "tracking.py").is_file():
         code = "from stages import tracking; tracking.experiment_id(tracking.connect())"
-        subprocess.run([sys.executable, "-c", code], cwd=source, env=commands.environment(), check=True)
-    return f"sqlite:///{source / 'mlflow.db'}"
+        env = commands.environment(MLFLOW_TRACKING_URI=chosen)
+        subprocess.run([sys.executable, "-c", code], cwd=source, env=env, check=True)
+    return chosen
 
 
 @contextmanager
