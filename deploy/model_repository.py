@@ -24,11 +24,11 @@ QUEUE_MICROSECONDS = 2000  # how long a request may wait for others to share its
 
 def write_repository(model: Path, folder: Path, name: str, gpu: bool) -> Path:
     """<folder>/<name>/{config.pbtxt,labels.txt,1/model.onnx}; the configuration is written last."""
-    content = model.read_bytes()
+    names, text = "".join(f"{label}\n" for label in labels(model)), config(model, name, gpu)  # refuses a damaged file
     target = folder / name
-    write_bytes(target / "1" / "model.onnx", content)
-    write_text(target / "labels.txt", "".join(f"{label}\n" for label in labels(model)))
-    write_text(target / "config.pbtxt", config(model, name, gpu))
+    write_bytes(target / "1" / "model.onnx", model.read_bytes())
+    write_text(target / "labels.txt", names)
+    write_text(target / "config.pbtxt", text)
     return target
 
 
