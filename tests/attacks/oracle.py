@@ -1,0 +1,150 @@
+"""The attacks as their papers tell them: one image at a time, loops and lists, nothing shared with the product."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def apgd(net, x: Tensor, y: int, start: Tensor, norm: str, eps: float, steps: int, loss: str, target: int = 0):
+    """Algorithm 1 of Auto-PGD for one image [c,h,w]. Returns the best loss, and whether any point was misclassified."""
+
+    def f(point: Tensor) -> tuple[float, Tensor, bool]:
+        point = point.clone().requires_grad_(True)
+        z = net(point[None])[0]
+        order = z.sort(descending=True).values
+        if loss == "ce":
+            value = F.cross_entropy(z[None], torch.tensor([y]))
+        elif loss == "dlr":
+            rival = max(z[k] for k in range(len(z)) if k != y)
+            value = -(z[y] - rival) / (order[0] - order[2] + 1e-12)
+        else:
+            value = -(z[y] - z[target]) / (order[0] - 0.5 * (order[2] + order[3]) + 1e-12)
+        (g,) = torch.autograd.grad(value, point)
+        return value.item(), g, int(z.argmax()) != y
+
+    def p(point: Tensor) -> Tensor:
+        d = point - x
+        d = d.clamp(-eps, eps) if norm == "linf" else d * min(1.0, eps / max(d.norm().item(), 1e-12))
+        return (x + d).clamp(0, 1)
+
+    def towards(g: Tensor) -> Tensor:
+        return g.sign() if norm == "linf" else g / g.norm().clamp_min(1e-12)
+
+    checkpoints, shares = [], [0.0, 0.22]
+    while math.ceil(100 * shares[-1]) <= 100:
+        checkpoints.append(round(shares[-1] * steps))
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    points, losses = [start], []
+    value, g, wrong = f(start)
+    losses.append(value)
+    best, best_point, best_g, ever = value, start, g, wrong
+    eta, previous, current = 2 * eps, start, start
+    last, etas, bests = 0, [eta], [best]
+    for k in range(steps):
+        z = p(current + eta * towards(g))
+        momentum = 1.0 if k == 0 else 0.75
+        new = p(current + momentum * (z - current) + (1 - momentum) * (current - previous))
+        previous, current = current, new
+        points.append(new)
+        value, g, wrong = f(new)
+        losses.append(value)
+        ever = ever or wrong
+        if value > best:
+            best, best_point, best_g = value, new, g
+        if k + 1 in checkpoints:
+            rises = sum(losses[i + 1] > losses[i] for i in range(last, k + 1))
+            few = rises < 0.75 * (k + 1 - last)
+            stale = len(etas) > 1 and etas[-1] == etas[-2] and bests[-1] == best
+            stale = stale if len(etas) > 1 else False
+            if few or stale:
+                eta, current, g = eta / 2, best_point, best_g
+            etas.append(eta)
+            bests.append(best)
+            last = k + 1
+    return best, ever
+
+
+def nearest(t: np.ndarray, w: np.ndarray, gap: float, norm: str) -> float:
+    """The length of the shortest d with gap + w d = 0 and t + d in [0,1]^n, by bisection in float64; inf if there is none."""
+    sign = -1.0 if gap >= 0 else 1.0
+    room = np.where(sign * w > 0, 1 - t, t)
+    gap, size = abs(gap), np.abs(w)
+    if size @ room < gap:
+        return math.inf
+    if norm == "l1":
+        left, length = gap, 0.0
+        for i in np.argsort(-size):
+            step = min(room[i], left / size[i]) if size[i] > 0 else 0.0
+            length, left = length + step, left - step * size[i]
+        return length
+    rate = np.ones_like(size) if norm == "linf" else size
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if size @ np.minimum(middle * rate, room) >= gap else (middle, high)
+    moves = np.minimum(high * rate, room) * (size > 0)
+    return float(moves.max() if norm == "linf" else np.linalg.norm(moves))
+
+
+def splitmix(key: int, count: int) -> list[int]:
+    """SplitMix64 in plain integers."""
+    mask, out = (1 << 64) - 1, []
+    state = key & mask
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) & mask
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        out.append(z ^ (z >> 31))
+    return out
+
+
+def into_l1_ball(x: np.ndarray, offset: np.ndarray, eps: float) -> np.ndarray:
+    """The nearest offset with |d|_1 <= eps and x + d in [0,1], by bisection in float64."""
+    size, room = np.abs(offset), np.where(offset > 0, 1 - x, x)
+
+    def move(level: float) -> np.ndarray:
+        return np.minimum(np.maximum(size - level, 0), room)
+
+    if move(0.0).sum() <= eps:
+        return np.sign(offset) * move(0.0)
+    low, high = 0.0, float(size.max())
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if move(middle).sum() > eps else (low, middle)
+    return np.sign(offset) * move(high)
+
+
+def square_l2(x: Tensor, best: Tensor, u: list[float], side: int, eps: float) -> Tensor:
+    """One proposal of Square for L2 (Algorithm 3 and appendix): windows of one image [c,h,w], cut out and put back."""
+    c, h, w = x.shape
+    top, left, top2, left2 = (int(v * (n - side + 1)) for v, n in zip(u[:4], (h, w, h, w)))
+    delta = best - x
+    bump = torch.zeros(side, side)
+    for rows, sign in ((range(side // 2), 1.0), (range(side // 2, side), -1.0)):
+        n, half = len(rows), torch.zeros(len(rows), side)
+        for i in range(n):
+            for j in range(side):
+                distance = max(abs(i - n // 2), abs(j - side // 2))
+                for k in range(distance, max(n // 2 + 1, side // 2 + 1)):
+                    half[i, j] += 1 / (k + 1) ** 2
+        bump[rows.start : rows.stop] = sign * half / half.norm()
+    bump = bump / bump.norm()
+    bump = bump.T if u[4] < 0.5 else bump
+    spare = max(eps**2 - float((delta**2).sum()), 0.0) / c
+    new, cut = torch.zeros(c, side, side), delta.clone()
+    for channel in range(c):
+        here = delta[channel, top : top + side, left : left + side]
+        union = torch.zeros(h, w, dtype=torch.bool)
+        union[top : top + side, left : left + side] = True
+        union[top2 : top2 + side, left2 : left2 + side] = True
+        energy = spare + float((delta[channel][union] ** 2).sum())
+        raw = bump * (-1.0 if u[5 + channel] < 0.5 else 1.0) + here / (float(here.norm()) + 1e-12)
+        new[channel] = raw / (raw.norm() + 1e-12) * math.sqrt(energy)
+        cut[channel, top2 : top2 + side, left2 : left2 + side] = 0
+    cut[:, top : top + side, left : left + side] = new
+    return (x + cut / (cut.norm() + 1e-12) * eps).clamp(0, 1)

@@ -1,0 +1,209 @@
+"""Each attack against its paper, told again by a slow oracle, and against networks on which the answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from autolora.attacks import apgd, square
+from autolora.attacks.apgd import APGD, dlr, start_point, targeted_dlr
+from autolora.attacks.apgd_l1 import APGDL1, to_ball
+from autolora.attacks.draws import bits, image_keys, normal, shifted, uniform
+from autolora.attacks.fab import FAB, TargetedFAB, to_hyperplane
+from autolora.attacks.network import Network, lengths
+from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
+from autolora.threat import Threat
+from tests.attacks import oracle
+from tests.attacks.nets import Linear, images, smooth, stands
+
+
+def keys_of(n: int, name: str = "test") -> Tensor:
+    return image_keys(0, name, [str(i) for i in range(n)])
+
+
+def run(attack, x: Tensor, y: Tensor, target: Tensor | None = None, rounds: int | None = None):
+    """All rows to the end, without slots: which were ever wrong, and all points that were tried."""
+    state = attack.start(x, y, y if target is None else target, keys_of(len(x)), np.zeros(len(x), np.int64))
+    broken, tried = torch.zeros(len(x), dtype=torch.bool), []
+    for age in range(rounds or attack.rounds):
+        wrong, points = attack.step(state, np.full(len(x), age))
+        broken |= wrong
+        tried.append(points.clone())
+    return broken, tried, state
+
+
+def test_draws_are_splitmix() -> None:
+    keys = keys_of(5)
+    for key, row in zip(keys.tolist(), bits(keys, 0, 7).tolist()):
+        assert [v % (1 << 64) for v in row] == oracle.splitmix(key, 7)
+    assert torch.equal(bits(keys, 3, 4), bits(keys, 0, 7)[:, 3:])
+    assert torch.equal(bits(shifted(keys, torch.full((5,), 3)), 0, 4), bits(keys, 3, 4))
+
+
+def test_draws_look_random() -> None:
+    u = uniform(keys_of(50), 0, 2000)
+    assert 0 <= u.min()
+    assert u.max() < 1
+    assert abs(u.mean().item() - 0.5) < 0.01
+    assert abs(u.var().item() - 1 / 12) < 0.01
+    g = normal(keys_of(50), 0, 2000)
+    assert abs(g.mean().item()) < 0.02
+    assert abs(g.var().item() - 1) < 0.02
+    assert abs(np.corrcoef(u[0].numpy(), u[1].numpy())[0, 1]) < 0.1
+
+
+def test_draws_depend_on_seed_attack_and_id_alone() -> None:
+    one = image_keys(0, "square", ["a", "b"])
+    assert torch.equal(one.flip(0), image_keys(0, "square", ["b", "a"]))
+    assert not (one == image_keys(1, "square", ["a", "b"])).any()
+    assert not (one == image_keys(0, "apgd", ["a", "b"])).any()
+
+
+def test_checkpoints() -> None:
+    assert list(apgd.checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(("name", "loss"), [("ce", apgd.cross_entropy), ("dlr", dlr), ("targeted", targeted_dlr)])
+def test_apgd_follows_the_paper(norm: str, name: str, loss) -> None:
+    net, x, eps, steps = smooth().double(), images(6).double(), {"linf": 0.06, "l2": 0.6}[norm], 100
+    y = net(x).argmax(1)
+    target = net(x).argsort(1)[:, -3]
+
+    class Double(Network):
+        def _gradient(self, x, rows, loss):
+            point = x.detach().requires_grad_(True)
+            values = loss(self.model(point), rows)
+            return self.model(point).detach(), values.detach(), torch.autograd.grad(values.sum(), point)[0]
+
+    attack = APGD(Double(net, 6), Threat(norm, eps), loss, steps)
+    broken, tried, state = run(attack, x, y, target)
+    for i in range(len(x)):
+        best, ever = oracle.apgd(net, x[i], int(y[i]), tried[0][i], norm, eps, steps, name, int(target[i]))
+        assert state["best_loss"][i].item() == pytest.approx(best, rel=1e-6, abs=1e-9)
+        assert bool(broken[i]) == ever
+    assert max(lengths(point - x, norm).max().item() for point in tried) <= eps + 1e-9
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_start_lies_on_the_surface(norm: str) -> None:
+    x = torch.full((8, 3, 6, 6), 0.5)
+    assert torch.allclose(
+        lengths(start_point(x, keys_of(8), Threat(norm, 0.3)) - x, norm), torch.tensor(0.3), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_hyperplane(norm: str) -> None:
+    """Against bisection in float64: on the plane, in the box, and no longer than it must be."""
+    draw = np.random.default_rng(0)
+    t, w = draw.random((60, 40)), draw.normal(size=(60, 40)) * draw.choice([0, 1, 1e-4], (60, 40), p=[0.1, 0.8, 0.1])
+    t[draw.random((60, 40)) < 0.2] = 0.0
+    t[draw.random((60, 40)) < 0.2] = 1.0
+    gap = draw.normal(size=60) * np.linspace(0.1, 12, 60)
+    d = to_hyperplane(*(torch.from_numpy(v).float() for v in (t, w, gap)), norm).double().numpy()
+    assert ((t + d > -1e-6) & (t + d < 1 + 1e-6)).all()
+    reachable = 0
+    for i in range(60):
+        length = oracle.nearest(t[i], w[i], gap[i], norm)
+        if np.isfinite(length):
+            reachable += 1
+            assert gap[i] + w[i] @ d[i] == pytest.approx(0, abs=2e-4)
+            assert lengths(torch.from_numpy(d[i : i + 1]), norm).item() == pytest.approx(length, rel=1e-3, abs=1e-5)
+        else:  # as far as it goes
+            assert abs(gap[i] + w[i] @ d[i]) < abs(gap[i])
+    assert 10 < reachable < 60
+
+
+def test_hyperplane_of_a_flat_network() -> None:
+    d = to_hyperplane(torch.rand(2, 9), torch.zeros(2, 9), torch.tensor([1.0, -1.0]), "l2")
+    assert torch.equal(d, torch.zeros(2, 9))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("kind", [FAB, TargetedFAB])
+def test_fab_finds_the_boundary_of_a_linear_network(kind, norm: str) -> None:
+    """Just inside the exact distance it fails, just outside it succeeds."""
+    net = Linear(3)
+    x = images(8) * 0.4 + 0.3
+    y = net(x).argmax(1)
+    target = net(x).argsort(1)[:, -2]
+    size = {"linf": 0.02, "l2": 0.15, "l1": 0.6}[norm]
+    for eps in (size, 2 * size):
+        exact = stands(net, x, y, norm, eps)
+        clear = (stands(net, x, y, norm, eps * 1.06) == exact) & (stands(net, x, y, norm, eps * 0.98) == exact)
+        broken, _, _ = run(kind(Network(net, 8), Threat(norm, eps), 20), x, y, target)
+        if kind is FAB:
+            assert torch.equal(~broken[clear], exact[clear])
+        else:  # one target only
+            assert not (broken & exact).any()
+
+
+def test_square_schedule() -> None:
+    """p = 0.8 halves after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 queries."""
+    sides = [square.side(q, 32, 32, 1) for q in (0, 10, 11, 50, 51, 201, 501, 1001, 2001, 4001)]
+    shares = [0.8, 0.8, 0.4, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125, 0.00625]
+    assert sides == [max(round((p * 1024) ** 0.5), 1) for p in shares]
+
+
+def test_square_linf_stays_on_the_corners() -> None:
+    x, eps = images(6) * 0.8 + 0.1, 0.05
+    net = smooth()
+    _, tried, state = run(SquareLinf(Network(net, 6), Threat("linf", eps), 60), x, net(x).argmax(1))
+    for points in tried:
+        assert torch.allclose((points - x).abs(), torch.tensor(eps), atol=1e-6)
+    margins = [m for m in state["margin"].tolist()]
+    assert all(np.isfinite(margins))
+    changed = ((tried[-1] != tried[-2]).any(1)).flatten(1).sum(1)
+    assert (changed < 36).all()
+
+
+def test_square_l2_proposal_follows_the_paper() -> None:
+    x, eps = images(4) * 0.6 + 0.2, 0.5
+    net = smooth()
+    attack = SquareL2(Network(net, 4), Threat("l2", eps), 500)
+    state = attack.start(x, net(x).argmax(1), net(x).argmax(1), keys_of(4), np.zeros(4, np.int64))
+    state["best"] = state["tried"].clone()
+    for age in (3, 40, 150, 400):
+        proposed = attack._propose(state, np.full(4, age))
+        u = attack._draw(state, np.full(4, age), 36 * 4, 8)
+        side = int(attack._sides(np.full(4, age), 6, 6, 3, x.device)[0])
+        for i in range(4):
+            expected = oracle.square_l2(x[i], state["best"][i], u[i].tolist(), side, eps)
+            assert torch.allclose(proposed[i], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("linf", SquareLinf), ("l2", SquareL2), ("l1", SquareL1)])
+def test_square_lowers_the_margin_inside_the_ball(norm: str, kind) -> None:
+    net, x = smooth(), images(6)
+    threat = Threat(norm, {"linf": 0.1, "l2": 0.8, "l1": 4.0}[norm])
+    y = net(x).argmax(1)
+    z = net(x)
+    clean = z.gather(1, y[:, None]).squeeze(1) - apgd.others(z, y)
+    _, tried, state = run(kind(Network(net, 6), threat, 300), x, y)
+    assert (state["margin"] < clean).all()
+    assert max(lengths(points - x, norm).max().item() for points in tried) <= threat.eps * (1 + 1e-4)
+    assert all(0 <= points.min() and points.max() <= 1 for points in tried)
+
+
+def test_l1_ball_and_box() -> None:
+    draw = np.random.default_rng(0)
+    x, offset = draw.random((20, 30)), draw.normal(size=(20, 30)) * 0.4
+    radius = torch.linspace(0.2, 14, 20)
+    found = to_ball(torch.from_numpy(x).float(), torch.from_numpy(offset).float(), radius).numpy()
+    for i in range(20):
+        assert np.allclose(found[i], oracle.into_l1_ball(x[i], offset[i], float(radius[i])), atol=1e-4)
+
+
+def test_apgd_l1_reaches_the_exact_answer() -> None:
+    net = Linear(4, scale=0.5)
+    x = images(10)
+    y = net(x).argmax(1)
+    threat = Threat("l1", 1.2)
+    attack = APGDL1(Network(net, 10), threat)
+    broken, tried, _ = run(attack, x, y)
+    exact = stands(net, x, y, "l1", 1.2)
+    assert not (broken & exact).any()
+    assert (broken == ~exact).float().mean() >= 0.8
+    assert attack.rounds == 103
+    assert max(lengths(points - x, "l1").max().item() for points in tried[62:]) <= 1.2 * (1 + 1e-4)
