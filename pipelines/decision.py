@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from autolora.statistics import mcnemar
-from stages.checks import every_check
 from stages.evidence import Evidence
 from stages.params import Gates
 
@@ -40,7 +39,7 @@ class Paired:
 
 def gate_findings(evidence: Evidence, gates: Gates) -> list[Finding]:
     r, parity = evidence.robustness, evidence.exported["parity"]
-    failed = [c["name"] for c in every_check(evidence) if c["verdict"] == "fail"]
+    failed = [c["name"] for c in r["checks"] if c["verdict"] == "fail"]
     flips = int(parity.get("label_flips_beyond_noise", parity["label_flips"]))
     counts = {"standard": ("standard", "plus")}.get(gates.attack, (gates.attack,))
     critical = evidence.quality["critical"]

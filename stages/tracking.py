@@ -61,7 +61,8 @@ def mlflow_module() -> Any:
     import mlflow
 
     # MLflow configures its loggers when it is imported; the first use of sqlite logs some forty migrations.
-    for name in ("mlflow", "alembic", "mlflow.store.db.utils", "mlflow.system_metrics", "mlflow.tracking.fluent"):
+    # urllib3 would tell of every retry to a server that is away.
+    for name in ("mlflow", "alembic", "mlflow.store.db.utils", "mlflow.system_metrics", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"mlflow\..*")
     mlflow.set_tracking_uri(tracking_uri())
