@@ -6,7 +6,6 @@ Made by `autoattack` itself before and after the attacks; 12, 14 and 15 concern 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +19,7 @@ from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.draws import image_keys
 from autolora.attacks.network import Network, lengths
 from autolora.attacks.report import Check, Verdict
+from autolora.files import weights_sha256
 from autolora.threat import Threat
 
 if TYPE_CHECKING:
@@ -101,10 +101,7 @@ def evaluating(model: Callable[[Tensor], Tensor]) -> Check:
 
 
 def buffers_hash(model: Callable[[Tensor], Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.named_buffers()) if isinstance(model, nn.Module) else []:
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return weights_sha256(dict(model.named_buffers())) if isinstance(model, nn.Module) else ""
 
 
 def buffers_unmoved(model: Callable[[Tensor], Tensor], before: str) -> Check:
