@@ -25,7 +25,6 @@ from autolora.objectives import METHODS, REFERENCES, Method, Reference
 from autolora.threat import Threat
 
 ATTACK_STEPS = 10
-EVALUATION_BATCH = 512
 View = Callable[[Tensor], Tensor]
 
 
@@ -161,7 +160,8 @@ class Learner:
     def hits(self, view: View, images: Images, labels: Tensor, threat: Threat | None = None) -> Tensor:
         """bool [n], the same in every process."""
         right = torch.zeros(len(labels), device=self.device)
-        for index in distributed.mine(torch.arange(len(labels))).split(EVALUATION_BATCH):
+        size = self.settings.batch_size  # what fits in training fits here
+        for index in distributed.mine(torch.arange(len(labels))).split(size):
             x, at = self.pixels(take(images, index, self.device)), index.to(self.device)
             if threat is not None:
                 x = pgd(view, x, labels[at], threat, ATTACK_STEPS, random_start=False)
@@ -201,7 +201,8 @@ def speed(settings: Settings, device: torch.device) -> Speed:
 def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type == "cpu" and bool(supported())
 
 
 class Norms(nn.Module):

@@ -82,10 +82,12 @@ def finetune(
     check_settings(chosen)
     train, val = as_split(train, "training"), as_split(val, "validation")
     check_splits(model, train, val)
-    with torch.random.fork_rng(), distributed.group():
+    with distributed.group():
+        where = pick_device(device)
         file = checkpoint_file(checkpoints, model, train, val, chosen)
-        learner = Learner(model, train, val, chosen, pick_device(device))
-        return fit(learner, file, on_epoch or (lambda record: None), progress and distributed.rank() == 0)
+        with torch.random.fork_rng([where] if where.type == "cuda" else []):
+            learner = Learner(model, train, val, chosen, where)
+            return fit(learner, file, on_epoch or (lambda record: None), progress and distributed.rank() == 0)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
