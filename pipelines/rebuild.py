@@ -18,7 +18,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -98,10 +98,14 @@ class Reporter:
         elif time.monotonic() - self.last >= EVERY:
             self.last = time.monotonic()
             self.log.info("%s", line)
-            update_progress_artifact(self.artifact, progress=float(percent[1]))
+            self.show(float(percent[1]))
 
     def done(self) -> None:
-        update_progress_artifact(self.artifact, progress=100.0)
+        self.show(100.0)
+
+    def show(self, percent: float) -> None:
+        with suppress(Exception):  # a server that is away is no reason to end a training
+            update_progress_artifact(self.artifact, progress=percent)
 
 
 @contextmanager

@@ -132,8 +132,13 @@ class Server:
     def ask(self, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/{path}", data, {"content-type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as reply:
-            return json.load(reply)
+
+        def answer() -> Any:
+            """An error 503 is sqlite being busy on a busy machine: Prefect's own client tries again, too."""
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return {"answer": json.load(reply)}
+
+        return wait_for(path, answer)["answer"]
 
     def stop(self) -> None:
         for process in [*self.workers, self.process]:

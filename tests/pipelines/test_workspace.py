@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from pipelines import workspace
+from pipelines import commands, graph, rebuild, workspace
 from tests.pipelines.conftest import ROOT, dvc, git
 
 
@@ -114,3 +116,20 @@ def test_private_dvc_settings_come_along(project):
     with workspace.fresh(project, "HEAD", {}, "private") as folder:
         assert workspace.remote(folder)
     assert not workspace.remote(ROOT)
+
+
+@pytest.mark.slow
+def test_what_one_machine_has_built_another_fetches(template, tmp_path, home, monkeypatch):
+    """Two clones without a common cache, and a DVC remote that only the environment names."""
+    monkeypatch.setenv("AUTOLORA_REMOTE", str(tmp_path / "remote"))
+    said: list[str] = []
+    for name in ("one", "two"):
+        project = Path(shutil.copytree(template, tmp_path / name))
+        workspace.use_storage(project)
+        assert git(project, "status", "--porcelain") == ""  # the settings are private to the machine
+        for stage in graph.stages(project, ["train"]):
+            rebuild.run_stage(stage, project, commands.environment(), said.append)
+    assert sum("Running stage 'train'" in line for line in said) == 1
+    assert sum("Stage 'train' is cached - skipping run" in line for line in said) == 1
+    assert (tmp_path / "one" / "weights.txt").read_text() == (tmp_path / "two" / "weights.txt").read_text()
+    assert (home / "prepared.log").read_text() == "prepared\n"
