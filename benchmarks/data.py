@@ -1,6 +1,7 @@
 """How fast are images prepared, and are they drawn faster than training eats them?
 
-    python -m benchmarks.data                       # generated photos, 500 x 375
+    python -m benchmarks.data                       # generated photos, 500 x 375, as ImageNet's
+    python -m benchmarks.data --width 2000          # as a telephone's
     python -m benchmarks.data FOLDER --size 64      # an image folder, CLASS/IMAGE
 
 Prepared (hashed, decoded, resized, kept, hashed perceptually, written) against one pass of torchvision's ImageFolder
@@ -36,12 +37,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--width", type=int, default=500, help="of generated photos; the height is three quarters")
     parser.add_argument("--images", type=int, default=1000, help="to generate, where no folder is given")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        raw = arguments.folder or generate(Path(scratch) / "raw", arguments.images)
+        raw = arguments.folder or generate(Path(scratch) / "raw", arguments.images, arguments.width)
         count = sum(1 for _ in folder(raw))
         print(f"{count} images to {arguments.size} pixels, {processes()} processes, {arguments.runs} runs each")
         prepared, plain = alternate(
@@ -56,15 +58,16 @@ def main() -> None:
     print(f"loader       {drawn:8.0f} images/s of 32 pixels; a plain training step eats {eaten:.0f}/s")
 
 
-def generate(root: Path, count: int) -> Path:
-    """Photos in their statistics: clouds at every scale, 500 x 375, JPEG quality 90 (about 60 kB each)."""
+def generate(root: Path, count: int, width: int) -> Path:
+    """Photos in their statistics: clouds at every scale, JPEG quality 90."""
     rng = np.random.default_rng(0)
     for index in range(count):
         layers = [rng.normal(size=(375 // s + 1, 500 // s + 1, 3)) * s**0.7 for s in (1, 4, 16, 64)]
         shown = sum(np.kron(layer, np.ones((s, s, 1)))[:375, :500] for layer, s in zip(layers, (1, 4, 16, 64)))
         path = root / f"class{index % 4}" / f"{index}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.clip(128 + 4 * shown, 0, 255).astype(np.uint8)).save(path, quality=90)
+        image = Image.fromarray(np.clip(128 + 4 * shown, 0, 255).astype(np.uint8))
+        image.resize((width, width * 3 // 4), Image.Resampling.BICUBIC).save(path, quality=90)
     return root
 
 

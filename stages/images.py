@@ -2,7 +2,7 @@
 
 What is done on purpose: the EXIF orientation is applied; 16-bit grey is scaled to 8 bits; a palette and CMYK become
 RGB; what is transparent lies on white; grey is repeated three times; of an animation the first frame counts; a large
-JPEG is decoded at a half, quarter or eighth of its size (libjpeg's own scaling) while twice the stored size remains.
+JPEG is decoded at a half of its size (libjpeg's own scaling), or less while twice the stored size remains.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-DECODER = 1  # part of the key under which decoded images are kept: raise it when the pixels change
+DECODER = 2  # part of the key under which decoded images are kept: raise it when the pixels change
 # Formats that Pillow decodes by itself, each known by its first bytes: no PostScript, nothing that starts a program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 WHITE = (255, 255, 255, 255)
@@ -78,12 +78,13 @@ def decode(content: bytes | np.ndarray, size: int) -> tuple[np.ndarray, dict[str
 def _open(content: bytes | np.ndarray, size: int) -> tuple[Image.Image, dict[str, Any]]:
     image = Image.fromarray(content) if isinstance(content, np.ndarray) else _from_bytes(content)
     width, height = image.size
-    orientation = image.getexif().get(ORIENTATION, 1)
+    orientation = 1 if image.format == "JPEG" and "exif" not in image.info else image.getexif().get(ORIENTATION, 1)
     if orientation in (5, 6, 7, 8):  # a quarter turn
         width, height = height, width
     facts = {"width": width, "height": height, "mode": image.mode}
     if image.format == "JPEG":
-        image.draft(image.mode, (2 * size, 2 * size))
+        keep = size if min(image.size) < 4 * size else 2 * size  # a half is as good as the whole, less is not
+        image.draft(image.mode, (keep, keep))
     if orientation != 1:
         image = ImageOps.exif_transpose(image)
     return image, facts

@@ -55,6 +55,7 @@ class Store:
         self.folder, self.size = folder, size
         self.index = _read_index(folder / "index.jsonl")
         self.decoded = 0  # images decoded in this run
+        self._shard: tuple[str, Any] = "", None  # the one read last
 
     def decode(self, found: Iterable[Found], workers: int | None = None) -> Iterator[dict[str, Any]]:
         """One row per image, in order. Pixels do not pass through this process; few images are in flight at once."""
@@ -86,10 +87,11 @@ class Store:
 
     def _record(self, entry: dict[str, Any]) -> np.ndarray:
         """Read, not memory-mapped: mapped pages would count as this process's memory."""
+        if entry["shard"] != self._shard[0]:
+            self._shard = entry["shard"], open(self.folder / entry["shard"], "rb", buffering=0)  # noqa: SIM115
         count = 3 * self.size**2
-        with open(self.folder / entry["shard"], "rb", buffering=0) as file:
-            file.seek(entry["record"] * count)
-            return np.frombuffer(file.read(count), np.uint8).reshape(3, self.size, self.size)
+        content = os.pread(self._shard[1].fileno(), count, entry["record"] * count)
+        return np.frombuffer(content, np.uint8).reshape(3, self.size, self.size)
 
 
 def _chunks(found: Iterable[Found]) -> Iterator[list[Found]]:

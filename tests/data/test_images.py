@@ -62,13 +62,17 @@ def test_exif_orientation_is_applied(orientation):
     assert np.abs(pixels.astype(int) - decode(encoded(upright), 32)[0]).max() <= 1
 
 
-def test_a_large_jpeg_is_decoded_small_and_looks_the_same():
-    image = picture(3, 1600, 1200)
+@pytest.mark.parametrize(
+    ("width", "height", "levels"), [(1600, 1200, 1.5), (400, 300, 1.5), (160, 120, 8), (90, 66, 8)]
+)
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(width, height, levels):
+    """Grey levels off: few, also where details of a pixel or two (in the small pictures) are averaged by libjpeg."""
+    image = picture(3, width, height)
     content = encoded(image, "JPEG", quality=95)
     from_jpeg, facts = decode(content, 32)
     from_full, _ = decode(encoded(Image.open(io.BytesIO(content))), 32)
-    assert (facts["width"], facts["height"]) == (1600, 1200)
-    assert np.abs(from_jpeg.astype(int) - from_full).mean() < 1.5
+    assert (facts["width"], facts["height"]) == (width, height)
+    assert np.abs(from_jpeg.astype(int) - from_full).mean() < levels
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
