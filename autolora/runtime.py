@@ -111,5 +111,16 @@ def check_images(images: np.ndarray, shape: tuple[int, ...], dtype: str) -> None
         raise BadImages(f"image has pixels from {low:g} to {high:g}: expected [0, 1]{hint}")
 
 
+def as_bytes(images: np.ndarray) -> np.ndarray:
+    """Whole numbers from 0 to 255, however they came, as uint8; a cast alone would wrap 300 round to 44."""
+    if images.dtype == np.uint8:
+        return images
+    if not (
+        np.isfinite(images).all() and (images == np.rint(images)).all() and images.min() >= 0 and images.max() <= 255
+    ):
+        raise BadImages("image holds values that are no bytes: expected whole numbers from 0 to 255")
+    return images.astype(np.uint8)
+
+
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

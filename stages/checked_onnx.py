@@ -31,6 +31,8 @@ class Checked:
     def predict(self, data: Any, params: dict[str, Any] | None = None) -> dict[str, np.ndarray]:
         images = self._images(data)
         try:
+            if self.dtype == "uint8" and images.size:
+                images = runtime.as_bytes(images)
             runtime.check_images(images, self.shape, self.dtype)
         except runtime.BadImages as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None

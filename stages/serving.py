@@ -38,7 +38,7 @@ def log_checked(
     from mlflow.models import Model
 
     if example is not None:
-        more["input_example"] = {"image": runtime.as_input(runtime.open_session(path), example)}
+        more["input_example"] = {"image": runtime.as_input(runtime.open_session(path), example).astype(np.float32)}
     return Model.log(
         artifact_path=None,
         flavor=sys.modules[__name__],
@@ -50,13 +50,16 @@ def log_checked(
 
 
 def signature(path: str | Path, classes: int) -> Any:
-    """float32 (-1,3,h,w), or uint8 (-1,h,w,3) where the conversion is in the graph."""
+    """float32 (-1,3,h,w), or (-1,h,w,3) where the file takes bytes.
+
+    Always float32: MLflow casts JSON to the type it finds here, and a cast to uint8 would wrap 300 round to 44 and cut
+    0.7 to 0 without a word. The loader turns whole numbers from 0 to 255 into bytes, and refuses others.
+    """
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
     session = runtime.open_session(path)
-    pixels = np.dtype("uint8" if runtime.takes_bytes(session) else "float32")
-    image = TensorSpec(pixels, (-1, *runtime.image_shape(session)), session.get_inputs()[0].name)
+    image = TensorSpec(np.dtype("float32"), (-1, *runtime.image_shape(session)), session.get_inputs()[0].name)
     return ModelSignature(Schema([image]), Schema([TensorSpec(np.dtype("float32"), (-1, classes), "logits")]))
 
 

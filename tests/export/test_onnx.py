@@ -19,7 +19,7 @@ from torch import nn
 
 from autolora.export import ExportError, evidence, export_onnx, main, show, torch_logits
 from autolora.files import write_bytes
-from autolora.runtime import BadImages, BadModel, check_images, image_shape, logits, notes, open_session
+from autolora.runtime import BadImages, BadModel, as_bytes, check_images, image_shape, logits, notes, open_session
 from tests.export.nets import Bessel, Fickle, TwoImages, Undecided, tiny
 
 ROBUSTNESS = {
@@ -226,3 +226,10 @@ def test_images_that_break_the_contract(bad: np.ndarray, reason: str) -> None:
     with pytest.raises(BadImages, match=reason):
         check_images(bad, (3, 8, 8), "float32")
     check_images(images(), (3, 8, 8), "float32")
+
+
+def test_what_is_no_byte() -> None:
+    assert as_bytes(np.array([0.0, 255.0], np.float32)).tolist() == [0, 255]
+    for bad in (256.0, -1.0, 0.5, np.nan, np.inf):
+        with pytest.raises(BadImages, match="no bytes"):
+            as_bytes(np.array([0.0, bad], np.float32))
