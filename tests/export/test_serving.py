@@ -44,6 +44,7 @@ def register(folder: Path, monkeypatch: pytest.MonkeyPatch, pixels: str = "float
     return "models:/robust@champion"
 
 
+@pytest.mark.slow
 def test_the_bytes_stay_and_the_check_stands_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = register(tmp_path, monkeypatch)
     import mlflow

@@ -40,6 +40,7 @@ def test_what_it_writes(evaluated: Run) -> None:
     assert set(read_json("reports/timing/export.json")["latency_ms"]) == {"model.onnx"}
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_folder(evaluated: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated()
     elsewhere = tmp_path / "a" / "folder" / "of another name"
@@ -84,6 +85,7 @@ def test_a_file_that_is_another_network_is_not_published(evaluated: Run, monkeyp
     assert not Path("models/export").exists()
 
 
+@pytest.mark.slow
 def test_uint8_is_measured_on_what_bytes_can_hold(evaluated: Run) -> None:
     evaluated(input="uint8")
     report = read_json("reports/export.json")
