@@ -167,12 +167,13 @@ def rehearse(folder: Path, overrides: dict[str, Any]) -> None:
     try:
         say("server", server.start().url)
         server.setup(silence=75)
-        first = server.worker("first", clone(folder / "first"))
+        clones = {name: clone(folder / name) for name in ("first", "second")}
+        first = server.worker("first", clones["first"])
         wait_for("the first worker", lambda: "started" in server.log("first"))
         run = server.submit("rebuild/gpu-cell", overrides=overrides)
         say("scheduled", run)
         kill_in_mid_training(server, first, folder / "work" / "finetune")
-        server.worker("second", clone(folder / "second"))
+        server.worker("second", clones["second"])
         say("second worker", "started")
         wait_for("the end of the run", lambda: server.flow_run(run)["state_type"] in ENDS, 1800)
         timeline(server, run, folder)

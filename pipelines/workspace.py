@@ -15,7 +15,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,14 +38,17 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def resolve(folder: Path, revision: str) -> str:
-    """The commit that a branch, tag or hash stands for."""
-    try:
-        return git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
-    except WorkspaceError:
-        raise WorkspaceError(
-            f"revision {revision!r} does not exist in {folder}: `git log --oneline --all` lists what there is, "
-            "`git fetch` brings what others pushed"
-        ) from None
+    """The commit that a branch, tag or hash stands for; a worker's clone asks its remotes for what it does not have."""
+    for last in (False, True):
+        with suppress(WorkspaceError):
+            return git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+        if not last:
+            with suppress(WorkspaceError):  # no remote, or none that answers: the message below is the one that helps
+                git(folder, "fetch", "--quiet", "--all", "--tags")
+    raise WorkspaceError(
+        f"revision {revision!r} does not exist in {folder}, nor in its remotes: `git log --oneline --all` lists what "
+        "there is"
+    )
 
 
 @contextmanager

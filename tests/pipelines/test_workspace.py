@@ -57,6 +57,13 @@ def test_revision_that_does_not_exist(project):
         workspace.resolve(project, "v9")
 
 
+def test_a_clone_fetches_a_revision_that_was_pushed_later(project, tmp_path):
+    git(tmp_path, "clone", "--quiet", str(project), "clone")
+    git(project, "commit", "--quiet", "--allow-empty", "-m", "later")
+    later = git(project, "rev-parse", "HEAD")
+    assert workspace.resolve(tmp_path / "clone", later) == later
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
