@@ -57,8 +57,43 @@ def registered(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
+BETTER, WORSE = {"robust": 0.72, "seed": 1}, {"robust": 0.5, "seed": 2}
+
+
+@pytest.fixture(scope="session")
+def snapshot(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with three versions, registered once: 1, a better one and a worse one; their runs lie in 1, 2, 3."""
+    folder = tmp_path_factory.mktemp("snapshot")
+    shutil.copy(migrated, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.chdir(folder)
+        from stages.register import register
+        from stages.tracking import connect, experiment_id
+
+        experiment_id(connect())
+        for name, options in {"1": {}, "2": BETTER, "3": WORSE}.items():
+            patch.chdir(make_run(folder / name, **options))
+            register()
+    shutil.copytree(folder / "mlruns", folder / "as it was")
+    return folder
+
+
 @pytest.fixture
-def client(store: Path) -> Any:
+def registry(snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The three versions as they were, in a database of this test's own; the test stands in the folder of run 1."""
+    shutil.rmtree(snapshot / "mlruns")  # the database knows this path
+    shutil.copytree(snapshot / "as it was", snapshot / "mlruns")
+    shutil.copy(snapshot / "mlflow.db", tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(snapshot / "1")
+    return snapshot
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest) -> Any:
+    """Of the registry that the test uses: one of its own, or the three versions."""
+    request.getfixturevalue("registry" if "registry" in request.fixturenames else "store")
     from stages.tracking import connect
 
     return connect().MlflowClient()

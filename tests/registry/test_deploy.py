@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autolora.files import file_sha256, read_json
+from autolora.files import file_sha256
 from pipelines import deploy, repository
 from pipelines.deploy import main, watch
 from stages import register as registering
@@ -42,14 +42,12 @@ def folders(service):
     return repository.versions(service / "synthetic")
 
 
-def test_the_alias_is_followed_and_the_last_k_stay(registered, champion, service, capsys):
-    for letter in "abc":
-        registered(letter, seed=ord(letter))
+def test_the_alias_is_followed_and_the_last_k_stay(registry, champion, service, capsys):
     for number in (1, 2, 3):
         champion(number)
         assert run(service, "--keep", "2") == 0
         file = service / f"synthetic/{number}/model.onnx"
-        assert file_sha256(file) == read_json("models/registered.json")["onnx_sha256"] or number < 3
+        assert file_sha256(file) == file_sha256(registry / f"{number}/models/export/model.onnx")
     assert served(service) == 3
     assert folders(service) == [2, 3]
     assert run(service) == 0
@@ -83,8 +81,7 @@ def test_a_file_that_answers_otherwise_is_not_served(registered, champion, servi
     assert folders(service) == [1]
 
 
-def test_a_file_damaged_on_its_way_is_rolled_back(registered, champion, service, monkeypatch, capsys):
-    registered("a"), registered("b", seed=1)
+def test_a_file_damaged_on_its_way_is_rolled_back(registry, champion, service, monkeypatch, capsys):
     champion(1)
     run(service)
     champion(2)
@@ -102,8 +99,7 @@ def test_a_file_damaged_on_its_way_is_rolled_back(registered, champion, service,
     assert events == [(1, "deployed"), (2, "deployed"), (1, "rolled back from 2")]
 
 
-def test_a_deployment_that_dies_leaves_the_version_before(registered, champion, service, monkeypatch):
-    registered("a"), registered("b", seed=1)
+def test_a_deployment_that_dies_leaves_the_version_before(registry, champion, service, monkeypatch):
     champion(1)
     run(service)
     champion(2)
@@ -125,26 +121,23 @@ def test_a_deployment_that_dies_leaves_the_version_before(registered, champion, 
 @pytest.mark.parametrize(
     ("file", "message"), [("model.onnx", "model.onnx was changed"), ("canaries.npz", "canaries.npz was changed")]
 )
-def test_what_was_tampered_with_is_not_served(registered, champion, service, store, capsys, file, message):
-    registered("a")
+def test_what_was_tampered_with_is_not_served(registry, champion, service, capsys, file, message):
     champion(1)
-    (path,) = store.rglob(file)
-    path.write_bytes(path.read_bytes() + b"\0")
+    for path in registry.glob(f"mlruns/**/{file}"):
+        path.write_bytes(path.read_bytes() + b"\0")
     assert run(service) == 1
     assert message in capsys.readouterr().err
     assert folders(service) == []
 
 
-def test_a_file_that_says_another_threat_than_the_registry_is_refused(registered, champion, client, service, capsys):
-    registered("a")
+def test_a_file_that_says_another_threat_than_the_registry_is_refused(registry, champion, client, service, capsys):
     champion(1)
     client.set_model_version_tag("synthetic", "1", "threat", "linf:8/255")
     assert run(service) == 1
     assert "says threat = linf:16/255, the registry says linf:8/255" in capsys.readouterr().err
 
 
-def test_the_watch_follows_and_outlives_a_bad_moment(registered, champion, service, capsys):
-    registered("a"), registered("b", seed=1)
+def test_the_watch_follows_and_outlives_a_bad_moment(registry, champion, service, capsys):
     champion(1)
     moves = iter([lambda: None, lambda: champion(2), lambda: champion(2)])
 
@@ -164,8 +157,7 @@ def test_the_watch_follows_and_outlives_a_bad_moment(registered, champion, servi
     assert capsys.readouterr().out.count("does not answer") == 1  # told once
 
 
-def test_an_alias_that_is_not_there_is_named(registered, service, capsys):
-    registered("a")
+def test_an_alias_that_is_not_there_is_named(registry, service, capsys):
     assert run(service) == 1
     assert "has no synthetic@champion: promote a version first" in capsys.readouterr().err
 
@@ -194,8 +186,7 @@ class Serving(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_answers_otherwise_gets_the_version_before(registered, champion, service, monkeypatch, capsys):
-    registered("a"), registered("b", seed=1)
+def test_a_server_that_answers_otherwise_gets_the_version_before(registry, champion, service, monkeypatch, capsys):
     monkeypatch.setattr(Serving, "folder", service)
     server = HTTPServer(("127.0.0.1", 0), Serving)
     threading.Thread(target=server.serve_forever, daemon=True).start()
