@@ -254,11 +254,8 @@ def attack_works(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: i
         )
         if fault
     ]
-    good = (
-        f"of {len(right)} images {100 * half.standing:.0f}, {100 * short.standing:.0f} and {100 * twice.standing:.0f} % stand "
-        f"at half, one and two eps, {100 * far.standing:.0f} % at {threat.norm} {huge(threat, x[0].numel()):.3g}; "
-        f"{100 * long.standing:.0f} % after 50 steps"
-    )
+    shares = " / ".join(f"{100 * c.standing:.0f}" for c in (half, short, twice, far, long))
+    good = f"{shares} % of {len(right)} images stand half, one and two eps, a huge radius, and 50 steps for 20"
     return _check(10, NAMES[10], not faults, good, "; ".join(faults))
 
 

@@ -1,11 +1,11 @@
-"""Ours against the original AutoAttack: same network, same images, same device; accuracy after each attack, image by image.
+"""Ours against the original AutoAttack: same network, images and device; accuracy after each attack, image by image.
 
     python -m benchmarks.agreement run --reference PATH --net resnet2b --norm linf --eps 2/255 --seeds 0 1 2
     python -m benchmarks.agreement run --net resnet2b --norm linf --eps 2/255 --seeds 0          # ours alone
     python -m benchmarks.agreement table
 
-PATH is a checkout of github.com/fra31/auto-attack, which stays outside this repository. Networks and images lie in ../shared. Every
-run is one JSON file in .work/agreement, so that runs can be added over time; `table` prints what is there.
+PATH is a checkout of github.com/fra31/auto-attack, which stays outside this repository. Networks and images lie in
+../shared. Every run is one JSON file in .work/agreement, so that runs can be added; `table` prints what is there.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def apgd(net, x: Tensor, y: int, start: Tensor, norm: str, eps: float, steps: in
 
 
 def nearest(t: np.ndarray, w: np.ndarray, gap: float, norm: str) -> float:
-    """The length of the shortest d with gap + w d = 0 and t + d in [0,1]^n, by bisection in float64; inf if there is none."""
+    """The length of the shortest d with gap + w d = 0 and t + d in [0,1]^n, by bisection; inf if there is none."""
     sign = -1.0 if gap >= 0 else 1.0
     room = np.where(sign * w > 0, 1 - t, t)
     gap, size = abs(gap), np.abs(w)

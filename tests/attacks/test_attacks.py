@@ -42,7 +42,7 @@ def test_draws_are_splitmix() -> None:
 
 def test_draws_look_random() -> None:
     u = uniform(keys_of(50), 0, 2000)
-    assert 0 <= u.min()
+    assert u.min() >= 0
     assert u.max() < 1
     assert abs(u.mean().item() - 0.5) < 0.01
     assert abs(u.var().item() - 1 / 12) < 0.01
@@ -183,7 +183,7 @@ def test_square_lowers_the_margin_inside_the_ball(norm: str, kind) -> None:
     _, tried, state = run(kind(Network(net, 6), threat, 300), x, y)
     assert (state["margin"] < clean).all()
     assert max(lengths(points - x, norm).max().item() for points in tried) <= threat.eps * (1 + 1e-4)
-    assert all(0 <= points.min() and points.max() <= 1 for points in tried)
+    assert all(points.min() >= 0 and points.max() <= 1 for points in tried)
 
 
 def test_l1_ball_and_box() -> None:

@@ -1,0 +1,108 @@
+"""Kill an evaluation with SIGKILL, again and again, and let it go on: its flags must be those of an undisturbed run.
+
+    python -m benchmarks.kill_and_resume            [--kills 4] [--processes 1]
+
+A small network with random weights, 48 images, all four attacks. Prints what each life of the run left in the progress
+folder, and compares flags and adversarial images to the bit. Exit code 1 if they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from autolora import Threat, autoattack
+from autolora.attacks.report import Report
+
+IMAGES, SIDE = 48, 8
+
+
+def evaluate(progress: Path | None) -> Report:
+    """The same evaluation in every life."""
+    torch.set_num_threads(1)
+    draw = torch.Generator().manual_seed(0)
+    x = (torch.rand(IMAGES, 3, SIDE, SIDE, generator=draw) * 255).round() / 255
+    weight = torch.randn(8, 3 * SIDE * SIDE, generator=draw)
+    deeper = torch.randn(6, 8, generator=draw)
+
+    def net(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.tanh((pixels.flatten(1) - 0.5) @ weight.T / 4) @ deeper.T
+
+    return autoattack(net, x, net(x).argmax(1), Threat("linf", 0.03), progress=progress, batch_size=8, show=False)
+
+
+def life(folder: Path) -> None:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        torch.distributed.init_process_group("gloo")
+    report = evaluate(folder / "progress")
+    if int(os.environ.get("RANK", 0)) == 0:
+        np.savez(folder / "end.npz", robust=report.robust.numpy(), adversarial=report.adversarial.numpy())
+
+
+def known(folder: Path) -> int:
+    """Jobs (image and rank of an attack) that the progress folder knows."""
+    total = 0
+    for path in (folder / "progress").glob("*.npz"):
+        with np.load(path) as data:
+            total += len(data["ids"])
+    return total
+
+
+def command(folder: Path, processes: int) -> list[str]:
+    own = ["-m", "benchmarks.kill_and_resume", "--life", str(folder)]
+    if processes == 1:
+        return [sys.executable, *own]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *own]
+
+
+def killed(folder: Path, processes: int, patience: float) -> bool:
+    """One life, ended by SIGKILL once it has added something and a random moment has passed; False if it was faster."""
+    before, begin = known(folder), time.monotonic()
+    child = subprocess.Popen(command(folder, processes), start_new_session=True, stderr=subprocess.DEVNULL)
+    while child.poll() is None and known(folder) <= before and time.monotonic() - begin < 300:
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, patience))
+    alive = child.poll() is None
+    os.killpg(child.pid, signal.SIGKILL) if alive else None
+    child.wait()
+    return alive
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=4)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--life", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.life:
+        life(arguments.life)
+        return 0
+    whole = evaluate(None)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(arguments.kills):
+            if not killed(folder, arguments.processes, 1.0):
+                break
+            print(f"killed {number + 1}: {known(folder)} jobs are kept", flush=True)
+        subprocess.run(command(folder, arguments.processes), check=True)
+        with np.load(folder / "end.npz") as end:
+            flags = int((end["robust"] != whole.robust.numpy()).sum())
+            pixels = int((end["adversarial"] != whole.adversarial.numpy()).sum())
+    print(
+        f"{IMAGES} images, {int(whole.robust.sum())} stand: {flags} flags and {pixels} pixels differ from the whole run"
+    )
+    return int(flags > 0 or pixels > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

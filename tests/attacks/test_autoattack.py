@@ -1,0 +1,197 @@
+"""The whole evaluation: exact on linear networks, the same however it is run, and without side effects."""
+
+import numpy as np
+import pytest
+import torch
+
+from autolora import Threat, autoattack
+from autolora.attacks.autoattack import black_box, plan_of
+from tests.attacks.nets import Linear, images, smooth, stands
+
+EPS = {"linf": 0.03, "l2": 0.25, "l1": 1.0}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("classes", [2, 3, 4, 7])
+def test_exact_on_a_linear_network(norm: str, classes: int) -> None:
+    net, x = Linear(classes), images(24)
+    y = net(x).argmax(1)
+    y[0] = (y[0] + 1) % classes  # one image is wrong from the start
+    report = autoattack(net, x, y, Threat(norm, EPS[norm]), version="fast", show=False)
+    exact = stands(net, x, y, norm, EPS[norm])
+    near = stands(net, x, y, norm, EPS[norm] * 0.99) != stands(net, x, y, norm, EPS[norm] * 1.01)
+    assert not (report.found & exact & ~near).any()
+    assert ((report.robust != exact) & ~near).sum() <= (norm == "l1")
+    assert 0 < exact.sum() < 24
+    assert not report.clean[0]
+    assert torch.equal(report.adversarial[~report.found], x[~report.found])
+    assert (net(report.adversarial).argmax(1) != y)[report.found].all()
+
+
+def test_few_classes_are_recorded() -> None:
+    names = {c: [s.name for s in plan_of("standard", "linf", c)[0]] for c in (2, 3, 4, 10, 11)}
+    assert names[2] == names[3] == ["apgd-ce", "fab-t", "square"]
+    assert names[4] == names[11] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert plan_of("standard", "linf", 10)[1] is None
+    assert "3 target classes" in (plan_of("standard", "linf", 4)[1] or "")
+    assert [s.ranks for s in plan_of("standard", "linf", 11)[0]] == [1, 9, 9, 1]
+    assert [s.ranks for s in plan_of("standard", "l1", 11)[0]] == [5, 5, 9, 1]
+    assert [s.name for s in plan_of("rand", "l2", 2)[0]] == ["apgd-ce"]
+    assert [s.ranks for s in plan_of("plus", "linf", 11)[0]] == [5, 5, 5, 1, 9, 9]
+
+
+def test_flags_do_not_depend_on_grouping_or_order() -> None:
+    net, x = smooth(4), images(22)
+    y, threat = net(x).argmax(1), Threat("linf", 0.05)
+    whole = autoattack(net, x, y, threat, version="fast", batch_size=8, show=False)
+    order = torch.randperm(22, generator=torch.Generator().manual_seed(0))
+    mixed = autoattack(net, x[order], y[order], threat, version="fast", batch_size=8, show=False)
+    parts = [autoattack(net, x[p], y[p], threat, version="fast", batch_size=8, show=False) for p in order.split(9)]
+    assert torch.equal(mixed.robust, whole.robust[order])
+    assert torch.equal(mixed.adversarial, whole.adversarial[order])
+    assert torch.equal(torch.cat([p.robust for p in parts]), whole.robust[order])
+    assert torch.equal(torch.cat([p.adversarial for p in parts]), whole.adversarial[order])
+    assert 0 < whole.robust.sum() < 22
+
+
+def test_another_seed_draws_other_starts() -> None:
+    net, x = smooth(6), images(20)
+    y = net(x).argmax(1)
+    one, other = (autoattack(net, x, y, Threat("linf", 0.08), version="fast", seed=s, show=False) for s in (0, 1))
+    both = one.found & other.found
+    assert (one.adversarial[both] != other.adversarial[both]).flatten(1).any(1).float().mean() > 0.2
+
+
+def test_caller_is_left_alone() -> None:
+    net, x = smooth(4).requires_grad_(True), images(6)
+    torch.manual_seed(3)
+    np.random.seed(3)
+    expected = torch.rand(3), np.random.rand()
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    pixels = x.clone()
+    autoattack(net, x, net(x).argmax(1), Threat("l2", 0.3), version="fast", show=False)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert np.random.rand() == expected[1]
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert torch.equal(x, pixels)
+
+
+def test_any_callable_and_bytes() -> None:
+    net, x = smooth(4), images(6)
+    y = net(x).argmax(1)
+    one = autoattack(lambda p: net(p), x, y, Threat("linf", 0.05), version="fast", show=False)
+    other = autoattack(net, (x * 255).round().byte(), y, Threat("linf", 0.05), version="fast", show=False)
+    assert torch.equal(one.robust, other.robust)
+
+
+def test_broken_images_cost_little() -> None:
+    """Nothing is spent on an image after the step that breaks it; the original spends 101 gradients."""
+    net, x = Linear(4, scale=4.0), images(200)
+    y = net(x).argmax(1)
+    report = autoattack(net, x, y, Threat("linf", 0.3), version="standard", batch_size=8, show=False)
+    assert report.robust_accuracy == 0
+    assert report.attacks[0].forwards < 10 * 200
+    assert [a.forwards for a in report.attacks[1:]] == [0, 0, 0]
+
+
+def test_plus_and_rand_run_whole() -> None:
+    net, x = smooth(5), images(6)
+    y = net(x).argmax(1)
+    plain = autoattack(net, x, y, Threat("l2", 0.4), version="fast", show=False)
+    rand = autoattack(net, x, y, Threat("l2", 0.4), version="rand", show=False)
+    assert [a.name for a in rand.attacks] == ["apgd-ce", "apgd-dlr"]
+    assert not (rand.robust & ~plain.robust).any()
+
+
+def test_rand_averages_over_a_random_network() -> None:
+    net, x = smooth(4), images(8)
+    draw = torch.Generator().manual_seed(0)
+
+    def noisy(p: torch.Tensor) -> torch.Tensor:
+        return net(p + 0.01 * torch.randn(p.shape, generator=draw))
+
+    report = autoattack(noisy, x, net(x).argmax(1), Threat("linf", 0.2), version="rand", show=False)
+    assert report.robust_accuracy < 0.5
+
+
+def test_fast_precision_is_verified() -> None:
+    """The folded copy's successes are the network's own, and the flags those of full precision."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(),
+        torch.nn.Linear(288, 5),
+    )  # fmt: skip
+    body(images(64))
+    body.eval()
+    x = images(24)
+    y = body(x).argmax(1)
+    threat = Threat("linf", 0.02)
+    full = autoattack(body, x, y, threat, version="fast", show=False)
+    fast = autoattack(body, x, y, threat, version="fast", precision="fast", show=False)
+    assert (full.robust != fast.robust).sum() <= 1
+    assert (body(fast.adversarial).argmax(1) != y)[fast.found].all()
+    assert fast.precision == "fast"
+    assert any(c.number == 16 and c.verdict == "warn" for c in fast.checks)
+
+
+def test_doubtful_successes_are_attacked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that sees successes everywhere must not break a single image that the network keeps."""
+    net, x = Linear(4), images(16)
+    y = net(x).argmax(1)
+    monkeypatch.setattr(
+        "autolora.attacks.autoattack.quick_copy", lambda model, example: lambda p: -model(p), raising=True
+    )
+    threat = Threat("linf", 0.02)
+    plain = autoattack(net, x, y, threat, version="fast", show=False)
+    fooled = autoattack(net, x, y, threat, version="fast", precision="fast", show=False)
+    assert torch.equal(plain.robust, fooled.robust)
+
+
+def test_black_box_through_onnxruntime(tmp_path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    net, x = Linear(4), images(10)
+    program = torch.onnx.export(
+        net, (x[:2],), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
+    )
+    program.save(tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"), providers=["CPUExecutionProvider"])
+    y, threat = net(x).argmax(1), Threat("linf", 0.05)
+    torch_side = black_box(net, x, y, threat, queries=300, show=False)
+    onnx_side = black_box(session, x, y, threat, queries=300, show=False)
+    assert (torch_side.robust != onnx_side.robust).sum() <= 1
+    assert not (onnx_side.found & stands(net, x, y, "linf", 0.05)).any()
+    assert onnx_side.found.any()
+    assert "Square alone" in (onnx_side.deviation or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": "strong"}, "version is 'strong'"),
+        ({"precision": "half"}, "precision is 'half'"),
+        ({"ids": ["a"] * 4}, "different ids"),
+        ({"y": torch.zeros(3)}, "4 images and 3 labels"),
+    ],
+)
+def test_impossible_arguments(change: dict, said: str) -> None:
+    arguments = {"model": smooth(4), "x": images(4), "y": torch.zeros(4), "threat": Threat("linf", 0.1)} | change
+    with pytest.raises(ValueError, match=said):
+        autoattack(**arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "clean", "robust"), [("resnet2b", 72.4, 58.4), ("resnet4b", 78.8, 62.4)])
+def test_known_values(shared, name: str, clean: float, robust: float) -> None:
+    """What the original finds on the 500 listed images: the white-box attacks must reach it, within 0.5 points."""
+    from tests.zoo import cifar500, load_zoo
+
+    torch.set_num_threads(1)
+    x, y = cifar500(shared)
+    report = autoattack(
+        load_zoo(shared, name), x, y, Threat("linf", "2/255"), version="fast", batch_size=64, show=False
+    )
+    assert 100 * report.clean_accuracy == pytest.approx(clean)
+    assert 100 * report.robust_accuracy == pytest.approx(robust, abs=0.5)

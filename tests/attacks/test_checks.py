@@ -1,0 +1,229 @@
+"""Every check, with its fault planted: each must be caught, and must be silent on the sound network."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autolora import Threat, autoattack, diagnostics
+from autolora.attacks import apgd, pgd
+from autolora.attacks.prepare import full_precision
+from autolora.attacks.report import Report
+from autolora.diagnostics import NAMES, CheckFailed
+from stages.lineage import nothing_chosen, splits_apart, weights_match
+from tests.attacks.nets import images, smooth
+
+THREAT = Threat("linf", 0.05)
+
+
+def attack(net, x: Tensor | None = None, threat: Threat = THREAT, version: str = "fast", **more) -> Report:
+    x = images(12) if x is None else x
+    return autoattack(net, x, smooth(4)(images(12)).argmax(1), threat, version=version, show=False, **more)
+
+
+def failed(net, **more) -> set[int]:
+    with pytest.raises(CheckFailed) as caught:
+        attack(net, **more)
+    return {c.number for c in caught.value.checks if c.verdict == "fail"}
+
+
+@pytest.fixture(scope="module")
+def sound() -> Report:
+    return attack(smooth(4), version="fast")
+
+
+def test_a_sound_network_passes(sound: Report) -> None:
+    assert {c.number for c in sound.checks} == set(NAMES)
+    assert [c.number for c in sound.checks] == sorted(c.number for c in sound.checks)
+    assert not [c for c in sound.checks if c.verdict == "fail"]
+    assert {c.number for c in sound.checks if c.verdict == "warn"} == {11}  # twelve images are few
+    assert "stand" in sound.verdict
+    assert "warn: enough images" in sound.verdict
+
+
+def test_1_train_mode() -> None:
+    net = nn.Sequential(smooth(4), nn.Dropout(0.0))
+    net.eval()[1].train()
+    assert failed(net) == {1}
+
+
+def test_1_moving_buffers() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = smooth(4)
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen += len(x)
+            return self.body(x)
+
+    assert 1 in failed(Counting().eval())
+
+
+def test_2_logits_depend_on_the_batch() -> None:
+    net = smooth(4)
+    assert 2 in failed(lambda x: net(x - x.mean(0, keepdim=True) + 0.5))
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 255, lambda x: x - 0.5, lambda x: x * torch.nan])
+def test_3_pixels_outside(change) -> None:
+    assert failed(smooth(4), x=change(images(12))) == {3}
+
+
+def test_3_pixels_divided_twice() -> None:
+    report = diagnostics.pixels(images(12) / 255)
+    assert report.verdict == "warn"
+    assert diagnostics.pixels(images(12) * 0.99).verdict == "warn"
+
+
+def test_4_eps_in_grey_levels() -> None:
+    with pytest.raises(ValueError, match="8/255"):
+        Threat("linf", 8)
+    threat = Threat("linf", 0.1)
+    object.__setattr__(threat, "eps", 8.0)
+    assert failed(smooth(4), threat=threat) == {4}
+
+
+def test_5_points_outside(sound: Report) -> None:
+    x = images(12)
+    assert diagnostics.inside(x + 0.06 * (x < 0.5), x, THREAT).verdict == "fail"
+    assert diagnostics.inside(x * torch.nan, x, THREAT).verdict == "fail"
+    assert diagnostics.inside(sound.adversarial, x, THREAT).verdict == "pass"
+
+
+def test_5_a_broken_projection_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apgd, "project", lambda p, x, threat: p.clamp(0, 1))
+    assert 5 in failed(smooth(4))
+
+
+def test_5_adversarial_images_that_are_none(sound: Report) -> None:
+    wrong = dataclasses.replace(sound, fooled=sound.y)
+    assert diagnostics.truly_broken(wrong).verdict == "fail"
+    assert diagnostics.truly_broken(sound).verdict == "pass"
+
+
+def test_6_softmax() -> None:
+    net = smooth(4)
+    assert 6 in failed(lambda x: net(x).softmax(1))
+
+
+def test_7_random_network() -> None:
+    net = smooth(4)
+    assert 7 in failed(lambda x: net(x + 0.01 * torch.randn_like(x)))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda net: lambda x: net(x) * 1e4,  # saturated: softmax is exactly one
+        lambda net: lambda x: net((x * 8).round() / 8),  # quantised input
+        lambda net: lambda x: net(x).detach() + 0 * x.flatten(1).sum(1, keepdim=True),
+    ],
+)
+def test_8_masked_gradients(mask) -> None:
+    assert 8 in failed(mask(smooth(4)))
+
+
+def test_9_black_box_beats_white_box() -> None:
+    """Gradients that point nowhere, without being zero: only Square finds what is there."""
+    net = smooth(4)
+
+    class Misled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return x
+
+        @staticmethod
+        def backward(ctx, g: Tensor) -> Tensor:
+            return torch.ones_like(g) * 1e-3
+
+    report = Report
+    checks: list = []
+    with pytest.raises(CheckFailed) as caught:  # check 10 objects as well: this attack climbs nowhere
+        report = attack(lambda x: net(Misled.apply(x)), version="standard", threat=Threat("linf", 0.15))
+    checks = caught.value.checks if report is Report else report.checks
+    assert {c.number: c.verdict for c in checks}[9] == "warn"
+
+
+def test_10_attack_made_weak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apgd.APGD, "_move", lambda self, s, origin, gradient, first: origin)
+    assert 10 in failed(smooth(4))
+
+
+def test_10_labels_permuted() -> None:
+    """Labels that are not those of the images: nothing is right, so nothing can be said."""
+    net, x = smooth(4), images(12)
+    report = autoattack(net, x, (net(x).argmax(1) + 1) % 4, THREAT, version="fast", show=False)
+    assert report.clean_accuracy == 0
+    assert {c.number: c.verdict for c in report.checks}[10] == "not run"
+
+
+def test_11_too_few_images(sound: Report) -> None:
+    assert diagnostics.enough_images(sound).verdict == "warn"
+    many = dataclasses.replace(sound, robust=torch.arange(2000) < 1000, y=torch.zeros(2000))
+    assert diagnostics.enough_images(many).verdict == "pass"
+    low, high = many.ci95
+    assert (low, high) == pytest.approx((0.4781, 0.5219), abs=1e-4)
+
+
+def test_12_a_choice_on_the_test_part() -> None:
+    stages = {"finetune": {"deps": ["data/prepared/train"]}, "merge": {"deps": ["data/prepared/val"]}}
+    assert nothing_chosen(stages).verdict == "pass"
+    for dep in ("data/prepared/test", "data/prepared", "data"):
+        assert nothing_chosen(stages | {"merge": {"deps": [dep]}}).verdict == "fail"
+    assert nothing_chosen(stages | {"merge": {"deps": ["data/prepared/test_images"]}}).verdict == "pass"
+
+
+def test_13_robust_but_wrong(sound: Report) -> None:
+    assert diagnostics.robust_means_clean(sound.clean, sound.robust).verdict == "pass"
+    assert diagnostics.robust_means_clean(
+        torch.zeros(12, dtype=torch.bool), torch.ones(12, dtype=torch.bool)
+    ).verdict == ("fail")
+
+
+def test_14_other_weights() -> None:
+    assert weights_match({"natural": "a" * 64}, {"natural": "a" * 64}).verdict == "pass"
+    assert weights_match({"natural": "a" * 64}, {"natural": "b" * 64}).verdict == "fail"
+
+
+def test_15_leakage() -> None:
+    rows = [
+        {"sha256": "a", "split": "train", "near_duplicate": ""},
+        {"sha256": "b", "split": "test", "near_duplicate": ""},
+        {"sha256": "c", "split": "test", "near_duplicate": "a"},
+    ]
+    assert splits_apart(rows, ["b"]).verdict == "pass"
+    assert splits_apart(rows, ["b", "c"]).verdict == "warn"
+    assert splits_apart(rows, ["a", "b"]).verdict == "fail"
+
+
+def test_16_low_precision() -> None:
+    x = images(2)
+    with full_precision():
+        assert diagnostics.full_precision(x.half(), "float32").verdict == "fail"
+        assert diagnostics.full_precision(x, "float32").verdict == "pass"
+        assert diagnostics.full_precision(x, "fast").verdict == "warn"
+        torch.backends.cuda.matmul.allow_tf32 = True
+        assert diagnostics.full_precision(x, "float32").verdict == "fail"
+    assert not torch.backends.cuda.matmul.allow_tf32  # as it was
+
+
+def test_the_attack_inside_training_is_the_same_file() -> None:
+    """pgd.py imports nothing of the evaluation: training does not go stale with it."""
+    source = Path(pgd.__file__).read_text()
+    assert [line for line in source.splitlines() if line.startswith("from autolora")] == [
+        "from autolora.threat import Threat"
+    ]
+
+
+def test_record_is_whole(sound: Report) -> None:
+    record = sound.as_record()
+    for key in ("threat", "version", "deviation", "clean_accuracy", "robust_accuracy", "ci95", "attacks", "checks"):
+        assert key in record
+    assert set(record["attacks"][0]) == {"name", "robust_accuracy"}
+    assert not any("seconds" in str(part) for part in record["attacks"])
+    assert np.isclose(record["threat"]["eps_255"], 12.75)
