@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 import autolora
-from autolora import objectives
+from autolora import learner, objectives
 from autolora.automation import StepRate
 from autolora.files import weights_sha256
+from autolora.inputs import Settings
 from autolora.objectives import Losses, Method, cross_entropy
 from autolora.training import Diverged, finetune
+from stages import finetune as stage
+from stages.params import Finetune
 from tests.method.small import QUICK, THREAT, images, network
 
 
@@ -236,3 +239,33 @@ def test_averaged_weights_are_the_ones_that_ship():
     last, averaged = tune(epochs=2), tune(epochs=2, average=0.99)
     assert digest(last) != digest(averaged)
     assert [r["loss"] for r in last.history] == [r["loss"] for r in averaged.history]  # training itself is the same
+
+
+# --- switches --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("precision", "has", "attack", "train"),
+    [
+        ("auto", True, torch.bfloat16, torch.float32),  # on a CPU the attack alone
+        ("auto", False, torch.float32, torch.float32),
+        ("float32", True, torch.float32, torch.float32),
+        ("bfloat16", False, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_precision(monkeypatch, precision, has, attack, train):
+    monkeypatch.setattr(learner, "has_bfloat16", lambda device: has)
+    chosen = learner.speed(Settings(THREAT, precision=precision), torch.device("cpu"))
+    assert (chosen.attack, chosen.train, chosen.compile) == (attack, train, False)
+
+
+def test_weights_stay_float32_in_bfloat16_training():
+    tuned = tune(precision="bfloat16", epochs=1)
+    assert all(p.dtype == torch.float32 for p in tuned.model.parameters())
+
+
+def test_the_stage_hands_on_what_params_and_library_both_know():
+    for key in (*stage.KEYS, *stage.SEARCHED):
+        assert key in Finetune.model_fields, key
+        assert key in {field.name for field in dataclasses.fields(Settings)}, key
+        assert getattr(Finetune(), key) == getattr(Settings(THREAT), key), key
