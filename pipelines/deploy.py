@@ -31,7 +31,7 @@ from pipelines.registry import alias_version, get_version, verified_onnx, where
 from stages.evidence import onnx_metadata
 from stages.examples import compare, disagreement
 from stages.register import CANARIES, quiet
-from stages.tracking import connect
+from stages.tracking import answering, connect
 from stages.work import StageError, only_one
 
 Canaries = dict[str, np.ndarray]
@@ -219,7 +219,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     def look() -> str:
         how = How(chosen.keep, chosen.server, chosen.retry, chosen.gpu)
-        return deploy(name, alias or "champion", chosen.to, how)
+        with answering():
+            return deploy(name, alias or "champion", chosen.to, how)
 
     try:
         if chosen.watch is not None:

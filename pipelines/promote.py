@@ -21,7 +21,7 @@ from pipelines.decision import Finding, Paired, as_record, champion_findings, ga
 from pipelines.registry import alias_version, evidence_of, get_version, where
 from stages.params import Gates, check
 from stages.register import check_receipt
-from stages.tracking import connect
+from stages.tracking import answering, connect
 from stages.work import StageError
 
 CLAIM = "promotion_claim"
@@ -174,22 +174,27 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return chosen
 
 
+def carry_out(chosen: argparse.Namespace) -> dict[str, Any] | None:
+    if chosen.history:
+        show_history(chosen.name)
+        return None
+    if chosen.rollback:
+        return rollback(chosen.name, chosen.to, chosen.why)
+    gates = check(chosen.params).register.gates
+    return promote(chosen.name, chosen.version, chosen.to, gates, chosen.force, chosen.why)
+
+
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     try:
-        if chosen.history:
-            show_history(chosen.name)
-            return 0
-        if chosen.rollback:
-            entry = rollback(chosen.name, chosen.to, chosen.why)
-        else:
-            gates = check(chosen.params).register.gates
-            entry = promote(chosen.name, chosen.version, chosen.to, gates, chosen.force, chosen.why)
+        with answering():
+            entry = carry_out(chosen)
     except (StageError, FileNotFoundError) as error:
         print(f"promote: {error}", file=sys.stderr)
         return 1
-    show(entry)
-    return 1 if entry["decision"] == "refused" else 0
+    if entry is not None:
+        show(entry)
+    return 1 if entry and entry["decision"] == "refused" else 0
 
 
 if __name__ == "__main__":

@@ -166,10 +166,11 @@ def label_flips(evidence: Evidence) -> int:
 def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
     r, tuned = evidence.robustness, evidence.optional("models/finetuned/finetuned.json")
     size, names = evidence.image_size, evidence.classes
+    pixels = "bytes from 0 to 255" if evidence.exported.get("input") == "uint8" else "floats from 0 to 1"
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return [
         ("What it is", "an image classifier, tuned adversarially from a pre-trained backbone (AutoLoRa, ICLR 2024)"),
-        ("Reads", f"{size} × {size} pixels in colour, floats from 0 to 1; it normalises them itself" if size else ""),
+        ("Reads", f"{size} × {size} pixels in colour, {pixels}; it normalises them itself" if size else ""),
         ("Answers", f"{len(names)} logits: {', '.join(names[:12])}{more}"),
         ("Method", f"{tuned['method']}, after the {tuned['reference']}" if tuned else ""),
         ("Dial", f"alpha = {plain(r['alpha'])}"),
@@ -190,7 +191,7 @@ def threat(evidence: Evidence) -> dict[str, Any]:
         "l2": f"may move the image by up to {t['eps']:g} in Euclidean length, where white minus black is 1",
         "l1": f"may move the image by up to {t['eps']:g} in the sum of all changes, where white minus black is 1",
     }[t["norm"]]
-    eps = f"{t['eps']:.6g} of the pixel range, or {levels} grey levels of 255"
+    eps = f"{t['eps']:.6g} of the pixel range" + (f", or {levels} grey levels of 255" if t["norm"] == "linf" else "")
     return {"may": may, "facts": [("Norm and radius", f"{radius(evidence.robustness)}"), ("eps", eps)]}
 
 

@@ -120,7 +120,7 @@ class Gates(Section):
 
 
 class Register(Section):
-    name: str = Field(min_length=1)
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$")  # also a folder's name, and part of addresses
     gates: Gates = Gates()
 
 

@@ -23,7 +23,7 @@ from stages.examples import canaries, gallery
 from stages.mirror import lineage, log_metrics, metrics, mirror
 from stages.params import load
 from stages.serving import log_checked
-from stages.tracking import connect, tracking_uri, without_password
+from stages.tracking import LIVE_STAGE, answering, connect, tracking_uri, without_password
 from stages.work import StageError, main, timed, work_dir
 
 RECEIPT, CARD = "models/registered.json", "reports/card.html"
@@ -40,7 +40,8 @@ def register() -> None:
         examples = gallery(evidence, evidence.classes)
         # Before the server is asked, so that there is a card to read where the server is away.
         write_text(CARD, card(evidence, params.name, examples, origin, params.gates.model_dump(), charts))
-        receipt = find_or_create(params.name, evidence, origin, charts)
+        with answering():
+            receipt = find_or_create(params.name, evidence, origin, charts)
         write_json(RECEIPT, receipt)
         record["version"] = receipt["version"]
 
@@ -89,6 +90,8 @@ def settle(client: Any, name: str, key: str, mine: Any) -> Any:
     if mine is not None and mine.version != oldest.version:
         client.delete_model_version(name, mine.version)
         client.set_tag(mine.run_id, "duplicate_of_version", oldest.version)
+        if client.get_run(mine.run_id).data.tags.get("stage") != LIVE_STAGE:  # what was seen live stays
+            client.delete_run(mine.run_id)
     return oldest
 
 

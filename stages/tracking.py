@@ -38,7 +38,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-LIVE_RECORD, LIVE_EPOCHS = "live.json", "live.jsonl"
+LIVE_RECORD, LIVE_EPOCHS, LIVE_STAGE = "live.json", "live.jsonl", "finetune"
 RETRY_SECONDS, GOODBYE_SECONDS = 30.0, 5.0
 
 
@@ -72,19 +72,35 @@ def mlflow_module() -> Any:
 
 def connect() -> Any:
     """MLflow after the server has answered; ServerAway, with the address and what to set, when it has not."""
-    uri = tracking_uri()
-    reason = _unreachable(uri)
+    reason = _unreachable(tracking_uri())
     if reason is None:
         mlflow = mlflow_module()
         try:
             mlflow.MlflowClient().search_experiments(max_results=1)
             return mlflow
-        except Exception as error:  # whatever the driver of this URI raises
+        except Exception as error:  # whatever the driver of this address raises
             reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    raise ServerAway(
-        f"the MLflow server {without_password(uri)} does not answer ({reason}). Start it, or set MLFLOW_TRACKING_URI "
-        f"(unset: {DEFAULT_URI} in this folder). Nothing is lost: `dvc repro` finishes when it is back."
+    raise away(reason)
+
+
+def away(reason: str) -> ServerAway:
+    return ServerAway(
+        f"the MLflow server {without_password(tracking_uri())} does not answer ({reason}). Start it, or set "
+        f"MLFLOW_TRACKING_URI (unset: {DEFAULT_URI} in this folder). Nothing is lost: `dvc repro` finishes later."
     )
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """A server that goes away in the middle of the block is a ServerAway like one that was never there."""
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        if reason := _unreachable(tracking_uri()):
+            raise away(reason) from error
+        raise
 
 
 def _unreachable(uri: str, seconds: float = 5.0) -> str | None:
@@ -240,7 +256,7 @@ def live_run_id(mlflow: Any, folder: Path, params: Mapping[str, Any]) -> str:
         if known["tracking_uri"] == without_password(tracking_uri()):
             client.update_run(known["run_id"], status="RUNNING")
             return known["run_id"]
-    run = client.create_run(experiment_id(mlflow), run_name=f"finetune {folder.name[:8]}", tags={"stage": "finetune"})
+    run = client.create_run(experiment_id(mlflow), run_name=f"finetune {folder.name[:8]}", tags={"stage": LIVE_STAGE})
     write_json(folder / LIVE_RECORD, {"run_id": run.info.run_id, "tracking_uri": without_password(tracking_uri())})
     log_params(mlflow, run.info.run_id, params)
     return run.info.run_id

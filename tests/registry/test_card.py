@@ -154,6 +154,20 @@ def test_a_card_without_a_twin_without_adversarial_examples_and_without_halvings
     assert "natural twin," not in text
 
 
+def test_another_norm_and_another_input_are_said(tmp_path):
+    folder = make_run(tmp_path / "run")
+    path = folder / "reports/robustness.json"
+    l2 = {"norm": "l2", "eps": 0.5, "eps_255": 127.5, "text": "l2:0.5"}
+    write_json(path, read_json(path) | {"threat": l2})
+    export = folder / "reports/export.json"
+    write_json(export, read_json(export) | {"input": "uint8"})
+    text = " ".join(Tree(page(folder)).text.split())
+    assert "within L2 0.5" in text
+    assert "up to 0.5 in Euclidean length" in text
+    assert "127.5" not in text
+    assert "bytes from 0 to 255" in text
+
+
 def test_plots_are_files_of_their_own(tmp_path):
     for name, svg in plots(Evidence(make_run(tmp_path / "run"))).items():
         root = ElementTree.fromstring(standalone(svg))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from autolora.files import file_sha256, read_json, write_json
+from stages import register as registering
 from stages.evidence import Evidence
 from stages.mirror import lineage
 from stages.register import check_receipt, create, find, register, settle
@@ -94,6 +95,7 @@ def test_registered_by_two_machines_at_the_same_moment_one_stays(registered, cli
     kept = [settle(client, "synthetic", evidence.key, version).version for version in (yours, mine)]
     assert [int(v) for v in kept] == [1, 1]
     assert [int(v.version) for v in find(client, "synthetic", evidence.key)] == [1]
+    assert [client.get_run(v.run_id).info.lifecycle_stage for v in (mine, yours)] == ["active", "deleted"]
 
 
 def test_a_file_changed_in_the_registry_is_named_and_refused(registered, store):
@@ -115,6 +117,18 @@ def test_a_server_that_is_away_is_named_and_the_card_is_there(tmp_path, monkeypa
     assert "secret" not in str(error.value)
     assert (tmp_path / "a/reports/card.html").is_file()
     assert not (tmp_path / "a/models/registered.json").exists()
+
+
+def test_a_server_that_dies_while_it_is_written_to_is_named_too(registered, tmp_path, monkeypatch):
+    monkeypatch.setattr(registering, "connect", lambda: dies(monkeypatch))
+    with pytest.raises(StageError, match=r"http://127\.0\.0\.1:9 does not answer"):
+        registered("a")
+
+
+def dies(monkeypatch):
+    """It answered, and then a request fails: nobody listens any more."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    raise ConnectionError("reset by peer")
 
 
 def test_a_receipt_that_the_server_does_not_know_is_refused(registered, client, tmp_path):
