@@ -17,7 +17,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -146,16 +146,24 @@ def rebuild(
     source, overrides = Path(folder).resolve(), overrides or {}
     leave_no_orphans()
     workspace.use_storage(source)
-    graph.stages(source, stages or [])  # an unknown stage is told before a workspace is made
-    if not uncommitted or overrides or revision or preset:
-        workspace.refuse_uncommitted(source)
+    refuse(source, stages or [], revision, uncommitted and not (overrides or revision or preset))
     with place(source, revision, overrides, preset) as here, workspace.alone(here):
         env = environment(source, here)
         rows = [outcome(stage, here, env, gpus) for stage in graph.stages(here, stages or [])]
-        publish(here, rows)
+        kept = here
         if here != source:
-            results.collect(here, work_root(source) / (keep or f"rebuilds/{workspace.slug(run_name())}"))
+            kept = work_root(source) / (keep or f"rebuilds/{workspace.slug(run_name())}")
+            results.collect(here, kept)
+        publish(kept, rows)
     return rows
+
+
+def refuse(source: Path, stages: Sequence[str], revision: str | None, uncommitted: bool) -> None:
+    """What can be known to be wrong before a server is started or a workspace made."""
+    graph.stages(source, stages)
+    workspace.resolve(source, revision or "HEAD")
+    if not uncommitted:
+        workspace.refuse_uncommitted(source)
 
 
 def leave_no_orphans() -> None:
@@ -238,6 +246,8 @@ def start(args: argparse.Namespace) -> None:
     if args.pool:
         print(pools.submit(f"rebuild/{args.pool}", given))
     else:
+        fresh = bool(args.override or args.revision or args.preset)
+        refuse(Path.cwd(), args.stages, args.revision, args.uncommitted and not fresh)
         rebuild(**given)
 
 

@@ -195,7 +195,7 @@ def kill_in_mid_training(server: Server, worker: subprocess.Popen[bytes], progre
 def timeline(server: Server, run: str, folder: Path) -> None:
     for state in sorted(server.states(run), key=lambda state: state["timestamp"]):
         print(f"  {state['timestamp'][11:19]}  {state['name']:<14} {state.get('message') or ''}")
-    receipts = sorted((folder / "work" / "rebuilds").glob("*/registered.json"))
+    receipts = sorted((folder / "work" / "rebuilds").glob("*/models/registered.json"))
     for file in receipts:
         receipt = json.loads(file.read_text())
         say("registered", f"{receipt['name']} version {receipt['version']}")

@@ -77,10 +77,10 @@ def summary(folder: Path, name: str, done: list[dict[str, Any]]) -> str:
 
 def collect(folder: Path, to: Path) -> None:
     """What a run leaves when its workspace goes: params, dvc.lock, reports, receipt. DVC's cache has the rest."""
-    to.mkdir(parents=True, exist_ok=True)
     for name in ("params.yaml", "dvc.lock", "models/registered.json"):
         if (folder / name).is_file():
-            shutil.copy2(folder / name, to / Path(name).name)
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(folder / name, to / name)
     if (folder / "reports").is_dir():
         shutil.copytree(folder / "reports", to / "reports", dirs_exist_ok=True)
 

@@ -77,7 +77,7 @@ def _run(client: Any, experiment: str, name: str, tags: dict[str, str]) -> str:
 
 def _child(client: Any, experiment: str, parent: str, result: Result) -> None:
     """The run that `register` has written, where the cell came so far; else one with the cell's figures."""
-    receipt = result.folder / "registered.json"
+    receipt = result.folder / "models" / "registered.json"
     if receipt.is_file():
         client.set_tag(read_json(receipt)["run_id"], PARENT, parent)
         return

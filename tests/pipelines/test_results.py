@@ -72,7 +72,7 @@ def test_a_run_that_ended_before_evaluate_has_no_figures(tmp_path):
 def test_what_outlives_a_workspace(folder, tmp_path):
     results.collect(folder, tmp_path / "kept")
     kept = {str(file.relative_to(tmp_path / "kept")) for file in (tmp_path / "kept").rglob("*") if file.is_file()}
-    assert kept >= {"dvc.lock", "registered.json", "reports/robustness.json", "reports/timing/evaluate.json"}
+    assert kept >= {"dvc.lock", "models/registered.json", "reports/robustness.json", "reports/timing/evaluate.json"}
 
 
 class Failed:
@@ -122,3 +122,22 @@ def test_nothing_is_sent_home():
     env = {k: v for k, v in os.environ.items() if k not in ("DO_NOT_TRACK", "CI", "PREFECT_SERVER_ANALYTICS_ENABLED")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--stages", "trian"], "no stage 'trian' in dvc.yaml: the stages are prepare, train, report"),
+        (["--revision", "v9"], "revision 'v9' does not exist"),
+        (["--override", "seed"], "expected KEY=VALUE"),
+        (["--uncommitted", "--override", "seed=1"], "not committed: train.py"),
+    ],
+)
+def test_refusals_come_before_a_server_is_started(project, monkeypatch, capsys, arguments, message):
+    """One line, no traceback; Prefect is forbidden to start its server, so that a late refusal fails the test."""
+    monkeypatch.setenv("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(sys, "argv", ["rebuild", *arguments])
+    (project / "train.py").write_text("# changed")
+    with pytest.raises(SystemExit, match=message):
+        rebuild.main()
