@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from autolora.backbones import block_layers, head_names
+from autolora.anatomy import block_layers, head_names
 from autolora.files import replacing, weights_sha256
 
 RANK = 8

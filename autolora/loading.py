@@ -20,17 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autolora.backbones import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Classifier,
-    Spec,
-    build,
-    check_spec,
-    checked,
-    first_convolutions,
-    head_names,
-)
+from autolora.anatomy import first_convolutions, head_names
+from autolora.backbones import IMAGENET_MEAN, IMAGENET_STD, Classifier, Spec, build, check_spec, checked
 from autolora.checkpoints import Checkpoint, Fitted, fit_state, grouped, read_checkpoint
 from autolora.downloads import fetch
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from autolora.anatomy import head_name
 from autolora.attacks.pgd import pgd
-from autolora.backbones import Spec, as_classifier, build, head_name, load_classifier, save_classifier
+from autolora.backbones import Spec, as_classifier, build, load_classifier, save_classifier
 from autolora.loading import load_backbone
 from autolora.threat import Threat
 from tests.zoo import ResNet20, SmallCNN
