@@ -38,7 +38,7 @@ def evaluate(progress: Path | None) -> Report:
     def net(pixels: torch.Tensor) -> torch.Tensor:
         return torch.tanh((pixels.flatten(1) - 0.5) @ weight.T / 4) @ deeper.T
 
-    return autoattack(net, x, net(x).argmax(1), Threat("linf", 0.03), progress=progress, batch_size=8, show=False)
+    return autoattack(net, x, net(x).argmax(1), Threat("linf", 0.01), progress=progress, batch_size=8, show=False)
 
 
 def life(folder: Path) -> None:

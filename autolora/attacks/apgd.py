@@ -3,8 +3,9 @@
     z      = P(x_k + eta * direction(grad f(x_k)))
     x_k+1  = P(x_k + 0.75 (z - x_k) + 0.25 (x_k - x_k-1))                                       (eq. 3 and 4)
 
-eta starts at 2 eps. At each checkpoint it is halved, and the search goes on from the best point so far, when fewer than 75 % of
-the steps since the last checkpoint raised the loss, or when neither eta nor the best loss changed there (conditions 1 and 2).
+eta starts at 2 eps. At each checkpoint it is halved, and the search goes on from the best point so far, when fewer
+than 75 % of the steps since the last checkpoint raised the loss, or when neither eta nor the best loss changed there
+(conditions 1 and 2).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autolora.attacks.draws import normal, uniform
-from autolora.attacks.network import Network, column, lengths, replaced
+from autolora.attacks.network import Network, column, lengths, put, replaced
 from autolora.attacks.pgd import ascent_direction, project
 from autolora.attacks.slots import State
 from autolora.threat import Threat
@@ -49,7 +50,7 @@ def _at(z: Tensor, index: Tensor) -> Tensor:
 
 
 def checkpoints(steps: int) -> dict[int, int]:
-    """Step at which a checkpoint falls -> steps since the last one: p = 0.22, then increments max(p_j - p_j-1 - 0.03, 0.06)."""
+    """Step of each checkpoint -> steps since the last: 0.22, then increments max(p_j - p_j-1 - 0.03, 0.06)."""
     width, shrink, least = (max(int(p * steps), 1) for p in (0.22, 0.03, 0.06))
     found, at = {}, width
     while at <= steps:
@@ -95,8 +96,8 @@ class APGD:
         logits, loss, gradient = self._value(s)
         better = loss > s["best_loss"]
         s["best_loss"] = torch.where(better, loss, s["best_loss"])
-        s["best"] = replaced(s["best"], better, point)
-        s["best_gradient"] = replaced(s["best_gradient"], better, gradient)
+        s["best"] = put(s["best"], better, point)
+        s["best_gradient"] = put(s["best_gradient"], better, gradient)
         s["raised"] += loss > s["last_loss"]
         s["last_loss"] = loss
         first = torch.from_numpy(age == 0).to(loss.device)

@@ -1,9 +1,9 @@
 """Auto-PGD for L1 (Croce & Hein, 2021, "Mind the box"): sparse steps, and a radius that shrinks to eps in three stages.
 
-30 steps in the ball of 3 eps, 30 in 2 eps, 40 in eps; each stage starts from the best point of the one before. A step goes along
-the signs of the largest gradients, as many as two thirds of the coordinates in which the best point differs from the image. After
-each step the best point's sparsity decides: where it fell below 95 %, step size back to eps and on from the best point; else the
-step size is divided by 1.5, down to eps / 10.
+30 steps in the ball of 3 eps, 30 in 2 eps, 40 in eps; each stage starts from the best point of the one before. A step
+goes along the signs of the largest gradients, as many as two thirds of the coordinates in which the best point
+differs from the image. After each step the best point's sparsity decides: where it fell below 95 %, step size back to
+eps and on from the best point; else the step size is divided by 1.5, down to eps / 10.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autolora.attacks.apgd import APGD, cross_entropy
 from autolora.attacks.draws import normal
-from autolora.attacks.network import Network, above, column, replaced
+from autolora.attacks.network import Network, above, column, put, replaced
 from autolora.attacks.slots import State
 from autolora.threat import Threat
 
@@ -54,8 +54,8 @@ class APGDL1(APGD):
         radius = self._radius(age, loss.device)
         better = (loss > s["best_loss"]) | opening
         s["best_loss"] = torch.where(better, loss, s["best_loss"])
-        s["best"] = replaced(s["best"], better, point)
-        s["best_gradient"] = replaced(s["best_gradient"], better, gradient)
+        s["best"] = put(s["best"], better, point)
+        s["best_gradient"] = put(s["best_gradient"], better, gradient)
         back = self._adapt(s, opening, radius)
         origin, gradient = replaced(point, back, s["best"]), replaced(gradient, back, s["best_gradient"])
         offset = origin + self._sparse(gradient, s) - s["x"]
@@ -88,8 +88,8 @@ class APGDL1(APGD):
 def to_ball(x: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
     """The point of the L1 ball, intersected with the box [0,1] around x, that is nearest to `offset` in L2.
 
-    It is sign(offset) min(max(|offset| - lambda, 0), room): lambda = 0 where that lies in the ball, else the sum is radius. The
-    sum falls in lambda and is piecewise linear: bisection finds the piece, and its line the root.
+    It is sign(offset) min(max(|offset| - lambda, 0), room): lambda = 0 where that lies in the ball, else the sum is
+    radius. The sum falls in lambda and is piecewise linear: bisection finds the piece, and its line the root.
     """
     flat, pixels = offset.flatten(1), x.flatten(1)
     size, room = flat.abs(), (above(flat, flat.new_zeros(())) - pixels).abs()

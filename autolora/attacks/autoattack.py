@@ -1,11 +1,12 @@
-"""AutoAttack (Croce & Hein, 2020): the accuracy that stands after four attacks, one after another, on what still stands.
+"""AutoAttack (Croce & Hein, 2020): the accuracy that stands after four attacks, one after another.
 
     report = autoattack(model, x, y, Threat("linf", "8/255"))
     report.robust_accuracy, report.robust, report.attacks, report.adversarial, report.warnings, report.verdict
 
-`model` is any callable from [0,1] pixels to logits. Random draws depend on (seed, attack, image id) alone and every forward has
-one shape, so no image's flag depends on order, grouping, resume point or number of processes. `progress` names a folder in
-which a killed run goes on. Under torch.distributed the images are shared out, and every process gets the whole report.
+`model` is any callable from [0,1] pixels to logits. Random draws depend on (seed, attack, image id) alone and every
+forward has one shape, so no image's flag depends on order, grouping, resume point or number of processes. `progress`
+names a folder in which a killed run goes on. Under torch.distributed the images are shared out, and every process
+gets the whole report.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ def autoattack(
 ) -> Report:
     """x: [n,c,h,w], float in [0,1] or uint8; y: [n]; ids name the images (default: a hash of their pixels).
 
-    `precision="fast"` attacks a quicker copy of the network (batch norm folded; on a GPU also bfloat16), looks at each success
-    again with the network itself in float32, and lets only the last attack (Square) run on the network itself.
+    `precision="fast"` attacks a quicker copy of the network (batch norm folded; on a GPU also bfloat16), looks at
+    each success again with the network itself in float32, and lets only the last attack (Square) run on the network
+    itself.
     """
     for name, value, allowed in (("version", version, VERSIONS), ("precision", precision, PRECISIONS)):
         if value not in allowed:

@@ -1,4 +1,5 @@
-"""Accuracy against the radius, by a quick attack: what the published number sits on, and whether the attack works at all.
+"""Accuracy against the radius, by a quick attack: what the published number sits on, and whether the attack works at
+all.
 
 Each radius is attacked afresh by APGD-CE, so that accuracies which do not fall with the radius show a broken attack.
 """

@@ -2,8 +2,8 @@
 
     keys = image_keys(seed, "square", ids);  u = uniform(keys, start=0, count=5)        # float32 [n,5] in [0,1)
 
-SplitMix64 (Steele, Lea & Flood, 2014) as a counter-based generator, in integer arithmetic on the device: the same numbers on
-every machine, in every order and grouping, and the caller's random state is never touched.
+SplitMix64 (Steele, Lea & Flood, 2014) as a counter-based generator, in integer arithmetic on the device: the same
+numbers on every machine, in every order and grouping, and the caller's random state is never touched.
 """
 
 from __future__ import annotations

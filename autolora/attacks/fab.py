@@ -1,13 +1,13 @@
 """Fast Adaptive Boundary attack (Croce & Hein, 2020): the nearest point on the other side of the decision boundary.
 
-At x_k the boundary towards class t is the hyperplane f(x_k) + <g, z - x_k> = 0 with f = z_t - z_y and g its gradient. With the
-projections of x_k and of the clean x onto hyperplane and box (directions d_k and d_0):
+At x_k the boundary towards class t is the hyperplane f(x_k) + <g, z - x_k> = 0 with f = z_t - z_y and g its gradient.
+With the projections of x_k and of the clean x onto hyperplane and box (directions d_k and d_0):
 
     alpha  = min(|d_k| / (|d_k| + |d_0|), 0.1)
     x_k+1  = clip( (1 - alpha)(x_k + 1.05 d_k) + alpha (x + 1.05 d_0) )                            (eq. 7 to 9)
 
-and a step back towards x, x + 0.9 (x_k+1 - x), whenever x_k+1 is misclassified. FAB minimises the norm; here a row stops as
-soon as an adversarial point lies inside the ball, which is all that robust accuracy asks.
+and a step back towards x, x + 0.9 (x_k+1 - x), whenever x_k+1 is misclassified. FAB minimises the norm; here a row
+stops as soon as an adversarial point lies inside the ball, which is all that robust accuracy asks.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class TargetedFAB(FAB):
 def to_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str, bounds: tuple[float, float] = (0.0, 1.0)) -> Tensor:
     """The shortest d with gap + <w, d> = 0 and t + d in the box; the farthest that the box allows where there is none.
 
-    Each coordinate moves against the sign of gap * w by min(lambda * r_i, room_i), with r = 1 for Linf and |w| for L2, and
-    lambda such that the moves close the gap. For L1 the coordinates with the largest |w| move all the way, one by one.
-    Rows go in small groups, which stay in the processor's cache.
+    Each coordinate moves against the sign of gap * w by min(lambda * r_i, room_i), with r = 1 for Linf and |w| for
+    L2, and lambda such that the moves close the gap. For L1 the coordinates with the largest |w| move all the way,
+    one by one. Rows go in small groups, which stay in the processor's cache.
     """
     rows = ROWS if t.device.type == "cpu" else len(t)
     groups = zip(t.flatten(1).split(rows), w.flatten(1).split(rows), gap.split(rows))
@@ -102,8 +102,8 @@ def _to_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str, low: float, hig
 def _level(rate: Tensor, limit: Tensor, gap: Tensor) -> Tensor:
     """lambda with sum_i rate_i min(lambda, limit_i) = gap; FAR where all rows at their limits do not close the gap.
 
-    The sum is concave and piecewise linear in lambda, so Newton's steps from 0 rise to the root and stop when no further
-    coordinate reaches its limit: no sorting, and a handful of steps. A row that has stopped stays as it is.
+    The sum is concave and piecewise linear in lambda, so Newton's steps from 0 rise to the root and stop when no
+    further coordinate reaches its limit: no sorting, and a handful of steps. A row that has stopped stays as it is.
     """
     slope = rate.sum(1)
     level = gap / slope.clamp_min(1 / FAR)

@@ -1,7 +1,7 @@
 """The attacked network as the attacks see it: logits and input gradients, always in one batch shape, counted.
 
-On a CPU an image's logits do not depend on its place in a batch or on its neighbours, only on the shape of the batch; so
-with one shape an image's fate does not depend on which other images are attacked with it.
+On a CPU an image's logits do not depend on its place in a batch or on its neighbours, only on the shape of the batch;
+so with one shape an image's fate does not depend on which other images are attacked with it.
 """
 
 from __future__ import annotations
@@ -85,11 +85,19 @@ def lengths(offset: Tensor, norm: str) -> Tensor:
 
 
 def replaced(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:
-    """`new` in these rows, `old` in the others. On a CPU torch.where takes longer over an image than a small network."""
+    """`new` in these rows, `old` in the others. On a CPU torch.where over an image costs as much as a small network."""
     if old.device.type != "cpu":
         return torch.where(column(rows, old), new, old)
     index = rows.nonzero().squeeze(1)
     return old.index_copy(0, index, new[index]) if len(index) else old
+
+
+def put(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+    """The same in place, for an `old` that nobody else holds."""
+    if old.device.type != "cpu":
+        return torch.where(column(rows, old), new, old)
+    index = rows.nonzero().squeeze(1)
+    return old.index_copy_(0, index, new[index]) if len(index) else old
 
 
 def above(a: Tensor, b: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """What an evaluation has found out so far, image by image, in a folder: a killed run goes on where it stopped.
 
-Finished jobs are appended in small files, each written by a rename; so a kill at any moment loses what is in flight and nothing
-else. Several processes write into one folder, each under its own name, and read each other's files when they start.
+Finished jobs are appended in small files, each written by a rename; so a kill at any moment loses what is in flight
+and nothing else. Several processes write into one folder, each under its own name, and read each other's files when
+they start.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Progress:
         self.written = time.monotonic()
 
     def claim(self, determines: dict, logits: Tensor) -> None:
-        """The folder belongs to exactly this evaluation: another one, or one of another network, must not go on from it."""
+        """The folder belongs to exactly this evaluation: no other, and none of another network, goes on from it."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """A batch of slots that is always full: whenever an image is broken or through, its slot takes the next job.
 
-Every attack is a step on a batch of rows, each row at its own age. So forwards have one shape, no work is spent on images that
-are already broken, and the last batches stay full. A job is (image, rank): a target class or a restart; ranks of one image
-are independent, and the lowest that succeeds is the one that counts, as if they had run one after another.
+Every attack is a step on a batch of rows, each row at its own age. So forwards have one shape, no work is spent on
+images that are already broken, and the last batches stay full. A job is (image, rank): a target class or a restart;
+ranks of one image are independent, and the lowest that succeeds is the one that counts, as if they had run one after
+another.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Slots:
     def run(
         self, jobs: Iterable[Job], finish: Finish, tick: Callable[[int, int], None] = lambda done, left: None
     ) -> None:
-        """finish(job, adversarial or None) once for each job that was not overtaken; tick(steps done, steps not needed)."""
+        """finish(job, adversarial or None) once for each job not overtaken; tick(steps done, steps not needed)."""
         queue = deque(jobs)
         size = min(-(-len(queue) // self.batch), self.wide) * self.batch
         self.jobs, self.age, self.state = [None] * size, np.full(size, self.attack.rounds), {}

@@ -1,7 +1,7 @@
 """Square Attack (Andriushchenko et al., 2020): random search over squares, from scores alone.
 
-Each query repaints one square of the image and keeps it where the margin z_y - max z_i falls. Linf: every pixel stays at
-x - eps or x + eps, one sign per channel and square. L2 and L1: a window takes over the energy of another one.
+Each query repaints one square of the image and keeps it where the margin z_y - max z_i falls. Linf: every pixel stays
+at x - eps or x + eps, one sign per channel and square. L2 and L1: a window takes over the energy of another one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from autolora.attacks.apgd import others
 from autolora.attacks.apgd_l1 import to_ball
 from autolora.attacks.draws import shifted, uniform
-from autolora.attacks.network import Network, column, replaced
+from autolora.attacks.network import Network, column, put
 from autolora.attacks.slots import State
 from autolora.threat import Threat
 
@@ -63,7 +63,7 @@ class SquareLinf:
         margin = logits.gather(1, s["y"][:, None]).squeeze(1) - others(logits, s["y"])
         better = margin < s["margin"]
         s["margin"] = torch.where(better, margin, s["margin"])
-        s["best"] = replaced(s["best"], better, tried)
+        s["best"] = put(s["best"], better, tried)
         s["tried"] = self._propose(s, age)
         return logits.argmax(1) != s["y"], tried
 
