@@ -27,8 +27,8 @@ from PIL import Image
 from autolora.backbones import load_classifier
 from autolora.data import augmentation, take, to_pixels
 from stages.folders import folder
-from stages.images import processes
 from stages.store import Store
+from stages.work import cores
 
 BACKBONE = Path("models/pretrained/resnet10s-cifar10-linf8.safetensors")
 
@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         raw = arguments.folder or generate(Path(scratch) / "raw", arguments.images, arguments.width)
         count = sum(1 for _ in folder(raw))
-        print(f"{count} images to {arguments.size} pixels, {processes()} processes, {arguments.runs} runs each")
+        print(f"{count} images to {arguments.size} pixels, {cores()} processes, {arguments.runs} runs each")
         prepared, plain = alternate(
             lambda: prepare(raw, arguments.size), lambda: image_folder(raw, arguments.size), arguments.runs
         )
@@ -104,7 +104,7 @@ def image_folder(raw: Path, size: int) -> None:
     from torchvision.transforms import v2
 
     steps = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
-    for _ in DataLoader(ImageFolder(raw, steps), batch_size=64, num_workers=processes()):
+    for _ in DataLoader(ImageFolder(raw, steps), batch_size=64, num_workers=cores()):
         pass
 
 

@@ -34,7 +34,7 @@ from autolora.training import Tuned
 from autolora.training import finetune as tune
 from stages.params import load
 from stages.tracking import live
-from stages.work import StageError, main, only_one, timed, work_dir
+from stages.work import StageError, main, only_one, processes_asked_for, timed, work_dir
 
 PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
@@ -103,12 +103,7 @@ def speeds(robust: Tuned) -> dict[str, Any]:
 
 def processes() -> int:
     """One for each visible GPU, or what AUTOLORA_PROCESSES says. No param: it must not make the stage stale."""
-    asked = os.environ.get("AUTOLORA_PROCESSES")
-    if asked is None:
-        return max(1, torch.cuda.device_count())
-    if not asked.isdigit() or int(asked) < 1:
-        raise StageError(f"AUTOLORA_PROCESSES is {asked!r}: expected a whole number from 1 on")
-    return int(asked)
+    return processes_asked_for() or max(1, torch.cuda.device_count())
 
 
 def launch(count: int) -> None:

@@ -3,8 +3,8 @@
     with processes() as first:      # the same code runs in all of them; the first one writes
         ...
 
-Started by torchrun, the stage takes the processes it is given. `AUTOLORA_PROCESSES` sets their number. With one thread each, the
-number of cores changes no image's flag.
+Started by torchrun, the stage takes the processes it is given. `AUTOLORA_PROCESSES` sets their number. With one thread
+each, the number of cores changes no image's flag.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from stages.work import cores, processes_asked_for
 
 MOST = 8
 
@@ -49,12 +51,7 @@ def processes() -> Iterator[bool]:
 
 
 def count() -> int:
-    wanted = os.environ.get("AUTOLORA_PROCESSES")
-    if wanted is not None and not (wanted.isdigit() and int(wanted) > 0):
-        raise ValueError(f"AUTOLORA_PROCESSES is {wanted!r}: expected a whole number from 1")
-    if wanted is not None:
-        return int(wanted)
-    return torch.cuda.device_count() or min(len(os.sched_getaffinity(0)), MOST)
+    return processes_asked_for() or torch.cuda.device_count() or min(cores(), MOST)
 
 
 def _start(number: int) -> list[subprocess.Popen]:
@@ -74,7 +71,7 @@ def _start(number: int) -> list[subprocess.Popen]:
 
 
 def _join(rank: int) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
     dist.init_process_group("gloo", timeout=timedelta(hours=24))

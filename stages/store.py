@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.images import BadImage, content_sha256, decode, processes, read_file
-from stages.work import StageError
+from stages.images import BadImage, content_sha256, decode, read_file
+from stages.work import StageError, cores
 
 CHUNK = 32  # images per task: small enough for a smooth progress bar, large enough to hide the hand-over
 FEW = 8  # chunks that one process does alone
@@ -60,7 +60,7 @@ class Store:
     def decode(self, found: Iterable[Found], workers: int | None = None) -> Iterator[dict[str, Any]]:
         """One row per image, in order. Pixels do not pass through this process; few images are in flight at once."""
         arguments = (str(self.folder), self.size, set(self.index))
-        results = _looked_at(_chunks(found), processes() if workers is None else workers, arguments)
+        results = _looked_at(_chunks(found), cores() if workers is None else workers, arguments)
         with open(self.folder / "index.jsonl", "a", encoding="utf-8") as index:
             index.write("\n")  # a torn last line must not swallow the next one
             yield from self._rows(results, index)
