@@ -24,7 +24,7 @@ OUTS = ("robustness.json", "metrics.json", "robust_flags.npy", "eps_curve.csv", 
 
 def classifier(seed: int):
     torch.manual_seed(seed)
-    spec = Spec("resnet10t", CLASSES, SIDE, options={"channels": [8, 8, 8, 8], "stem_width": 8})
+    spec = Spec("resnet10t", CLASSES, SIDE, "nopool", {"channels": [16, 16, 16, 16], "stem_width": 16})
     return build(spec).eval()
 
 
@@ -114,6 +114,7 @@ def test_every_file_of_the_contract(workspace: Path, root: Path) -> None:
     assert outs() == first
 
 
+@pytest.mark.slow
 def test_other_weights_are_refused(workspace: Path, root: Path) -> None:
     path = Path("models/merged.safetensors")
     content = bytearray(path.read_bytes())
@@ -126,6 +127,7 @@ def test_other_weights_are_refused(workspace: Path, root: Path) -> None:
     assert not Path("reports/robustness.json").exists()
 
 
+@pytest.mark.slow
 def test_another_twin_and_a_leak_are_refused(workspace: Path, root: Path) -> None:
     write_json("models/finetuned/finetuned.json", {"weights_sha256": {"natural": "0" * 64}})
     write_manifest(
@@ -138,6 +140,7 @@ def test_another_twin_and_a_leak_are_refused(workspace: Path, root: Path) -> Non
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_help(root: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "stages.evaluate", "--help"], cwd=root, capture_output=True, text=True
