@@ -4,28 +4,25 @@
     fitted = fit_state(checkpoint.state, network.state_dict())
     fitted.state, fitted.missing, fitted.unexpected, fitted.duplicates, fitted.normaliser
 
-Nothing of a foreign file is ever run: its pickle may name classes and functions, and gets hollow stand-ins for them.
+Nothing of a foreign file is ever run: foreign.py reads it, this room finds the weights in it and names them.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
-import types
-import warnings
-import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from autolora.files import file_sha256
+from autolora.foreign import KNOWN as KNOWN  # part of what this room offers
+from autolora.foreign import Inert, file_kind, read_objects
 
 # Where people put the weights, the averaged ones first: those are what papers report.
 CONTAINERS = (
@@ -54,192 +51,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of weights")
-    kind = _kind(path)
-    if kind == "safetensors":
-        tree, inert = _read_safetensors(path)
-    else:
-        tree, inert = _read_torch(path, kind)
+    kind = file_kind(path)
+    tree, inert = read_objects(path, kind)
     container, state, others = _find_weights(tree)
     if not state:
         raise ValueError(f"{path} holds no tensors by name: expected a state dict, found {_describe(tree)}")
     _refuse_unfinite(path, state)
     return Checkpoint(state, path, file_sha256(path), container, inert, others, _notes(path, kind))
-
-
-# --- bytes -> objects -------------------------------------------------------------------------------------------------
-
-
-def _kind(path: Path) -> str:
-    """By content, never by the file's name."""
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if head[:4] == b"PK\x03\x04":
-        return "zip"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
-        return "safetensors"
-    if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return "pickle"
-    raise ValueError(f"{path} is no file of weights: {_what_it_is(head)}")
-
-
-def _what_it_is(head: bytes) -> str:
-    text = head.lstrip().lower()
-    if not head:
-        return "it is empty"
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
-        return "it is a web page, saved by a download that met a login, an error or a confirmation page"
-    if text.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; run `git lfs pull` where it came from"
-    if head[:2] == b"\x1f\x8b":
-        return "it is gzip; unpack it first"
-    if head[257:262] == b"ustar":
-        return (
-            "it is a tar archive (also torch before 0.1.10 wrote those); unpack it, or save it again with a newer torch"
-        )
-    if head[:8] == b"\x89HDF\r\n\x1a\n":
-        return "it is HDF5 (Keras?); only torch and safetensors files are read"
-    return f"it begins with {head[:16]!r}; expected safetensors, or what torch.save writes"
-
-
-def _read_safetensors(path: Path) -> tuple[Any, list[str]]:
-    try:
-        return safetensors.torch.load_file(path), []
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is a damaged or truncated safetensors file ({error})") from None
-
-
-def _read_torch(path: Path, kind: str) -> tuple[Any, list[str]]:
-    """torch's own tensors-only reader; where it refuses a file for its other objects, ours that leaves them inert."""
-    if kind == "zip":
-        _refuse_foreign_zip(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True), []
-            except pickle.UnpicklingError:
-                return _read_inert(path)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged, truncated, or not written by torch.save ({reason[:200]})") from None
-
-
-def _refuse_foreign_zip(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is truncated: the end of the archive is missing")
-    with zipfile.ZipFile(path) as archive:
-        names = [name.rpartition("/")[2] for name in archive.namelist()]
-        if "constants.pkl" in names:
-            raise ValueError(f"{path} is a TorchScript archive, which carries code: save its state_dict() instead")
-        if "data.pkl" not in names:
-            raise ValueError(f"{path} is a zip archive that torch.save did not write: unpack it, and name a file in it")
-        bad = archive.testzip()  # torch does not look at the checksums; 0 is what it writes when told to leave them out
-        if bad is not None and archive.getinfo(bad).CRC:
-            raise ValueError(f"{path} is damaged: the checksum of {bad} in it is wrong")
-
-
-class Inert:
-    """Stands where a foreign object stood: takes everything, does nothing, remembers its state."""
-
-    dump_patches = False  # torch asks for it in old files that hold whole modules
-
-    def __new__(cls, *arguments: Any, **named: Any) -> Inert:
-        return object.__new__(cls)
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any = None) -> None:
-        self.state = state
-
-    def __call__(self, *arguments: Any, **named: Any) -> Inert:
-        return self
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, *items: Any) -> None:
-        pass
-
-    extend = add = update = append
-
-
-class _Rebuild:
-    """A function that a checkpoint may call. An instance without attributes, so that no pickle can tamper with it."""
-
-    __slots__ = ("_function",)
-    _function: Any
-
-    def __init__(self, function: Any) -> None:
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("the pickle tries to change a function")
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError("the pickle tries to change a function")
-
-
-def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """A view into a stored block: hooks, flags and metadata of the saved tensor are dropped."""
-    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
-
-
-def _first(value: Any, *_: Any) -> Any:
-    return value
-
-
-def _of_type(function: Any, _type: Any, arguments: tuple[Any, ...], _state: Any = None) -> Any:
-    """A subclass of Tensor, as a plain tensor."""
-    return function(*arguments) if isinstance(function, _Rebuild) else None
-
-
-KNOWN: dict[str, Any] = {
-    "torch._utils._rebuild_tensor": _Rebuild(_tensor),
-    "torch._utils._rebuild_tensor_v2": _Rebuild(_tensor),
-    "torch._utils._rebuild_tensor_v3": _Rebuild(_tensor),
-    "torch._utils._rebuild_parameter": _Rebuild(_first),
-    "torch._utils._rebuild_parameter_with_state": _Rebuild(_first),
-    "torch._tensor._rebuild_from_type_v2": _Rebuild(_of_type),
-    "collections.OrderedDict": OrderedDict,
-    "torch.Size": tuple,
-    **{
-        f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in (dict, list, set, tuple)
-    },
-}
-
-
-def _read_inert(path: Path) -> tuple[Any, list[str]]:
-    """Read with a pickle that knows how to rebuild tensors and nothing else."""
-    seen: set[str] = set()
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            full = f"{module}.{name}"
-            if full in KNOWN:
-                return KNOWN[full]
-            if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-                return getattr(torch, name)
-            seen.add(full)
-            return type(name, (Inert,), {})  # a class of its own: a pickle may set attributes on what it names
-
-    def load(file: Any, **options: Any) -> Any:
-        return Unpickler(file, **options).load()
-
-    reader = types.SimpleNamespace(Unpickler=Unpickler, load=load, __name__="inert")
-    tree = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
-    return tree, sorted(seen)
 
 
 def _refuse_unfinite(path: Path, state: Mapping[str, Tensor]) -> None:
