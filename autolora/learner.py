@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from autolora import distributed
 from autolora.attacks.pgd import frozen, pgd, random_in_ball
@@ -62,7 +62,7 @@ class Learner:
         self.norms = Norms(self.model) if "norms" in parts else None
         self.average = None
         if decay is not None:
-            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+            self.average = AveragedModel(self.model, multi_avg_fn=following(decay), use_buffers=True)
         for module in self.modules():
             module.to(self.device, self.dtype)
 
@@ -203,6 +203,23 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return device.type == "cpu" and bool(supported())
+
+
+def following(decay: float) -> Callable[..., None]:
+    """An exponential average that starts fast, min(decay, (1 + n) / (10 + n)): with few steps an epoch a slow one is
+    still the untrained network when the controller judges it.
+    """
+
+    @torch.no_grad()
+    def follow(averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
+        weight = 1 - torch.clamp((1 + n) / (10 + n), max=decay)  # a tensor: no waiting for the device
+        for average, value in zip(averages, values):
+            if average.is_floating_point():
+                average.lerp_(value, weight.to(average.dtype))
+            else:  # a counter of batch norm
+                average.copy_(value)
+
+    return follow
 
 
 class Norms(nn.Module):
