@@ -147,7 +147,7 @@ class Server:
         for process in [*self.workers, self.process]:
             if process:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(20)
+                    process.wait(5)
                 process.kill()
                 process.wait()
 

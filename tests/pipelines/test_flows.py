@@ -30,6 +30,13 @@ SWEEP = {
 }
 
 
+@pytest.fixture(scope="module")
+def deployed(server: Server) -> Server:
+    """deploy/setup.sh against the real server."""
+    server.run("bash", str(ROOT / "deploy" / "setup.sh"))
+    return server
+
+
 @pytest.fixture
 def toy(template: Path, tmp_path: Path) -> Path:
     return clone(template, tmp_path / "project")
@@ -63,9 +70,9 @@ def weights(prepared: str, epochs: int) -> str:
     return state
 
 
-def test_prefect_yaml_is_deployed_by_prefect_itself(server):
-    """deploy/setup.sh against a real server: three kinds of pools, nine deployments, the two automations."""
-    server.run("bash", str(ROOT / "deploy" / "setup.sh"))
+def test_prefect_yaml_is_deployed_by_prefect_itself(deployed):
+    """Three kinds of pools, nine deployments, the two automations."""
+    server = deployed
     pools = {pool["name"]: pool["type"] for pool in server.ask("work_pools/filter", {})}
     assert pools == {"gpu": "process", "control": "process", "docker": "docker", "kubernetes": "kubernetes"}
     deployments = server.ask("deployments/filter", {})
@@ -78,7 +85,8 @@ def test_prefect_yaml_is_deployed_by_prefect_itself(server):
     assert names == {"autolora: silent runs have crashed", "autolora: crashed runs are scheduled again"}
 
 
-def test_a_pool_without_workers_says_so_and_how_to_start_one(server, toy):
+def test_a_pool_without_workers_says_so_and_how_to_start_one(deployed, toy):
+    server = deployed
     done = call(server, toy, "pipelines.rebuild", "--pool", "gpu")
     assert done.returncode == 1
     assert "no worker is online in pool gpu" in done.stderr
@@ -184,11 +192,12 @@ def parent_and_children(project: Path) -> tuple[int, int]:
     return len(parents), len(runs) - len(parents)
 
 
-def test_a_worker_killed_in_mid_training_and_another_that_goes_on(server, template, tmp_path):
+def test_a_worker_killed_in_mid_training_and_another_that_goes_on(deployed, template, tmp_path):
     """kill -9: its children die with it; the run is noticed, scheduled again, resumed, and ends in the same weights."""
+    server = deployed
     server.run(sys.executable, "-m", "pipelines.faults", "--silence", "40")
     assert len(server.ask("automations/filter", {})) == 2  # a second time they are changed, not made again
-    shutil.rmtree(server.environment["AUTOLORA_WORK"])
+    shutil.rmtree(server.environment["AUTOLORA_WORK"], ignore_errors=True)
     clones = {name: clone(template, tmp_path / name, epochs=40, seconds=0.5) for name in ("one", "two")}
     workers = {name: server.worker(name, folder, CUDA_VISIBLE_DEVICES=f"gpu-{name}") for name, folder in clones.items()}
     wait_for("both workers", lambda: all("started" in server.log(name) for name in clones))
