@@ -194,7 +194,7 @@ def _readable(error: ValidationError) -> list[str]:
 
 def _key(location: tuple[int | str, ...]) -> str:
     """section.key, without the names that pydantic gives to the members of a union."""
-    section, *rest = location
+    section, *rest = location or ("the file",)
     return ".".join(str(part) for part in (section, *rest[:1]))
 
 

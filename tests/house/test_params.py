@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from stages.params import UndeclaredParam, check, load
+from stages.params import Params, UndeclaredParam, check, load
 from stages.work import StageError
 from tests.house.imports import ROOT
 
@@ -81,3 +82,69 @@ def test_a_stage_sees_only_what_it_declares():
 def test_parameters_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         check(ROOT / "params.yaml").finetune.epochs = 3
+
+
+def defaults(model, prefix=""):
+    """Every optional key with what it is where params.yaml does not say."""
+    found = {}
+    for name, entry in model.model_fields.items():
+        if isinstance(entry.annotation, type) and issubclass(entry.annotation, BaseModel):
+            found |= defaults(entry.annotation, f"{prefix}{name}.")
+        elif not entry.is_required():
+            found[prefix + name] = entry.default
+    return found
+
+
+def test_no_default_changes_unseen():
+    """DVC tracks what params.yaml says, not what it leaves out: after a change every user's next run would say "up to
+    date" and be wrong. Whoever changes a default writes it into the CHANGELOG, with the stage that must be forced."""
+    assert defaults(Params) == {
+        "backbone.mean": None,
+        "backbone.network_size": None,
+        "backbone.options": {},
+        "backbone.sha256": None,
+        "backbone.std": None,
+        "backbone.stem": "timm",
+        "backbone.trained_for": None,
+        "data.on_bad_image": "stop",
+        "data.path": "data/raw",
+        "data.reference_manifest": None,
+        "data.stored_size": None,
+        "data.test_fraction": 0.2,
+        "data.validation_fraction": 0.05,
+        "evaluate.images": "all",
+        "evaluate.precision": "full",
+        "evaluate.version": "standard",
+        "export.check_images": 100,
+        "export.input": "float32",
+        "export.license": None,
+        "export.max_robust_drop": 1.0,
+        "export.variants": [],
+        "finetune.augmentation": "auto",
+        "finetune.average": None,
+        "finetune.batch_size": 128,
+        "finetune.compile": "auto",
+        "finetune.decay": None,
+        "finetune.epochs": 60,
+        "finetune.gamma": 1.0,
+        "finetune.method": "autolora",
+        "finetune.precision": "auto",
+        "finetune.rate": None,
+        "finetune.reference": "paper",
+        "finetune.statistics": "shared",
+        "merge.alpha": "auto",
+        "merge.toward": "branch",
+        "register.gates.attack": "standard",
+        "register.gates.clean": 0.0,
+        "register.gates.label_flips": 0,
+        "register.gates.robust": 0.0,
+        "register.gates.significance": 0.05,
+        "seed": 0,
+    }
+
+
+def test_an_empty_file_reads_well(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("")
+    with pytest.raises(StageError, match="the file is None"):
+        check(path)
