@@ -2,6 +2,6 @@
 
 import os
 
-# Prefect and MLflow read it when they are imported. pyproject.toml switches off what Prefect's own server reports; the
-# client asks whatever server it talks to, and a team's server may still have it on.
-os.environ.setdefault("DO_NOT_TRACK", "1")
+# Prefect and MLflow read it when they are imported (MLflow knows no word but "true"). pyproject.toml switches off what
+# Prefect's own server reports; the client asks whatever server it talks to, and a team's server may still have it on.
+os.environ.setdefault("DO_NOT_TRACK", "true")

@@ -86,7 +86,7 @@ def lines_until(process: subprocess.Popen[bytes], deadline: float) -> Iterator[s
 def environment(**extra: str) -> dict[str, str]:
     """This interpreter's `python` first on the path: stages are started as plain `python -m ...`."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "1", **extra}
+    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "DO_NOT_TRACK": "true", **extra}
 
 
 def end_with_parent(seconds: float = 1.0) -> None:

@@ -206,7 +206,8 @@ def publish(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def work_root(source: Path) -> Path:
-    return Path(os.environ.get("AUTOLORA_WORK") or source / ".work")
+    """Whole, since stages in a fresh worktree stand elsewhere; a relative AUTOLORA_WORK is meant from the source."""
+    return source.resolve() / (os.environ.get("AUTOLORA_WORK") or ".work")
 
 
 def environment(source: Path, here: Path) -> dict[str, str]:

@@ -68,7 +68,7 @@ class Server:
             "PREFECT_SERVER_UI_ENABLED": "false",
             "PREFECT_CLI_PROMPT": "false",
             "PYTHONPATH": str(ROOT),
-            "DO_NOT_TRACK": "1",
+            "DO_NOT_TRACK": "true",
             "OMP_NUM_THREADS": "1",
         }
         self.process: subprocess.Popen[bytes] | None = None

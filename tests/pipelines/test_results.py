@@ -64,6 +64,15 @@ def test_links_to_the_run_and_the_card(folder):
     assert "robust-digits version 3, MLflow run `abc`" in results.summary(folder, "rebuild", [])
 
 
+def test_a_relative_work_folder_is_the_same_from_a_fresh_worktree(tmp_path, monkeypatch):
+    """Handed on as it is, each worktree would keep progress in itself and lose it with itself."""
+    monkeypatch.setenv("AUTOLORA_WORK", "progress")
+    source = tmp_path / "clone"
+    assert rebuild.environment(source, source / "worktree")["AUTOLORA_WORK"] == str(source / "progress")
+    monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path / "shared"))
+    assert rebuild.work_root(source) == tmp_path / "shared"
+
+
 def test_a_run_that_ended_before_evaluate_has_no_figures(tmp_path):
     assert results.figures(tmp_path) == []
     assert results.links(tmp_path) == {}
@@ -113,15 +122,17 @@ def test_flows_import_no_torch():
 
 
 def test_nothing_is_sent_home():
-    """Neither by a server started here, nor by the client, whatever server it talks to."""
+    """Neither by a server started here, nor by the clients, whatever server they talk to."""
     code = (
         "import pipelines.rebuild; from prefect.settings import get_current_settings as s; "
         "from prefect._internal.analytics import is_telemetry_enabled as t; "
-        "print(s().server.analytics_enabled, t())"
+        "from mlflow.telemetry.utils import is_telemetry_disabled as m; "
+        "print(s().server.analytics_enabled, t(), not m())"
     )
-    env = {k: v for k, v in os.environ.items() if k not in ("DO_NOT_TRACK", "CI", "PREFECT_SERVER_ANALYTICS_ENABLED")}
+    said = ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_DISABLE_TELEMETRY", "CI", "PYTEST_CURRENT_TEST")
+    env = {k: v for k, v in os.environ.items() if k not in said}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["False", "False", "False"]
 
 
 @pytest.mark.parametrize(
