@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,3 @@ def _read(file: Path | None, device: torch.device) -> Mapping[str, Any]:
     if file is None or not file.exists():
         return {}
     return torch.load(file, map_location=device, weights_only=True)
-
-
-def describe(settings: Settings) -> Record:
-    """The settings as plain values, for a record."""
-    return asdict(settings) | {"threat": settings.threat.as_record()}

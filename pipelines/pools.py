@@ -1,7 +1,4 @@
-"""Work pools: hand a run to a worker, and say so at once when there is none.
-
-python -m pipelines.pools                 the pools of the server with their workers
-"""
+"""Work pools: hand a run to a worker, and say so at once when there is none."""
 
 from __future__ import annotations
 
