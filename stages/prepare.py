@@ -8,10 +8,7 @@ It never stops at a bad image: the row says why the image was left out, and stag
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +16,7 @@ import numpy as np
 from PIL import __version__ as pillow
 from tqdm import tqdm
 
-from autolora.files import replacing, write_json
+from autolora.files import replacing, replacing_folder, write_json
 from stages.duplicates import leave_out_copies, near_duplicates
 from stages.images import DECODER
 from stages.params import load
@@ -46,7 +43,7 @@ def prepare() -> None:
         fit = [row for row in rows if not row["reason"]] or _nothing(rows)
         _mark_near_duplicates(fit, store)
         record |= {"images": len(rows), "decoded": store.decoded}
-        with _replacing_folder(PREPARED) as part:
+        with replacing_folder(PREPARED) as part:
             _write_splits(part, fit, store, data.image_size)
             _write_manifest(rows)
 
@@ -112,21 +109,6 @@ def _write_manifest(rows: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(rows)
-
-
-@contextmanager
-def _replacing_folder(path: Path) -> Iterator[Path]:
-    """A folder that is either whole or as it was before."""
-    part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if path.exists():
-            os.replace(path, old)
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 if __name__ == "__main__":
