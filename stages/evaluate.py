@@ -24,6 +24,7 @@ from torch import Tensor
 
 from autolora.attacks.autoattack import autoattack
 from autolora.attacks.curve import Point, eps_curve
+from autolora.attacks.prepare import device_of
 from autolora.attacks.report import Check, Report
 from autolora.backbones import Classifier, load_classifier, read_notes
 from autolora.diagnostics import ordered, require
@@ -34,7 +35,7 @@ from stages.params import load
 from stages.pictures import Row, gallery
 from stages.processes import processes
 from stages.subset import Images, ids_sha256, read_images, stratified
-from stages.work import StageError, main, timed, work_dir
+from stages.work import StageError, code_key, main, timed, work_dir
 
 TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
 MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")
@@ -94,6 +95,7 @@ def attacked(params: Any, images: Images, path: Path) -> Evidence:
     section, threat = params.evaluate, params.threat.value()
     x, y = torch.from_numpy(images.x), torch.from_numpy(images.y)
     determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids_sha256(images.ids)}
+    determines |= {"code": code_key(), "device": device_of(model, x).type}  # rounding of another kind of device differs
     report = autoattack(
         model,
         x,

@@ -8,7 +8,6 @@ stage refuses weights that are not those which `evaluate` attacked.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from functools import partial
@@ -23,14 +22,14 @@ import torch
 
 from autolora.backbones import Classifier, load_classifier, read_notes
 from autolora.export import evidence, export_onnx, opset
-from autolora.files import file_sha256, read_json, write_json
+from autolora.files import file_sha256, read_json, replacing_folder, write_json
 from autolora.runtime import logits, open_session
 from autolora.shipped import parity
 from autolora.threat import Threat
 from stages.params import load
 from stages.standing import Examples, device, measure, read_examples
 from stages.variants import Work, make, notes_in
-from stages.work import StageError, main, only_one, timed, work_dir
+from stages.work import StageError, code_key, main, only_one, timed, work_dir
 
 MERGED, ADVERSARIAL = Path("models/merged.safetensors"), Path("models/adversarial.npz")
 ROBUSTNESS, CLASSES = Path("reports/robustness.json"), Path("data/prepared/test/classes.json")
@@ -45,7 +44,8 @@ def export() -> None:
         refuse_other_weights(robustness, params.threat.value())
         inputs = (MERGED, ADVERSARIAL, ROBUSTNESS, CLASSES, CALIBRATION)
         sources = {str(path): file_sha256(path) for path in inputs}
-        work = work_dir("export", **params.as_dict(), **sources, onnxruntime=onnxruntime.__version__)
+        versions = {"onnxruntime": onnxruntime.__version__, "code": code_key()}
+        work = work_dir("export", **params.as_dict(), **sources, **versions)
         with only_one(work):
             shutil.rmtree(work / "files", ignore_errors=True)
             report = written(load_classifier(MERGED), robustness, examples, params, work)
@@ -129,15 +129,9 @@ def latency(path: Path, images: np.ndarray, repeats: int = 30) -> dict[str, floa
 
 def publish(folder: Path, target: Path) -> None:
     """The whole folder at once, by a rename: a reader never meets half of it."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
+    with replacing_folder(target) as part:
         for file in folder.iterdir():
             shutil.copyfile(file, part / file.name)  # copytree would hide why the disk said no
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import hashlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,13 +26,13 @@ from autolora import distributed
 from autolora.backbones import Classifier, save_classifier
 from autolora.branch import save_branch
 from autolora.downloads import resolve_weights
-from autolora.files import file_sha256, read_json, replacing, write_json
+from autolora.files import file_sha256, read_json, replacing, replacing_folder, write_json
 from autolora.loading import load_backbone
 from autolora.training import Tuned
 from autolora.training import finetune as tune
 from stages.params import load
 from stages.tracking import live
-from stages.work import StageError, main, only_one, processes_asked_for, timed, work_dir
+from stages.work import StageError, code_key, main, only_one, processes_asked_for, timed, work_dir
 
 PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
@@ -155,23 +153,19 @@ def data_keys() -> dict[str, str]:
     return {f"{s}/{f}": file_sha256(PREPARED / s / f) for s in ("train", "val") for f in ("ids.npy", "labels.npy")}
 
 
-def code_key() -> str:
-    """Progress made by other code is another run's."""
-    digest = hashlib.sha256(torch.__version__.encode())
-    for name in sorted(name for name in sys.modules if name.split(".")[0] == "autolora"):
-        digest.update(Path(cast(str, sys.modules[name].__file__)).read_bytes())
-    return digest.hexdigest()
-
-
 # --- what comes out --------------------------------------------------------------------------------------------------
 
 
 def write_outputs(params: Any, robust: Tuned, natural: Tuned) -> None:
-    part = FINETUNED.with_name(f".{FINETUNED.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    with replacing_folder(FINETUNED) as part:
+        write_json(part / "finetuned.json", write_weights(part, params, robust, natural))
+    write_training(robust.history)
+
+
+def write_weights(folder: Path, params: Any, robust: Tuned, natural: Tuned) -> dict[str, Any]:
+    """The three files, and what they hold."""
     threat = str(params.threat.value())
-    record = {
+    return {
         "method": robust.method,
         "reference": params.finetune.reference,
         "threat": params.threat.value().as_record(),
@@ -186,15 +180,11 @@ def write_outputs(params: Any, robust: Tuned, natural: Tuned) -> None:
             "val_robust": natural.best["val_robust"],
         },
         "weights_sha256": {
-            "robust": save_classifier(cast(Classifier, robust.model), part / "robust.safetensors", threat=threat),
-            "branch": save_branch(robust.branch, robust.model, part / "branch.safetensors"),
-            "natural": save_classifier(cast(Classifier, natural.model), part / "natural.safetensors", threat="none"),
+            "robust": save_classifier(cast(Classifier, robust.model), folder / "robust.safetensors", threat=threat),
+            "branch": save_branch(robust.branch, robust.model, folder / "branch.safetensors"),
+            "natural": save_classifier(cast(Classifier, natural.model), folder / "natural.safetensors", threat="none"),
         },
     }
-    write_json(part / "finetuned.json", record)
-    shutil.rmtree(FINETUNED, ignore_errors=True)
-    part.rename(FINETUNED)
-    write_training(robust.history)
 
 
 def write_training(history: list[dict[str, Any]]) -> None:

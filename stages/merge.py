@@ -24,7 +24,7 @@ from autolora.dial import Point, choose, interpolate, judge
 from autolora.files import file_sha256, replacing, write_text
 from autolora.threat import Threat
 from stages.params import load
-from stages.work import StageError, main, only_one, timed, work_dir
+from stages.work import StageError, code_key, main, only_one, timed, work_dir
 
 FINETUNED, VALIDATION = Path("models/finetuned"), Path("data/prepared/val")
 MERGED, CURVE = Path("models/merged.safetensors"), Path("reports/alpha_curve.csv")
@@ -84,7 +84,8 @@ def _curve(ends: Ends, settings: list[tuple[str, float]], threat: Threat) -> lis
     images, labels = (np.load(VALIDATION / f"{name}.npy") for name in ("images", "labels"))
     x, y = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     files = [*FINETUNED.glob("*.safetensors"), *VALIDATION.glob("*.npy")]
-    folder = work_dir("merge", files={str(f): file_sha256(f) for f in sorted(files)}, threat=str(threat))
+    sources = {str(f): file_sha256(f) for f in sorted(files)}
+    folder = work_dir("merge", files=sources, threat=str(threat), code=code_key())
     points = []
     with only_one(folder), tqdm(total=len(settings) * len(y), desc="merge: the dial", unit="image") as bar:
         for toward, alpha in settings:

@@ -17,8 +17,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from autolora.files import write_json
 
@@ -57,6 +58,14 @@ def work_dir(stage: str, **determines: Any) -> Path:
     path = work_root() / stage / key
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def code_key() -> str:
+    """For `work_dir`: progress made by other code, ours (what is imported of autolora) or torch's, is another work's."""
+    digest = hashlib.sha256(installed("torch").encode())
+    for name in sorted(name for name in sys.modules if name.split(".")[0] == "autolora"):
+        digest.update(Path(cast(str, sys.modules[name].__file__)).read_bytes())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """Shared fixtures: where the real test data lie, one thread, and the GPU marker."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,6 +22,20 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("needs the test data and weights in ../shared, which are not part of the repository")
     return folder
+
+
+@pytest.fixture
+def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function after which the code of autolora is another, as if one of its modules had been edited."""
+    path, module = tmp_path / "mended.py", ModuleType("autolora.mended")
+    path.write_text("")
+    module.__file__ = str(path)
+    monkeypatch.setitem(sys.modules, "autolora.mended", module)
+
+    def edit() -> None:
+        path.write_text("MENDED = True\n")
+
+    return edit
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,8 +15,10 @@ from PIL import Image
 
 from autolora.backbones import Spec, build, load_classifier, save_classifier
 from autolora.files import read_json, write_json
+from stages import evaluate as stage
 from stages.evaluate import by_class
-from stages.subset import Images, stratified
+from stages.params import load
+from stages.subset import Images, read_images, stratified
 
 CLASSES, SIDE, TEST = 4, 16, 24
 OUTS = ("robustness.json", "metrics.json", "robust_flags.npy", "eps_curve.csv", "adversarial.png")
@@ -147,6 +149,24 @@ def test_help(root: Path) -> None:
     )
     assert ended.returncode == 0
     assert "robustness.json" in ended.stdout
+
+
+def test_progress_is_of_this_code_and_this_kind_of_device(workspace: Path, mended, monkeypatch) -> None:
+    def found() -> Path:
+        with pytest.raises(StopIteration) as caught:
+            stage.attacked(load("evaluate"), read_images(stage.TEST), stage.MERGED)
+        return caught.value.value
+
+    def autoattack(*_, progress: Path, **more) -> None:
+        raise StopIteration(progress)
+
+    monkeypatch.setattr(stage, "autoattack", autoattack)
+    here = found()
+    assert here == found()
+    mended()
+    other_code = found()
+    monkeypatch.setattr(stage, "device_of", lambda model, x: torch.device("cuda"))
+    assert len({here, other_code, found()}) == 3
 
 
 def test_subset_is_fixed_and_even() -> None:

@@ -16,7 +16,7 @@ from autolora.backbones import load_classifier, read_notes, save_classifier
 from autolora.branch import Branch, fold, save_branch
 from autolora.dial import Point, choose, interpolate, judge
 from autolora.threat import Threat
-from stages.work import StageError
+from stages.work import StageError, work_root
 from tests.export.nets import EveryLayer, tiny
 
 
@@ -131,7 +131,7 @@ def finetuned(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
     save_classifier(natural, "models/finetuned/natural.safetensors")
     branch = Branch([("body.block.0", robust.body.block[0])], generator=torch.Generator().manual_seed(0))
     nn.init.normal_(branch.B[0], std=0.2)
-    save_branch(branch, "models/finetuned/branch.safetensors")
+    save_branch(branch, robust, "models/finetuned/branch.safetensors")
     Path("data/prepared/val").mkdir(parents=True)
     rng = np.random.default_rng(0)
     np.save("data/prepared/val/images.npy", rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
@@ -176,8 +176,17 @@ def test_stage_is_the_same_bytes_twice_and_measures_no_point_twice(finetuned, mo
 
 
 def test_stage_without_a_branch(finetuned) -> None:
-    save_branch(None, "models/finetuned/branch.safetensors")
+    save_branch(None, tiny(), "models/finetuned/branch.safetensors")
     with pytest.raises(StageError, match=r"merge.alpha is 0.5.*trained none"):
         finetuned(alpha=0.5, toward="branch")
     finetuned(alpha="auto", toward="branch")
     assert [r["alpha"] for r in rows() if r["toward"] == "branch"] == ["0"]
+
+
+def test_flags_found_by_other_code_are_not_gone_on_from(finetuned, mended) -> None:
+    for _ in range(2):
+        finetuned(alpha=0, toward="natural")
+    assert len(list(work_root().glob("merge/*"))) == 1
+    mended()
+    finetuned(alpha=0, toward="natural")
+    assert len(list(work_root().glob("merge/*"))) == 2

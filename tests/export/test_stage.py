@@ -15,7 +15,7 @@ from autolora.export import show
 from autolora.files import file_sha256, read_json, write_json
 from autolora.quantise import int8
 from autolora.runtime import notes, open_session
-from stages.work import StageError
+from stages.work import StageError, work_root
 from tests.export.conftest import CLASSES
 from tests.export.nets import tiny
 
@@ -51,6 +51,13 @@ def test_the_same_bytes_in_another_folder(evaluated: Run, tmp_path: Path, monkey
     monkeypatch.chdir(elsewhere)
     evaluated()
     assert all((elsewhere / p).read_bytes() == content for p, content in kept.items())
+
+
+def test_progress_of_other_code_is_not_gone_on_from(evaluated: Run, mended: Run) -> None:
+    evaluated(check_images=1)
+    mended()
+    evaluated(check_images=1)
+    assert len(list(work_root().glob("export/*"))) == 2
 
 
 def test_other_weights_than_those_attacked(evaluated: Run) -> None:
