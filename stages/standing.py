@@ -19,6 +19,7 @@ import onnxruntime
 import torch
 from tqdm import tqdm
 
+from autolora.files import file_sha256
 from autolora.runtime import logits, open_session
 from autolora.shipped import ASCENT, QUERIES, STEPS, Answer, Replayed, replay, square, white_box
 from autolora.statistics import wilson
@@ -79,8 +80,9 @@ def measure(path: Path, examples: Examples, threat: Threat, seed: int, limit: in
     standing = np.flatnonzero(seen.robust)
     rows = standing[np.argsort(examples.ids[standing])][:limit]
     x, _, y, ids, _ = examples.only(rows)
+    kept = work / f"square-{path.stem}-{file_sha256(path)[:16]}"  # what was found out about exactly this file
     with _bar(f"export: Square on {path.name}", len(rows) * STEPS) as tick:
-        stood = square(answer, x, y, list(ids), threat, seed, progress=work / f"square-{path.stem}", tick=tick)
+        stood = square(answer, x, y, list(ids), threat, seed, progress=kept, tick=tick)
     record = {
         "replay": {
             "n": len(examples.y),

@@ -61,7 +61,7 @@ def work_dir(stage: str, **determines: Any) -> Path:
 
 
 def code_key() -> str:
-    """For `work_dir`: progress made by other code, ours (what is imported of autolora) or torch's, is another work's."""
+    """Progress made by other code, ours (what is imported of autolora) or torch's, is another work's."""
     digest = hashlib.sha256(installed("torch").encode())
     for name in sorted(name for name in sys.modules if name.split(".")[0] == "autolora"):
         digest.update(Path(cast(str, sys.modules[name].__file__)).read_bytes())
