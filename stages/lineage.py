@@ -18,15 +18,17 @@ BEFORE = ("finetune", "merge")  # where a choice could be made
 
 def nothing_chosen(stages: Mapping[str, Any], test: str = "data/prepared/test") -> Check:
     """No stage before `evaluate` depends on the test part, so none can have read it for a choice."""
-    readers = [name for name in BEFORE if any(_holds(str(dep), test) for dep in stages.get(name, {}).get("deps", []))]
+    readers = [name for name in BEFORE if any(_reads(dep, test) for dep in stages.get(name, {}).get("deps", []))]
     if readers:
         return Check(12, NAMES[12], "fail", f"{', '.join(readers)} depends on {test}")
     return Check(12, NAMES[12], "pass", f"neither {' nor '.join(BEFORE)} depends on {test}")
 
 
-def _holds(dep: str, test: str) -> bool:
-    """Is `test` this dependency, or inside it?"""
-    return f"{test}/".startswith(dep.rstrip("/") + "/")
+def _reads(dep: str | Mapping[str, Any], test: str) -> bool:
+    """Is `test` this dependency, inside it, or around it? One with settings of its own is {path: settings}."""
+    paths = [dep] if isinstance(dep, str) else dep
+    parts = [f"{path.rstrip('/')}/" for path in paths]
+    return any(f"{test}/".startswith(part) or part.startswith(f"{test}/") for part in parts)
 
 
 def weights_match(evaluated: Mapping[str, str], recorded: Mapping[str, str]) -> Check:

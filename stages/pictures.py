@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 
 def gallery(rows: Sequence[Row], title: str, note: str = "") -> Image.Image:
-    """One row per image; the perturbation is stretched so that its largest value is full scale, and says by how much."""
+    """One row per image; the perturbation is stretched until its largest value is full scale, and says by how much."""
     font = ImageFont.load_default(13)
     width = LEFT + 3 * (TILE + GAP)
     height = 2 * LINE + 12 + max(len(rows), 1) * (TILE + 2 * LINE + GAP)

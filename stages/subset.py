@@ -1,4 +1,4 @@
-"""Which test images are attacked: the same number from each class, chosen by hash, so that they are fixed and nobody's choice."""
+"""Which test images are attacked: the same number from each class, chosen by hash, so fixed and nobody's choice."""
 
 from __future__ import annotations
 

@@ -173,7 +173,8 @@ def test_11_too_few_images(sound: Report) -> None:
 def test_12_a_choice_on_the_test_part() -> None:
     stages = {"finetune": {"deps": ["data/prepared/train"]}, "merge": {"deps": ["data/prepared/val"]}}
     assert nothing_chosen(stages).verdict == "pass"
-    for dep in ("data/prepared/test", "data/prepared", "data"):
+    inside = "data/prepared/test/images.npy"
+    for dep in ("data/prepared/test", "data/prepared/", "data", inside, {"data/prepared/test": {"cache": False}}):
         assert nothing_chosen(stages | {"merge": {"deps": [dep]}}).verdict == "fail"
     assert nothing_chosen(stages | {"merge": {"deps": ["data/prepared/test_images"]}}).verdict == "pass"
 

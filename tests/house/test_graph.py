@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.lineage import nothing_chosen
 from tests.house.imports import ROOT, closure
 
 # What these hand on are values that DVC tracks itself (params, files): a change in them is no reason to train again.
@@ -31,7 +32,9 @@ def test_deps_are_the_import_closure(name):
 
 def test_nothing_before_evaluate_reads_the_test_part():
     for name in ("finetune", "merge"):
-        assert not [d for d in STAGES[name]["deps"] if d.rstrip("/") in ("data/prepared", "data/prepared/test")]
+        assert nothing_chosen({name: STAGES[name]}).verdict == "pass"
+        for planted in ("data/prepared", "data/prepared/test", "data/prepared/test/labels.npy"):
+            assert nothing_chosen({name: {"deps": [*STAGES[name]["deps"], planted]}}).verdict == "fail"
 
 
 def test_later_params_do_not_train_again():
