@@ -64,8 +64,8 @@ def full_precision() -> Iterator[None]:
 
 
 def default_batch(device: torch.device) -> int:
-    """Images per forward, one constant per kind of device: the flags belong to it. Small on a CPU, where a forward of 16 images is
-    about as fast per image as one of 64, and the few that stand at the end are filled up to whole batches."""
+    """Images per forward, one constant per kind of device: the flags belong to it. Small on a CPU: a forward of 16 is
+    about as fast per image as one of 64, and the few images that stand at the end are filled up to whole batches."""
     return 16 if device.type == "cpu" else 512
 
 
