@@ -1,14 +1,17 @@
 """From the cells of a sweep to one table: mean, standard deviation, and paired tests against the baseline.
 
 Two p-values, for two questions. `p_images` (McNemar, exact): on these test images and these trainings, does one method
-withstand the attack where the other does not more often than the reverse? `p_seeds` (paired t-test over the axis that
-is averaged): would another seed say the same? The second needs two seeds or more, and is the one to claim a method on.
+withstand the attack where the other does not more often than the reverse? An image counts once, for the method that
+withstood it in more of the repetitions: the same image under another seed is no new image. `p_seeds` (paired t-test
+over the axis that is averaged): would another seed say the same? The second needs two seeds or more, and is the one to
+claim a method on.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,22 +88,24 @@ def _twin(sweep: Sweep, cell: Cell) -> str:
 
 def against_baseline(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     ours, theirs = ([result.report["robust_accuracy"] for result in side] for side in zip(*pairs, strict=True))
-    counts = [discordant(a.flags(), b.flags()) for a, b in pairs]
     return {
         "difference": _mean([a - b for a, b in zip(ours, theirs, strict=True)]),
-        "p_images": mcnemar(sum(only for only, _ in counts), sum(only for _, only in counts)),
+        "p_images": mcnemar(*discordant([(a.flags(), b.flags()) for a, b in pairs])),
         "p_seeds": paired_t(ours, theirs),
     }
 
 
-def discordant(ours: dict[bytes, bool], theirs: dict[bytes, bool]) -> tuple[int, int]:
-    """How many images only the one and only the other withstood; both must have been asked about the same ones."""
-    if ours.keys() != theirs.keys():
-        raise ValueError("two cells of one comparison were attacked on different images: they cannot be paired")
-    return (
-        sum(ours[image] and not theirs[image] for image in ours),
-        sum(theirs[image] and not ours[image] for image in ours),
-    )
+def discordant(pairs: Sequence[tuple[dict[bytes, bool], dict[bytes, bool]]]) -> tuple[int, int]:
+    """How many images the one and the other withstood in more of the repetitions; ties are out.
+
+    Both of a pair must have been asked about the same images; another seed may have drawn other ones.
+    """
+    more: Counter[bytes] = Counter()
+    for ours, theirs in pairs:
+        if ours.keys() != theirs.keys():
+            raise ValueError("two cells of one comparison were attacked on different images: they cannot be paired")
+        more.update({image: ours[image] - theirs[image] for image in ours})
+    return sum(count > 0 for count in more.values()), sum(count < 0 for count in more.values())
 
 
 def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
@@ -158,7 +163,8 @@ def as_markdown(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
             f"# {sweep.title}",
             "",
             f"Percent; mean and standard deviation over {sweep.over or 'nothing'}; compared with {baseline}.",
-            "p_images: McNemar, exact, over the same images; p_seeds: paired t-test over the repetitions.",
+            "p_images: McNemar, exact, over the same images, each counted once for the method that withstood it more often; "
+            "p_seeds: paired t-test over the repetitions.",
             "",
             f"| {' | '.join(header)} |",
             f"|{'---|' * len(header)}",

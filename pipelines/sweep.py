@@ -29,7 +29,7 @@ from pipelines import comparison, graph, grid, pools, rebuild, slots, tracking, 
 from pipelines.comparison import Result
 from pipelines.grid import Cell, Sweep
 
-DONE = "cell.json"
+DONE, KEPT = "cell.json", "params.yaml"  # KEPT: what a rebuild leaves in any case (pipelines/results.py)
 
 
 @task(task_run_name="{what} {cell}", cache_policy=NO_CACHE)
@@ -64,6 +64,8 @@ def sweep(name: str, folder: Path = Path("."), revision: str = "HEAD", pool: str
         pools.require_workers(f"rebuild/{pool}-cell")
     waiting = [cell for cell in plan.cells if not finished(source, plan, cell, commit)]
     get_run_logger().info("%d cells, %d of them to do", len(plan.cells), len(waiting))
+    for cell in waiting:  # or what an earlier commit has left would pass for this one's
+        (place_of(source, plan, cell) / KEPT).unlink(missing_ok=True)
     there = Path(".") if pool else source  # on a worker: its own clone
     once = [
         (cell, parameters_of(plan, cell, commit, [str(plan.first)], there)) for cell in leaders(source, plan, waiting)
@@ -72,8 +74,8 @@ def sweep(name: str, folder: Path = Path("."), revision: str = "HEAD", pool: str
     every = [(cell, parameters_of(plan, cell, commit, plan.stages, there)) for cell in waiting]
     failed = fan_out("cell", every, pool)
     for cell in waiting:
-        if cell.name() not in failed:
-            write_json(place_of(source, plan, cell) / DONE, record(cell, commit))
+        if cell.name() not in failed and (why := finish(source, plan, cell, commit)):
+            failed[cell.name()] = why
     return conclude(source, plan, commit, failed)
 
 
@@ -124,6 +126,15 @@ def place_of(source: Path, plan: Sweep, cell: Cell) -> Path:
 
 def record(cell: Cell, commit: str) -> dict[str, Any]:
     return {"axes": cell.axes, "preset": cell.preset, "overrides": cell.overrides, "commit": commit}
+
+
+def finish(source: Path, plan: Sweep, cell: Cell, commit: str) -> str | None:
+    """Call a built cell done, or say why not: a worker's `.work` may be storage that only the worker sees."""
+    place = place_of(source, plan, cell)
+    if not (place / KEPT).is_file():
+        return f"the cell's files are not visible here: AUTOLORA_WORK must be storage that both machines see ({place})"
+    write_json(place / DONE, record(cell, commit))
+    return None
 
 
 def finished(source: Path, plan: Sweep, cell: Cell, commit: str) -> bool:

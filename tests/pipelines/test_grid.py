@@ -11,6 +11,7 @@ import scipy.stats
 import yaml
 
 from pipelines import comparison, grid, workspace
+from pipelines import sweep as sweeping
 from pipelines.comparison import Result
 from tests.pipelines.conftest import ROOT
 
@@ -92,9 +93,21 @@ def test_table_against_scipy(tmp_path):
     assert "p_seeds" not in rows[0]
     assert rows[1]["difference"] == pytest.approx(ours.mean() - theirs.mean())
     assert rows[1]["p_seeds"] == pytest.approx(scipy.stats.ttest_rel(ours.mean(1), theirs.mean(1)).pvalue)
-    only_ours, only_theirs = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    more = ours.sum(0) - theirs.sum(0)  # an image is one observation, however many seeds asked about it
+    only_ours, only_theirs = int((more > 0).sum()), int((more < 0).sum())
     expected = scipy.stats.binomtest(only_ours, only_ours + only_theirs).pvalue
     assert rows[1]["p_images"] == pytest.approx(expected)
+
+
+def test_repeating_a_seed_makes_no_image_count_twice(tmp_path):
+    """Three seeds that come out alike know no more about the images than one: pooled, p would be 0.0005, not 0.125."""
+    sweep = grid.parse(WITH_BASELINE, "small")
+    weak, strong = [False] * 4 + [True] * 6, [True] * 10
+    results = [
+        result(tmp_path, cell, stood) for cell, stood in zip(sweep.cells, [weak] * 3 + [strong] * 3, strict=True)
+    ]
+    assert comparison.table(sweep, results)[1]["p_images"] == 0.125
+    assert comparison.table(sweep, [results[0], results[3]])[1]["p_images"] == 0.125
 
 
 def test_cells_that_failed_are_counted_not_hidden(tmp_path):
@@ -114,3 +127,19 @@ def test_different_images_are_not_paired(tmp_path):
     other = result(tmp_path, sweep.cells[3], [True, False, True])
     with pytest.raises(ValueError, match="attacked on different images"):
         comparison.table(sweep, [first, other])
+
+
+def test_a_cell_whose_files_are_elsewhere_is_not_done(tmp_path, monkeypatch):
+    """A worker with storage of its own has built it, and nothing of it is here; then the storage is shared."""
+    monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path / "here"))
+    plan = grid.parse(SMALL, "small")
+    cell = plan.cells[0]
+    assert "AUTOLORA_WORK must be storage that both machines see" in (
+        sweeping.finish(tmp_path, plan, cell, "abc") or ""
+    )
+    assert not sweeping.finished(tmp_path, plan, cell, "abc")
+    place = sweeping.place_of(tmp_path, plan, cell)
+    place.mkdir(parents=True)
+    (place / "params.yaml").write_text("seed: 0")
+    assert sweeping.finish(tmp_path, plan, cell, "abc") is None
+    assert sweeping.finished(tmp_path, plan, cell, "abc")
