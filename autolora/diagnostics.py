@@ -196,7 +196,11 @@ def truly_broken(report: Report) -> Check:
     text = (
         f"{int(report.found.sum())} adversarial images, {still_right} of them classified correctly when looked at again"
     )
-    return _check(5, "adversarial images are misclassified", still_right <= 0.002 * len(report.y), text, text)
+    name = "adversarial images are misclassified"
+    if report.version == "rand" and still_right:
+        text += " by the mean of many passes, so broken by chance: the number is rather too low"
+        return Check(5, name, "warn", text)
+    return _check(5, name, still_right <= 0.002 * len(report.y), text, text)
 
 
 def black_box_adds_nothing(report: Report) -> Check:
@@ -231,7 +235,7 @@ def full_precision(x: Tensor, precision: str) -> Check:
     return _check(16, NAMES[16], fine, "float32, TF32 off", f"{x.dtype}, TF32 {'on' if tf32 else 'off'}")
 
 
-def attack_works(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Check:
+def attack_works(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: int, randomised: bool = False) -> Check:
     """A white-box attack on the first images: what it must do if it works at all."""
     right = (network.all_logits(x[:PROBED]).argmax(1) == y[:PROBED]).nonzero().flatten()
     if not len(right):
@@ -240,7 +244,7 @@ def attack_works(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: i
     short, long = (climb(network, few, labels, threat, steps, seed) for steps in (20, 50))
     half, twice = (climb(network, few, labels, _scaled(threat, times), 20, seed) for times in (0.5, 2))
     far = climb(network, few, labels, Threat(threat.norm, huge(threat, x[0].numel())), 20, seed)
-    slack = 1.0 / len(right) + 0.02
+    slack = 1.0 / len(right) + (0.2 if randomised else 0.02)  # at random, shares also differ by chance
     faults = [
         text
         for fault, text in (

@@ -29,7 +29,7 @@ from autolora import diagnostics
 from autolora.attacks.apgd import APGD, dlr, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.fab import FAB, TargetedFAB
-from autolora.attacks.network import Network, from_session
+from autolora.attacks.network import Averaged, Network, from_session
 from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared, quick_copy
 from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
@@ -83,12 +83,16 @@ def autoattack(
     buffers = diagnostics.buffers_hash(model)
     with at_rest(model), full_precision():
         network = Network(model, batch_size or default_batch(device))
-        before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, version == "rand")
+        randomised = version == "rand"
+        judge = Averaged(model, network.batch, SAMPLES) if randomised else network
+        before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, randomised)
         diagnostics.require(before)
         quick = Network(quick_copy(model, x[:2].to(device)), network.batch) if precision == "fast" else network
         plan = partial(plan_of, version, threat.norm)
         report = _evaluate(network, quick, plan, x, y, names, threat, version, seed, progress, show)
-        works = diagnostics.attack_works(network, x.to(device), y.to(device), threat, seed)
+        if randomised:  # one pass would say something else each time
+            report.fooled = judge.all_logits(report.adversarial, device).argmax(1).cpu()
+        works = diagnostics.attack_works(judge, x.to(device), y.to(device), threat, seed, randomised)
         unmoved = diagnostics.buffers_unmoved(model, buffers)
         report.checks = diagnostics.ordered([*before, unmoved, works, *diagnostics.after(report, x)])
     diagnostics.require(report.checks)

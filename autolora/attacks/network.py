@@ -65,6 +65,27 @@ class Network:
         return torch.cat(parts)[: len(x)]
 
 
+class Averaged(Network):
+    """A network that answers at random, judged by the mean of `samples` passes."""
+
+    def __init__(self, model: Callable[[Tensor], Tensor], batch: int, samples: int) -> None:
+        super().__init__(model, batch)
+        self.samples = samples
+
+    def logits(self, x: Tensor) -> Tensor:
+        total = super().logits(x)
+        for _ in range(self.samples - 1):
+            total = total + super().logits(x)
+        return total / self.samples
+
+    def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        logits, values, gradients = super().gradient(x, loss)
+        for _ in range(self.samples - 1):
+            more = super().gradient(x, loss)
+            logits, values, gradients = logits + more[0], values + more[1], gradients + more[2]
+        return logits / self.samples, values / self.samples, gradients / self.samples
+
+
 def from_session(session: Any) -> Callable[[Tensor], Tensor]:
     """An onnxruntime session as a callable from pixels to logits; it has no gradients."""
     name = session.get_inputs()[0].name

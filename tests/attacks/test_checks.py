@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from autolora import Threat, autoattack, diagnostics
 from autolora.attacks import apgd, pgd
+from autolora.attacks.network import Averaged
 from autolora.attacks.prepare import full_precision
 from autolora.attacks.report import Report
 from autolora.diagnostics import NAMES, CheckFailed
 from stages.lineage import nothing_chosen, splits_apart, weights_match
-from tests.attacks.nets import images, smooth
+from tests.attacks.nets import Linear, images, smooth
 
 THREAT = Threat("linf", 0.05)
 
@@ -160,6 +161,28 @@ def test_10_labels_permuted() -> None:
     report = autoattack(net, x, (net(x).argmax(1) + 1) % 4, THREAT, version="fast", show=False)
     assert report.clean_accuracy == 0
     assert {c.number: c.verdict for c in report.checks}[10] == "not run"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_5_and_10_judge_a_random_network_by_many_passes(seed: int) -> None:
+    """Noise twelve times the radius: what one pass says of an image is chance, and no fault of the attack."""
+    net, x, draw = Linear(4), images(16), torch.Generator().manual_seed(seed)
+
+    def noisy(p: Tensor) -> Tensor:
+        return net(p + 0.05 * torch.randn(p.shape, generator=draw))
+
+    report = autoattack(noisy, x, net(x).argmax(1), Threat("linf", "1/255"), version="rand", show=False)
+    found = {c.name: c for c in report.checks}
+    assert found[NAMES[10]].verdict == "pass"
+    assert "many passes" in found["adversarial images are misclassified"].detail
+
+
+def test_10_attack_made_weak_on_a_random_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apgd.APGD, "_move", lambda self, s, origin, gradient, first: origin)
+    net = smooth(4)
+    x = images(12)
+    network = Averaged(lambda p: net(p + 0.01 * torch.randn_like(p)), 12, 20)
+    assert diagnostics.attack_works(network, x, net(x).argmax(1), THREAT, 0, True).verdict == "fail"
 
 
 def test_11_too_few_images(sound: Report) -> None:
