@@ -163,8 +163,8 @@ def as_markdown(sweep: Sweep, rows: list[dict[str, Any]]) -> str:
             f"# {sweep.title}",
             "",
             f"Percent; mean and standard deviation over {sweep.over or 'nothing'}; compared with {baseline}.",
-            "p_images: McNemar, exact, over the same images, each counted once for the method that withstood it more often; "
-            "p_seeds: paired t-test over the repetitions.",
+            "p_images: McNemar, exact, over the same images, each counted once, for the method that withstood it more "
+            "often; p_seeds: paired t-test over the repetitions.",
             "",
             f"| {' | '.join(header)} |",
             f"|{'---|' * len(header)}",
