@@ -55,9 +55,8 @@ def links(folder: Path) -> dict[str, str]:
     card = folder / "reports" / "card.html"
     found = {"card": card.as_uri()} if card.is_file() else {}
     uri = str(receipt.get("tracking_uri", ""))
-    if uri.startswith("http") and receipt.get("run_id"):
-        experiment = receipt.get("experiment_id", "0")
-        found["mlflow"] = f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{receipt['run_id']}"
+    if uri.startswith("http") and "experiment_id" in receipt:  # receipts of earlier commits have none
+        found["mlflow"] = f"{uri.rstrip('/')}/#/experiments/{receipt['experiment_id']}/runs/{receipt['run_id']}"
     return found
 
 

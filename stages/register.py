@@ -61,6 +61,7 @@ def find_or_create(name: str, evidence: Evidence, origin: dict[str, str], charts
         "version": int(found.version),
         "model_uri": f"models:/{name}/{found.version}",
         "run_id": found.run_id,
+        "experiment_id": client.get_run(found.run_id).info.experiment_id,
         "tracking_uri": without_password(tracking_uri()),
         "content_key": evidence.key,
         "onnx_sha256": evidence.manifest[ONNX],

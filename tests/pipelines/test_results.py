@@ -35,6 +35,7 @@ def folder(tmp_path: Path) -> Path:
             "name": "robust-digits",
             "version": "3",
             "run_id": "abc",
+            "experiment_id": "7",
             "tracking_uri": "http://mlflow:5000",
         },
     }.items():
@@ -58,8 +59,7 @@ def test_table_shows_clean_robust_each_attack_and_seconds(folder):
 
 def test_links_to_the_run_and_the_card(folder):
     found = results.links(folder)
-    assert found["mlflow"].startswith("http://mlflow:5000/#/experiments/")
-    assert found["mlflow"].endswith("/runs/abc")
+    assert found["mlflow"] == "http://mlflow:5000/#/experiments/7/runs/abc"
     assert found["card"] == (folder / "reports" / "card.html").as_uri()
     assert "robust-digits version 3, MLflow run `abc`" in results.summary(folder, "rebuild", [])
 

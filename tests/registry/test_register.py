@@ -24,6 +24,7 @@ def test_a_version_has_its_evidence_and_is_the_file_of_dvc(registered, client, t
     mlflow = connect()
     folder = mlflow.artifacts.download_artifacts("models:/synthetic/1", dst_path=str(tmp_path / "down"))
     ours = tmp_path / "a/models/export/model.onnx"
+    assert receipt["experiment_id"] == client.get_run(receipt["run_id"]).info.experiment_id != "0"
     assert file_sha256(f"{folder}/model.onnx") == file_sha256(ours) == receipt["onnx_sha256"]
     assert version.tags["onnx_sha256"] == receipt["onnx_sha256"]
     assert {
