@@ -6,19 +6,23 @@
     python -m pipelines.deploy NAME --to FOLDER --rollback
 
 Canaries are stored images, clean and adversarial, with the answers recorded when the version was registered. A file
-that answers otherwise is taken back: the version before is served again, and the new one is not tried a second time.
+that answers otherwise is taken back: the version before is served again, and the new one is not tried a second time. A
+server that does not answer says nothing about the file: it is taken back, too, and tried again at the next look.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +42,15 @@ Canaries = dict[str, np.ndarray]
 METADATA = ("weights_sha256", "threat")  # what the file says of itself must be what the registry says
 
 
+TEMPORARY = re.compile(r"\btmp[a-z0-9_]{8}\b")  # a folder of tempfile: another name at each look
+
+
 class Refused(StageError):
     """The version is not served, and the one before it is."""
+
+
+class Silent(StageError):
+    """The server that was asked does not answer: nothing is known of the version."""
 
 
 @dataclass(frozen=True)
@@ -122,28 +133,49 @@ def _try(model: Path, number: int, before: int | None, canary: Callable[[], str 
     """When the canaries are not answered as recorded: serve the version before again, and say so."""
     try:
         wrong = canary()
-    except Exception as error:  # a file that does not load, a server that does not answer
+    except Silent as error:
+        back = _take_back(model, number, before)
+        raise StageError(f"{model.name} version {number} cannot be tried: {error}; {back}") from None
+    except Exception as error:  # a file that does not load
         wrong = f"{type(error).__name__}: {error}"
     if wrong is None:
         return
-    if before is not None and before != number and repository.state(model)["current"] == number:
-        repository.serve(model, before, {"at": now(), "by": who(), "what": f"rolled back from {number}"})
+    back = _take_back(model, number, before)
     repository.refuse(model, number, wrong)
-    back = f"version {before} is served" if before is not None and before != number else "nothing was served before"
     raise Refused(f"{model.name} version {number} does not answer its canaries as recorded: {wrong}; {back}")
+
+
+def _take_back(model: Path, number: int, before: int | None) -> str:
+    """Remove the version, after the one before is served again; says which that is."""
+    if before is None or before == number:
+        repository.remove(model, number)
+        return "nothing was served before"
+    if repository.state(model)["current"] == number:
+        repository.serve(model, before, {"at": now(), "by": who(), "what": f"rolled back from {number}"})
+    repository.remove(model, number)
+    return f"version {before} is served"
 
 
 def ask(server: str, name: str, number: int, canaries: Canaries, seconds: float = 60) -> str | None:
     """The canaries to a running server (KServe v2 over HTTP), once it has loaded the version."""
     base = f"{server.rstrip('/')}/v2/models/{name}/versions/{number}"
     _wait_ready(f"{base}/ready", seconds)
+    try:
+        return compare(_answers(base, canaries["x"]), canaries["logits"])
+    except (OSError, HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+            raise  # that is an answer
+        raise Silent(f"{server} does not answer ({type(error).__name__}: {error})") from None
+
+
+def _answers(base: str, x: np.ndarray) -> np.ndarray:
     with urllib.request.urlopen(base, timeout=10) as reply:
         (image,) = json.load(reply)["inputs"]
-    body = {"inputs": [_tensor(image["name"], image["datatype"], canaries["x"])]}
+    body = {"inputs": [_tensor(image["name"], image["datatype"], x)]}
     request = urllib.request.Request(f"{base}/infer", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as reply:
         output = json.load(reply)["outputs"][0]
-    return compare(np.asarray(output["data"], np.float32).reshape(output["shape"]), canaries["logits"])
+    return np.asarray(output["data"], np.float32).reshape(output["shape"])
 
 
 def _tensor(name: str, datatype: str, x: np.ndarray) -> dict[str, Any]:
@@ -160,7 +192,7 @@ def _wait_ready(url: str, seconds: float) -> None:
                 return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise StageError(f"{url} is not ready after {seconds:g} s ({error})") from None
+                raise Silent(f"{url} is not ready after {seconds:g} s ({error})") from None
         time.sleep(0.5)
 
 
@@ -188,6 +220,9 @@ def watch(look: Callable[[], str], seconds: float, rounds: int | None = None) ->
             said = look()
         except StageError as error:
             said = f"deploy: {error}"
+        except Exception as error:  # a download that breaks off, a full disk: mended some day, and the watch goes on
+            said = f"deploy: {type(error).__name__}: {error}"
+        said = TEMPORARY.sub("tmp", said)
         if said != told:
             print(f"{now()[:19]}Z  {said}", flush=True)
             told = said

@@ -60,6 +60,10 @@ def refuse(model: Path, number: int, why: str) -> None:
     record = state(model)
     record["refused"][str(number)] = why
     write_json(model / STATE, record)
+    remove(model, number)
+
+
+def remove(model: Path, number: int) -> None:
     shutil.rmtree(model / str(number), ignore_errors=True)
 
 

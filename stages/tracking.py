@@ -92,7 +92,8 @@ def away(reason: str) -> ServerAway:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """A server that goes away in the middle of the block is a ServerAway like one that was never there."""
+    """A server that goes away in the middle of the block is a ServerAway like one that was never there; what it
+    refuses reads well."""
     try:
         yield
     except StageError:
@@ -100,6 +101,9 @@ def answering() -> Iterator[None]:
     except Exception as error:
         if reason := _unreachable(tracking_uri()):
             raise away(reason) from error
+        if isinstance(error, mlflow_module().MlflowException):
+            said = str(error).partition("\n")[0]
+            raise StageError(f"the MLflow server {without_password(tracking_uri())} refuses: {said}") from error
         raise
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
+import tempfile
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowException
 
 from autolora.files import file_sha256
 from pipelines import deploy, repository
@@ -156,6 +160,24 @@ def test_the_watch_follows_and_outlives_a_bad_moment(registry, champion, service
     watch(away, seconds=0, rounds=3)
     assert capsys.readouterr().out.count("does not answer") == 1  # told once
 
+    def full():
+        with tempfile.TemporaryDirectory() as folder:
+            raise OSError(errno.ENOSPC, "No space left on device", f"{folder}/model.onnx")
+
+    watch(full, seconds=0, rounds=3)
+    assert capsys.readouterr().out.count("No space left") == 1
+
+
+def test_what_mlflow_refuses_reads_well(registry, champion, service, monkeypatch, capsys):
+    champion(1)
+
+    def denied(*arguments):
+        raise MlflowException("permission denied\nand a long story")
+
+    monkeypatch.setattr(deploy, "alias_version", denied)
+    assert run(service) == 1
+    assert re.fullmatch(r"deploy: the MLflow server sqlite:.* refuses: permission denied\n", capsys.readouterr().err)
+
 
 def test_an_alias_that_is_not_there_is_named(registry, service, capsys):
     assert run(service) == 1
@@ -163,14 +185,16 @@ def test_an_alias_that_is_not_there_is_named(registry, service, capsys):
 
 
 class Serving(BaseHTTPRequestHandler):
-    """As much of KServe v2 as the canaries need; `offset` is the planted fault."""
+    """As much of KServe v2 as the canaries need; `offset` and `silent` are the planted faults."""
 
-    folder, offset = Path(), 0.0
+    folder, offset, silent = Path(), 0.0, False
 
     def do_GET(self):
         self.reply({"inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]})
 
     def do_POST(self):
+        if self.silent:
+            return  # the connection is closed without a word
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"][0]
         x = np.array(body["data"], np.float32).reshape(body["shape"])
         number = self.path.split("/")[5]
@@ -186,16 +210,41 @@ class Serving(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_that_answers_otherwise_gets_the_version_before(registry, champion, service, monkeypatch, capsys):
+@pytest.fixture
+def url(service, monkeypatch):
     monkeypatch.setattr(Serving, "folder", service)
     server = HTTPServer(("127.0.0.1", 0), Serving)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_that_answers_otherwise_gets_the_version_before(registry, champion, service, url, monkeypatch, capsys):
     champion(1)
     assert run(service, "--server", url) == 0
     champion(2)
     monkeypatch.setattr(Serving, "offset", 0.5)
     assert run(service, "--server", url) == 1
-    server.shutdown()
     assert "logits differ by up to 0.5" in capsys.readouterr().err
     assert served(service) == 1
+    assert "2" in repository.state(service / "synthetic")["refused"]
+
+
+def test_a_server_that_is_silent_condemns_no_version(registry, champion, service, url, monkeypatch, capsys):
+    champion(1)
+    monkeypatch.setattr(Serving, "silent", True)
+    assert run(service, "--server", url) == 1
+    assert "nothing was served before" in capsys.readouterr().err
+    monkeypatch.setattr(Serving, "silent", False)
+    assert run(service, "--server", url) == 0
+    champion(2)
+    monkeypatch.setattr(Serving, "silent", True)
+    assert run(service, "--server", url) == 1
+    assert "version 2 cannot be tried: http://127.0.0.1" in capsys.readouterr().err
+    assert (served(service), folders(service)) == (1, [1])
+    monkeypatch.setattr(Serving, "silent", False)
+    assert run(service, "--server", url) == 0
+    assert (served(service), folders(service)) == (2, [1, 2])
+    with pytest.raises(deploy.Silent, match="is not ready after 0 s"):
+        deploy.ask("http://127.0.0.1:9", "synthetic", 1, {}, seconds=0)
