@@ -72,10 +72,10 @@ class Evidence:
     def flags(self) -> np.ndarray:
         return np.load(self.path(FLAGS), allow_pickle=False)
 
-    @property
+    @cached_property
     def classes(self) -> list[str]:
-        """Names in label order."""
-        return [str(entry["class"]) for entry in self.robustness["by_class"]]
+        """Names in label order, from the file's own notes: `by_class` lacks a class of which no image was attacked."""
+        return json.loads(onnx_metadata(self.path(ONNX))["classes"])
 
     @cached_property
     def image_size(self) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import math
 import shutil
 from pathlib import Path
@@ -75,7 +76,8 @@ def make_onnx(path: Path, rng: np.random.Generator, eps: int) -> tuple[str, np.n
         [numpy_helper.from_array(matrix, "matrix")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {"weights_sha256": digest, "threat": f"linf:{eps}/255"})
+    notes = {"weights_sha256": digest, "threat": f"linf:{eps}/255", "classes": json.dumps(CLASSES)}
+    helper.set_model_props(model, notes)
     onnx.save(model, path)
     return digest, matrix
 

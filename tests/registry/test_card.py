@@ -12,8 +12,10 @@ import pytest
 from autolora.files import read_json, write_json
 from stages.card import plots, write_card
 from stages.charts import Axis, Series, lines, percent, standalone
-from stages.evidence import Evidence
-from tests.registry.synthetic import make_run
+from stages.evidence import ONNX, Evidence
+from stages.examples import gallery
+from stages.serving import signature
+from tests.registry.synthetic import CLASSES, make_run
 
 
 class Tree(HTMLParser):
@@ -112,6 +114,21 @@ def test_a_hostile_class_name_stays_text(tmp_path):
     html = page(folder)
     assert "<img src=x" not in html
     assert "&lt;img src=x" in html
+
+
+def test_a_class_without_an_attacked_image_moves_no_name(tmp_path):
+    """As `evaluate` leaves it when few images are attacked: one class less in `by_class`, as many logits as before."""
+    folder = make_run(tmp_path / "run")
+    path = folder / "reports/robustness.json"
+    record = read_json(path)
+    record["by_class"].pop(0)
+    write_json(path, record)
+    evidence, data = Evidence(folder), np.load(folder / "models/adversarial.npz")
+    assert "10 logits" in page(folder)
+    assert evidence.classes == CLASSES
+    shown = gallery(evidence, evidence.classes)
+    assert {example.truth for example in shown} <= {CLASSES[label] for label in data["y"][data["found"]]}
+    assert signature(evidence.path(ONNX), len(evidence.classes)).outputs.inputs[0].shape == (-1, 10)
 
 
 @pytest.mark.parametrize(
