@@ -11,6 +11,7 @@ import pytest
 
 from autolora.files import read_json
 from stages import tracking
+from stages.mirror import _missed
 from stages.tracking import LIVE_EPOCHS, LIVE_RECORD, find_live_run, flat, live, numbers
 from tests.registry.synthetic import make_run
 
@@ -24,7 +25,8 @@ def train(work, rows, crash_after=None, seconds=0.0):
     work.mkdir(parents=True, exist_ok=True)
     with live(work, {"finetune": {"epochs": 60}}, 60) as on_epoch:
         for row in rows:
-            on_epoch({k: v if k == "event" else float(v) for k, v in row.items()} | {"epoch": int(row["epoch"])})
+            known = {k: v if k == "event" else float(v) for k, v in row.items() if v != ""}
+            on_epoch(known | {"epoch": int(row["epoch"])})
             time.sleep(seconds)
             if int(row["epoch"]) == crash_after:
                 raise KeyboardInterrupt
@@ -62,6 +64,13 @@ def test_register_finds_the_live_run_and_writes_what_it_missed(registered, clien
     assert registered("a")["run_id"] == run_id
     history = client.get_metric_history(run_id, "val_robust")
     assert sorted(m.step for m in history) == list(range(1, 61))  # nothing is missing, nothing is there twice
+
+
+def test_a_method_that_is_not_attacked_while_it_trains_is_not_written_twice(store, client, tmp_path):
+    rows, work = rows_of(make_run(tmp_path / "a"))[:5], tmp_path / "work/finetune/key"
+    rows = [row | {"val_robust": ""} for row in rows]
+    train(work, rows[:3])
+    assert _missed(client, read_json(work / LIVE_RECORD)["run_id"], rows) == rows[3:]
 
 
 def test_an_interrupted_run_is_marked_and_gone_on_with(store, client, tmp_path):
