@@ -22,9 +22,11 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from stages.work import cores, processes_asked_for
+from autolora.diagnostics import CheckFailed
+from stages.work import StageError, cores, processes_asked_for
 
 MOST = 8
+GRACE = 10.0  # seconds that a process may have ended before the first one has joined
 
 
 @contextmanager
@@ -39,8 +41,12 @@ def processes() -> Iterator[bool]:
         _end_with(int(os.environ["AUTOLORA_PARENT"]))
     try:
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            _join(rank)
+            _join(rank, helpers)
         yield rank == 0
+    except CheckFailed:
+        if rank > 0:  # every process comes to the same verdict; the first one tells it
+            sys.exit(1)
+        raise
     finally:
         for helper in helpers:
             _stop(helper)
@@ -70,11 +76,34 @@ def _start(number: int) -> list[subprocess.Popen]:
     ]
 
 
-def _join(rank: int) -> None:
+def _join(rank: int, helpers: list[subprocess.Popen]) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count())
-    dist.init_process_group("gloo", timeout=timedelta(hours=24))
+    joining = threading.Thread(
+        target=dist.init_process_group, args=("gloo",), kwargs={"timeout": timedelta(hours=24)}, daemon=True
+    )
+    joining.start()
+    while joining.is_alive():
+        joining.join(0.2)
+        _require_alive(helpers, joining)
+    if not dist.is_initialized():
+        raise StageError("the processes did not find each other: the reason is above")
+
+
+def _require_alive(helpers: list[subprocess.Popen], joining: threading.Thread) -> None:
+    """One that died while it imported would be waited for as long as the others may take."""
+    for number, helper in enumerate(helpers, 1):
+        if (code := helper.poll()) is None:
+            continue
+        joining.join(GRACE)
+        if joining.is_alive():
+            for other in helpers:
+                other.kill()
+            raise StageError(
+                f"process {number} of {len(helpers) + 1} ended with exit code {code} before the work began: "
+                "its message is above"
+            )
 
 
 def _end_with(parent: int) -> None:
