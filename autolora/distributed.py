@@ -35,7 +35,10 @@ def _on() -> bool:
 
 @contextmanager
 def group() -> Iterator[None]:
-    """Join the processes that torchrun started; without torchrun there is nothing to join."""
+    """Join the processes that torchrun started; without torchrun there is nothing to join.
+
+    Whoever fine-tunes several times opens one group around it all: a second one on the same store was seen to hang.
+    """
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1 or _on():
         yield
         return

@@ -31,5 +31,6 @@ def tune(folder: str | Path, method: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for chosen in sys.argv[2:]:
-        tune(sys.argv[1], chosen)
+    with distributed.group():  # once for all, as the stage does: gloo hung when a second group met on the same store
+        for chosen in sys.argv[2:]:
+            tune(sys.argv[1], chosen)
