@@ -68,6 +68,7 @@ def test_a_missing_weights_file_and_an_unknown_backbone(checkout):
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
     assert "models/pretrained/none.safetensors" in result.stderr
+    shutil.copyfile(ROOT / "params.yaml", checkout / "params.yaml")
     set_param(checkout, "backbone.arch", "resnet10q")
     result = run(checkout, sys.executable, "-m", "stages.finetune")
     assert result.returncode != 0
