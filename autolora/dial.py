@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from autolora.attacks.pgd import frozen, pgd
 from autolora.data import to_pixels
-from autolora.statistics import mcnemar
+from autolora.statistics import holm, mcnemar
 from autolora.threat import Threat
 
 STEPS = 20  # of the PGD that judges a point of the curve
-SIGNIFICANT = 0.05  # p of the paired test on clean images
+SIGNIFICANT = 0.05  # p of the paired test on clean images, corrected for the number of alphas tried
 MAY_LOSE = 0.005  # robust accuracy that a significant gain in clean accuracy may cost
 
 
@@ -80,11 +80,13 @@ def judge(
 def choose(points: Sequence[Point]) -> tuple[Point, str]:
     """The point to ship, and why; `points` lie in one direction. Alpha = 0 stays unless another point earns it.
 
-    It does when clean accuracy rises significantly (McNemar, paired) at no more than 0.5 points of robust accuracy, or
-    when both rise.
+    It does when clean accuracy rises significantly (McNemar, paired; Holm over all that are tried) at no more than 0.5
+    points of robust accuracy, or when both rise.
     """
     (start,) = (point for point in points if point.alpha == 0)
-    earned = [(point, reason) for point in points if (reason := _earns(start, point))]
+    others = [point for point in points if point is not start]
+    tested = zip(others, holm([_p(start, point) for point in others]))
+    earned = [(point, reason) for point, p in tested if (reason := _earns(start, point, p))]
     if not earned:
         return (
             start,
@@ -93,13 +95,16 @@ def choose(points: Sequence[Point]) -> tuple[Point, str]:
     return max(earned, key=lambda pair: (*pair[0].accuracies, -pair[0].alpha))
 
 
-def _earns(start: Point, point: Point) -> str:
+def _p(start: Point, point: Point) -> float:
+    return mcnemar(int((point.clean & ~start.clean).sum()), int((start.clean & ~point.clean).sum()))
+
+
+def _earns(start: Point, point: Point, p: float) -> str:
     """Why this point may replace alpha = 0; empty where it may not."""
     (clean, robust), (clean_now, robust_now) = start.accuracies, point.accuracies
-    gains, losses = int((point.clean & ~start.clean).sum()), int((start.clean & ~point.clean).sum())
-    p = mcnemar(gains, losses)
+    change = f"clean {clean:.4f} to {clean_now:.4f}, PGD-20 {robust:.4f} to {robust_now:.4f}"
     if clean_now > clean and robust_now > robust:
-        return f"both rise: clean {clean:.4f} to {clean_now:.4f}, PGD-20 {robust:.4f} to {robust_now:.4f}"
-    if gains > losses and p < SIGNIFICANT and robust - robust_now <= MAY_LOSE + 1e-9:
-        return f"clean {clean:.4f} to {clean_now:.4f} (McNemar p = {p:.2g}), PGD-20 {robust:.4f} to {robust_now:.4f}"
+        return f"both rise: {change}"
+    if clean_now > clean and p < SIGNIFICANT and robust - robust_now <= MAY_LOSE + 1e-9:
+        return f"{change} (clean: McNemar, corrected for the alphas tried, p = {p:.2g})"
     return ""

@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import binomtest
 
-from autolora.statistics import mcnemar, wilson
+from autolora.statistics import holm, mcnemar, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (63, 128), (499, 1000), (1, 3)])
@@ -16,3 +16,15 @@ def test_wilson(k: int, n: int) -> None:
 def test_mcnemar(a: int, b: int) -> None:
     expected = binomtest(a, a + b).pvalue if a + b else 1.0
     assert mcnemar(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("values", [[], [0.04], [0.01, 0.04, 0.03, 0.005], [0.5, 0.6, 0.02], [0.02, 0.02, 1.0]])
+def test_holm(values: list[float]) -> None:
+    """Step down: the i-th smallest p is held against level / (m - i), and the first that fails ends it."""
+    for level in (0.001, 0.015, 0.021, 0.05, 0.061, 0.3, 0.9):
+        rejected: set[int] = set()
+        for rank, i in enumerate(sorted(range(len(values)), key=values.__getitem__)):
+            if values[i] * (len(values) - rank) > level:
+                break
+            rejected.add(i)
+        assert {i for i, p in enumerate(holm(values)) if p <= level} == rejected

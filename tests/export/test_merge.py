@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from autolora.backbones import load_classifier, read_notes, save_classifier
 from autolora.branch import Branch, fold, save_branch
-from autolora.dial import Point, choose, interpolate, judge
+from autolora.dial import SIGNIFICANT, Point, choose, interpolate, judge
 from autolora.threat import Threat
 from stages.work import StageError, work_root
 from tests.export.nets import EveryLayer, tiny
@@ -112,6 +112,31 @@ def test_auto_moves_only_where_it_is_earned(other: Point, moves: bool) -> None:
     chosen, why = choose([point(0, [0, 300], [0, 200]), other])
     assert (chosen.alpha == 1) is moves
     assert why
+
+
+def moves(seeds: int, gain: float) -> float:
+    """How often `auto` moves where four alphas change the answer to every second image by chance, plus a true gain."""
+    moved = 0
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        robust, start = (
+            np.zeros(400, bool),
+            rng.random(400) < 0.5,
+        )  # equal robust flags: "both rise" has no part in this
+        points = [Point("branch", 0, start, robust)]
+        for alpha in (0.25, 0.5, 0.75, 1):
+            again = rng.random(400) < 0.5 + gain
+            points.append(Point("branch", alpha, np.where(rng.random(400) < 0.5, again, start), robust))
+        moved += choose(points)[0].alpha > 0
+    return moved / seeds
+
+
+def test_four_chances_are_not_four_times_the_false_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    level = SIGNIFICANT / 2  # a two-sided test, of which only the gains move the dial
+    assert moves(500, gain=0) <= level
+    assert moves(100, gain=0.3) > 0.9
+    monkeypatch.setattr("autolora.dial.holm", list)  # as it was before: this test sees the difference
+    assert moves(500, gain=0) > 2 * level
 
 
 def test_auto_takes_the_most_accurate_of_those_that_earn_it() -> None:
