@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -20,6 +18,7 @@ from PIL import Image
 
 from autolora.export import export_onnx
 from deploy import client, model_repository
+from tests.export import schemas
 from tests.export.nets import tiny
 
 CLASSES = ["cat", "dog, small", "Äpfel"]
@@ -27,17 +26,7 @@ CLASSES = ["cat", "dog, small", "Äpfel"]
 
 @pytest.fixture(scope="module")
 def schema() -> ModuleType:
-    """Triton's model_config_pb2, without its client, which would want gRPC."""
-    found = importlib.util.find_spec("tritonclient")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("needs tritonclient (group dev) for Triton's protobuf schema")
-    path = Path(next(iter(found.submodule_search_locations))) / "grpc" / "model_config_pb2.py"
-    spec = importlib.util.spec_from_file_location("model_config_pb2", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return schemas.triton()
 
 
 @pytest.fixture(scope="module")
@@ -103,32 +92,34 @@ def test_the_inference_service(gpu: bool) -> None:
     assert {doc["kind"] for doc in committed} == {"InferenceService"}
 
 
-def closed(schema: Any) -> Any:
-    """Kubernetes refuses unknown fields where the schema does not allow them; JSON schema has to be told."""
-    if isinstance(schema, list):
-        return [closed(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {key: closed(value) for key, value in schema.items()}
-    if found.get("x-kubernetes-int-or-string"):
-        return {}
-    open_ = found.get("x-kubernetes-preserve-unknown-fields") or "properties" not in found
-    return found if open_ else {"additionalProperties": False, **found}
+@pytest.fixture(scope="module")
+def inference_service() -> Any:
+    return schemas.kserve()
 
 
-@pytest.mark.skipif("KSERVE_CRD" not in os.environ, reason="needs KSERVE_CRD=serving.kserve.io_inferenceservices.yaml")
 @pytest.mark.parametrize("gpu", [False, True])
-def test_the_inference_service_against_kserves_own_schema(gpu: bool) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    crd = yaml.load(Path(os.environ["KSERVE_CRD"]).read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (version,) = (v for v in crd["spec"]["versions"] if v["name"] == "v1beta1")
-    schema = closed(version["schema"]["openAPIV3Schema"])
-    schema["properties"]["metadata"] = {"type": "object"}
-    service = yaml.safe_load(model_repository.inference_service("s3://models/robust", "robust", gpu))
-    jsonschema.validate(service, schema)
-    service["spec"]["predictor"]["model"]["storageuri"] = "s3://models/robust"
-    with pytest.raises(jsonschema.ValidationError, match="storageuri"):
-        jsonschema.validate(service, schema)
+def test_the_inference_service_against_kserves_own_schema(inference_service: Any, gpu: bool) -> None:
+    inference_service.validate(yaml.safe_load(model_repository.inference_service("s3://models/robust", "robust", gpu)))
+    for document in yaml.safe_load_all((Path(model_repository.__file__).parent / "kserve.yaml").read_text()):
+        inference_service.validate(document)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("storageUri", "storageuri", "'storageuri' was unexpected"),
+        ("{name: triton}", "triton", "is not of type 'object'"),
+        ("predictor:", "predictors:", "'predictors' was unexpected"),
+        ("name: NVIDIA_TF32_OVERRIDE", "key: NVIDIA_TF32_OVERRIDE", "'key' was unexpected"),
+        ('limits: {cpu: "1"', "limits: {cpu: [1]", "is not valid under any"),
+        ("name: robust", "label: {a: b}", "'label' was unexpected"),
+    ],
+)
+def test_kserves_schema_would_have_seen_a_mistake(inference_service: Any, right: str, wrong: str, said: str) -> None:
+    text = model_repository.inference_service("s3://models/robust", "robust", False)
+    assert right in text
+    errors = [error.message for error in inference_service.iter_errors(yaml.safe_load(text.replace(right, wrong)))]
+    assert any(said in error for error in errors), errors
 
 
 # --- the client -------------------------------------------------------------------------------------------------------
