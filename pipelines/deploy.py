@@ -22,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,13 @@ def _publish(mlflow: Any, version: Any, model: Path, folder: Path, how: How) -> 
     check_metadata(version, path)
     canaries = fetch_canaries(mlflow, version, folder)
     _try(model, number, before, lambda: disagreement(path, canaries))
+    if how.server:  # or a dead server would have the served version changed, and changed back, at each look
+        _try(model, number, before, partial(alive, how.server))
     written = repository.write_version(model, number, path)
     repository.serve(model, number, {"at": now(), "by": who(), "what": "deployed"}, how.gpu)
     _try(model, number, before, lambda: disagreement(written, canaries))
     if how.server:
-        url = how.server
-        _try(model, number, before, lambda: ask(url, model.name, number, canaries))
+        _try(model, number, before, partial(ask, how.server, model.name, number, canaries))
     repository.prune(model, how.keep, (number, before))
     return f"{model.name} version {number} is served from {written.parent} (before: {before or 'none'})"
 
@@ -156,6 +158,11 @@ def _take_back(model: Path, number: int, before: int | None) -> str:
     return f"version {before} is served"
 
 
+def alive(server: str) -> None:
+    """Is there anybody to ask? (KServe v2; which models it has does not matter yet.)"""
+    _wait_ready(f"{server.rstrip('/')}/v2/health/live", 0)
+
+
 def ask(server: str, name: str, number: int, canaries: Canaries, seconds: float = 60) -> str | None:
     """The canaries to a running server (KServe v2 over HTTP), once it has loaded the version."""
     base = f"{server.rstrip('/')}/v2/models/{name}/versions/{number}"
@@ -190,7 +197,7 @@ def _wait_ready(url: str, seconds: float) -> None:
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             if time.monotonic() > deadline:
                 raise Silent(f"{url} is not ready after {seconds:g} s ({error})") from None
         time.sleep(0.5)

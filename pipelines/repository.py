@@ -50,9 +50,21 @@ def serve(model: Path, number: int, event: dict[str, Any], gpu: bool | None = No
     policy = f"version_policy: {{ specific {{ versions: [ {number} ] }} }}\n"
     write_text(model / "labels.txt", "".join(f"{label}\n" for label in labels(file)))
     write_text(model / "config.pbtxt", config(file, model.name, record["gpu"]) + policy)
-    record["events"].append({"version": number, "before": record["current"], **event})
+    record["events"] = _counted(record["events"], {"version": number, "before": record["current"], **event})
     record["refused"].pop(str(number), None)
     write_json(model / STATE, record | {"current": number})
+
+
+def _counted(events: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """With the new one at the end; what comes back at every look (deployed, taken back, ...) is counted, not listed."""
+    for period in (1, 2):
+        if _what(events[-period:][:1]) == _what([new]):
+            return [*events[:-period], {**new, "times": events[-period].get("times", 1) + 1}]
+    return [*events, new]
+
+
+def _what(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    return [(event["version"], event["before"], event["what"]) for event in events]
 
 
 def refuse(model: Path, number: int, why: str) -> None:

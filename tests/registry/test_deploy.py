@@ -248,3 +248,33 @@ def test_a_server_that_is_silent_condemns_no_version(registry, champion, service
     assert (served(service), folders(service)) == (2, [1, 2])
     with pytest.raises(deploy.Silent, match="is not ready after 0 s"):
         deploy.ask("http://127.0.0.1:9", "synthetic", 1, {}, seconds=0)
+
+
+def test_a_watch_beside_a_server_that_stays_dead_leaves_the_served_version_and_its_record_alone(
+    registry, champion, service, url, capsys
+):
+    """Nobody listens on port 9: what Triton reads must not be changed, and changed back, at every look."""
+    champion(1)
+    assert run(service, "--server", url) == 0
+    champion(2)
+    before = {file: file.stat().st_mtime_ns for file in (service / "synthetic").rglob("*.*")}
+    watch(lambda: deploy.deploy("synthetic", "champion", service, deploy.How(server="http://127.0.0.1:9")), 0, 3)
+    assert {file: file.stat().st_mtime_ns for file in (service / "synthetic").rglob("*.*")} == before
+    assert capsys.readouterr().out.count("version 2 cannot be tried") == 1
+
+
+def test_a_watch_beside_a_server_that_loads_nothing_counts_what_it_did_again(
+    registry, champion, service, url, monkeypatch
+):
+    """It lives, and answers no canary: each look serves the version and takes it back, in two entries with a count."""
+    how = deploy.How(server=url)
+    champion(1)
+    deploy.deploy("synthetic", "champion", service, how)
+    champion(2)
+    monkeypatch.setattr(Serving, "silent", True)
+    watch(lambda: deploy.deploy("synthetic", "champion", service, how), 0, 3)
+    events = [(e["version"], e["what"], e.get("times", 1)) for e in repository.state(service / "synthetic")["events"]]
+    assert events == [(1, "deployed", 1), (2, "deployed", 3), (1, "rolled back from 2", 1)]
+    monkeypatch.setattr(Serving, "silent", False)
+    deploy.deploy("synthetic", "champion", service, how)
+    assert deploy.rollback("synthetic", service) == "synthetic version 1 is served again, instead of 2"
