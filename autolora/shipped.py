@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autolora.attacks.apgd import APGD
+from autolora.attacks.apgd import APGD, cross_entropy, targeted_dlr
 from autolora.attacks.network import Network
 from autolora.attacks.progress import Progress
 from autolora.attacks.slots import Images, Slots
@@ -25,7 +25,7 @@ Answer = Callable[[np.ndarray], np.ndarray]
 Answers = Callable[[Tensor], Tensor]
 NAME = "square-file"  # part of the key of its draws: evaluate's Square has already failed with those of "square"
 BATCH, QUERIES, EVERY = 256, 5000, 50
-ASCENT = 100  # steps of APGD
+ASCENT, TARGETS = 100, 9  # steps of APGD, and classes that it aims at
 STEPS = -(-(QUERIES + 1) // EVERY) * EVERY  # of one image that stands: rows are looked at every 50 queries
 SQUARE = {"linf": SquareLinf, "l2": SquareL2}
 
@@ -110,10 +110,11 @@ def white_box(
     threat: Threat,
     seed: int,
     tick: Callable[[int], object] = lambda steps: None,
-) -> np.ndarray:
-    """bool [n]: which images stand against APGD-CE with the logits of the file and the gradients of its torch copy.
+) -> dict[str, np.ndarray]:
+    """Attack -> bool [n], which images stand after it: APGD-CE, then APGD-T on what is left.
 
-    So a step is judged, and a success counted, on the file alone; the copy only says where to go.
+    The gradients are those of `copy`, its torch copy, and the logits are the file's: a step is judged, and a success
+    counted, on the file alone; the copy only says where to go.
     """
 
     def logits(points: Tensor) -> Tensor:
@@ -121,28 +122,47 @@ def white_box(
         return soft + (torch.from_numpy(answer(points.detach().numpy())) - soft).detach()
 
     network = Network(logits, min(64, max(len(y), 1)))
-    slots = Slots(APGD(network, threat, steps=ASCENT), _images(x, y, ids), "white-box", seed, network.batch)
-    return _survivors(slots, Progress(None), tick)
+    stood, after = np.ones(len(y), bool), {}
+    for name, (loss, targets) in _losses(answer, x, y).items():
+        left = np.flatnonzero(stood)
+        images = _images(x[left], y[left], [ids[i] for i in left], targets[left])
+        slots = Slots(APGD(network, threat, loss, steps=ASCENT), images, f"white-box {name}", seed, network.batch)
+        stood[left] = _survivors(slots, Progress(None), tick)
+        after[name] = stood.copy()
+    return after
 
 
-def _images(x: np.ndarray, y: np.ndarray, ids: Sequence[str]) -> Images:
-    return Images(torch.from_numpy(x), torch.from_numpy(y), torch.zeros(len(y), 1, dtype=torch.long), list(ids))
+def _losses(answer: Answer, x: np.ndarray, y: np.ndarray) -> dict[str, tuple[Callable, Tensor]]:
+    """With the classes to aim at [n,ranks]; the targeted loss needs four classes."""
+    found: dict[str, tuple[Callable, Tensor]] = {"APGD-CE": (cross_entropy, torch.zeros(len(y), 1, dtype=torch.long))}
+    if len(y) and (scores := torch.from_numpy(answer(x))).shape[1] >= 4:
+        wrong = scores.scatter(1, torch.from_numpy(y)[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+        found["APGD-T"] = (targeted_dlr, wrong[:, : min(TARGETS, scores.shape[1] - 1)])
+    return found
+
+
+def _images(x: np.ndarray, y: np.ndarray, ids: Sequence[str], targets: Tensor | None = None) -> Images:
+    none = torch.zeros(len(y), 1, dtype=torch.long)
+    return Images(torch.from_numpy(x), torch.from_numpy(y), none if targets is None else targets, list(ids))
 
 
 def _survivors(slots: Slots, log: Progress, tick: Callable[[int], object]) -> np.ndarray:
-    """Run one attack on every image that the log does not know yet."""
-    ids = slots.images.ids
-    broken = {name: point is not None for (name, _), point in log.read(slots.name).items()}
-    tick(len(broken) * slots.attack.rounds)
+    """Run one attack, at each of its targets, on every image that the log does not know yet."""
+    ids, ranks = slots.images.ids, slots.images.targets.shape[1]
+    known = log.read(slots.name)
+    broken = {name for (name, _), point in known.items() if point is not None}
+    tick(len(known) * slots.attack.rounds)
 
     def finish(job: tuple[int, int], point: Tensor | None) -> None:
-        broken[ids[job[0]]] = point is not None
-        log.add(slots.name, ids[job[0]], 0, point)
+        if point is not None:
+            broken.add(ids[job[0]])
+        log.add(slots.name, ids[job[0]], job[1], point)
 
     def heard(done: int, saved: int) -> None:
         tick(done + saved)
 
-    if ids:
-        slots.run([(i, 0) for i, name in enumerate(ids) if name not in broken], finish, heard)
+    jobs = [(i, r) for i, name in enumerate(ids) for r in range(ranks) if name not in broken and (name, r) not in known]
+    if jobs:
+        slots.run(jobs, finish, heard)
     log.flush(slots.name)
-    return np.array([not broken[name] for name in ids], bool)
+    return np.array([name not in broken for name in ids], bool)

@@ -168,6 +168,23 @@ def _resize(
     return F.interpolate(x, size=[int(side) for side in sizes[2:].tolist()], mode="nearest")
 
 
+def _pad(
+    x: Tensor, pads: Tensor, value: Tensor | None = None, axes: Tensor | None = None, mode: str = "constant"
+) -> Tensor:
+    if mode != "constant":
+        raise ValueError(f"no straight-through form of Pad {mode}")
+    amounts, chosen = pads.long().tolist(), list(range(x.dim())) if axes is None else axes.long().tolist()
+    by_axis = {axis % x.dim(): (amounts[i], amounts[i + len(chosen)]) for i, axis in enumerate(chosen)}
+    flat = [side for axis in reversed(range(x.dim())) for side in by_axis.get(axis, (0, 0))]
+    return F.pad(x, flat, value=0.0 if value is None else float(value))
+
+
+def _batch_norm(
+    x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, variance: Tensor, epsilon: float = 1e-5, **_: Any
+) -> Tensor:
+    return F.batch_norm(x, mean, variance, scale, bias, eps=epsilon)
+
+
 def _gemm(
     a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1, beta: float = 1, transA: int = 0, transB: int = 0
 ) -> Tensor:
@@ -227,6 +244,7 @@ def _cast(x: Tensor, to: int, **_: Any) -> Tensor:
 OPERATORS: dict[str, Callable[..., Any]] = {
     "Add": torch.add,
     "AveragePool": _average_pool,
+    "BatchNormalization": _batch_norm,
     "Cast": _cast,
     "Clip": lambda x, low=None, high=None: x.clamp(low, high),
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
@@ -242,13 +260,17 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Gelu": lambda x, approximate="none": F.gelu(x, approximate=approximate),
     "Gemm": _gemm,
     "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
+    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: (alpha * x + beta).clamp(0, 1),
+    "HardSwish": F.hardswish,
     "Identity": lambda x: x,
     "LayerNormalization": _layer_norm,
     "MatMul": torch.matmul,
     "MatMulInteger": _matmul_integer,
     "MaxPool": _max_pool,
     "Mul": torch.mul,
+    "Pad": _pad,
     "QuantizeLinear": _quantize,
+    "Range": lambda start, limit, delta: torch.arange(start.item(), limit.item(), delta.item()),
     "ReduceMean": _reduce_mean,
     "Relu": F.relu,
     "Reshape": _reshape,

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from autolora.files import file_sha256
 from autolora.runtime import logits, open_session
-from autolora.shipped import ASCENT, QUERIES, STEPS, Answer, Replayed, replay, square, white_box
+from autolora.shipped import ASCENT, QUERIES, STEPS, TARGETS, Answer, Replayed, replay, square, white_box
 from autolora.statistics import wilson
 from autolora.straight import StraightThrough
 from autolora.threat import Threat
@@ -96,14 +96,16 @@ def measure(path: Path, examples: Examples, threat: Threat, seed: int, limit: in
 
 
 def with_gradients(path: Path, before: Standing, examples: Examples, threat: Threat, seed: int) -> Standing:
-    """APGD along the gradients of the file's straight-through copy, on what stood Square."""
+    """APGD-CE and APGD-T along the gradients of the file's straight-through copy, on what stood Square."""
     rows = before.rows[before.stood]
     x, _, y, ids, _ = examples.only(rows)
-    with _bar(f"export: APGD on {path.name}", len(rows) * (ASCENT + 1)) as tick:
-        found = white_box(StraightThrough(path), answers(path), x, y, list(ids), threat, seed, tick=tick)
+    with _bar(f"export: APGD on {path.name}", len(rows) * (ASCENT + 1) * (1 + TARGETS)) as tick:
+        after = white_box(StraightThrough(path), answers(path), x, y, list(ids), threat, seed, tick=tick)
     stood = before.stood.copy()
-    stood[before.stood] = found
-    record = before.record | {"white_box": {"attack": "APGD-CE", "n": len(rows), "broken": int((~found).sum())}}
+    stood[before.stood] = list(after.values())[-1]
+    left = {name: int(found.sum()) for name, found in after.items()}
+    broken = len(rows) - min(left.values())
+    record = before.record | {"white_box": {"n": len(rows), "standing_after": left, "broken": broken}}
     return before._replace(stood=stood, record=record)
 
 

@@ -84,7 +84,8 @@ def notes_of(name: str, work: Work, stands: Standing) -> dict[str, str]:
     n = len(work.examples.y)
     return {key: value for key, value in work.notes.items() if key != "graph_sha256"} | {
         "variant": name,
-        "attack": "stored adversarial examples, Square" + (", APGD-CE straight through" if name == "int8" else ""),
+        "attack": "stored adversarial examples, Square"
+        + (", APGD-CE and APGD-T straight through" if name == "int8" else ""),
         "clean_accuracy": as_text({"value": round(stands.clean, 6), "n": n}),
         "robust_accuracy": as_text({"value": stands.robust, "n": n, "attacked": len(stands.rows)}),
     }

@@ -179,12 +179,65 @@ def test_gradients_go_straight_through(exported: Path, quantised: Path) -> None:
 def test_the_white_box_is_stronger_than_nothing_and_judged_on_the_file(quantised: Path) -> None:
     x, y, copy = images(), labels(quantised), StraightThrough(quantised)
     answer = partial(logits, open_session(quantised))
-    stands = white_box(copy, answer, x, y, names(40), LINF, seed=0)
-    assert 0 < stands.sum() < 40
+    after = white_box(copy, answer, x, y, names(40), LINF, seed=0)
+    assert list(after) == ["APGD-CE", "APGD-T"]
+    assert 0 < after["APGD-T"].sum() <= after["APGD-CE"].sum() < 40
     constant = white_box(
         copy, lambda x: np.eye(10, dtype=np.float32)[y[:1].repeat(len(x))], x[:1], y[:1], ["a"], LINF, 0
     )
-    assert constant.tolist() == [True]  # the copy is fooled, the file is not
+    assert constant["APGD-T"].tolist() == [True]  # the copy is fooled, the file is not
+
+
+def test_logits_so_large_that_cross_entropy_has_no_gradient_do_not_hide_a_weakness(exported: Path) -> None:
+    model, session = tiny(), open_session(exported)
+    x, y = images(12), labels(exported, 12)
+    after = white_box(
+        lambda points: 1e6 * model(points), lambda x: 1e6 * logits(session, x), x, y, names(12), Threat("linf", 0.1), 0
+    )
+    assert after["APGD-CE"].all()
+    assert not after["APGD-T"].any()
+
+
+def test_three_classes_have_no_targeted_attack() -> None:
+    copy = lambda x: torch.stack([x.mean((1, 2, 3)) * k for k in (1, 2, 3)], 1)  # noqa: E731
+    x = grey([0.5])
+    after = white_box(copy, lambda x: copy(torch.from_numpy(x)).numpy(), x, np.array([2]), ["a"], LINF, seed=0)
+    assert list(after) == ["APGD-CE"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "constants", "attributes"),
+    [
+        ("BatchNormalization", {"s": [1.0, 2, 3], "b": [0.0, 1, 2], "m": [0.1, 0.2, 0.3], "v": [1.0, 2, 3]}, {}),
+        ("HardSigmoid", {}, {}),
+        ("HardSigmoid", {}, {"alpha": 1 / 6, "beta": 0.5}),
+        ("HardSwish", {}, {}),
+        ("Pad", {"pads": [0, 0, 1, 2, 0, 0, 3, 0]}, {}),
+        ("Pad", {"pads": [1, 0, 0, 2], "value": 0.5, "axes": [2, -1]}, {}),
+    ],
+)
+def test_an_operator_is_what_onnxruntime_makes_of_it(
+    tmp_path: Path, kind: str, constants: dict, attributes: dict
+) -> None:
+    value = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
+    arrays = {
+        k: np.array(v, np.float32 if isinstance(np.ravel(v)[0], float) else np.int64) for k, v in constants.items()
+    }
+    node = onnx.helper.make_node(kind, ["image", *constants], ["logits"], **attributes)
+    graph = onnx.helper.make_graph(
+        [node],
+        "g",
+        [value("image", shape=["n", 3, 8, 8])],
+        [value("logits", shape=None)],
+        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
+    x = 8 * images(3) - 4
+    copied = StraightThrough(path)(torch.from_numpy(x)).numpy()
+    answered = open_session(path).run(None, {"image": x})[0]
+    assert copied.shape == answered.shape
+    assert np.abs(copied - answered).max() < 1e-5
 
 
 def test_an_operator_without_a_straight_through_form_is_named(tmp_path: Path) -> None:
