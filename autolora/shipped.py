@@ -125,7 +125,7 @@ def white_box(
     stood, after = np.ones(len(y), bool), {}
     for name, (loss, targets) in _losses(answer, x, y).items():
         left = np.flatnonzero(stood)
-        images = _images(x[left], y[left], [ids[i] for i in left], targets[left])
+        images = _images(x[left], y[left], [ids[i] for i in left.tolist()], targets[left])
         slots = Slots(APGD(network, threat, loss, steps=ASCENT), images, f"white-box {name}", seed, network.batch)
         stood[left] = _survivors(slots, Progress(None), tick)
         after[name] = stood.copy()
