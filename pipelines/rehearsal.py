@@ -2,9 +2,12 @@
 
     python -m pipelines.rehearsal                  this repository, with a short training; some minutes
     python -m pipelines.rehearsal --epochs 30 --images 100
+    python -m pipelines.rehearsal --undisturbed SHA256     of robust.safetensors as an earlier rehearsal has printed it
 
 Everything happens in a temporary folder: server (sqlite), clones of HEAD for the two workers, DVC's cache, progress and
-MLflow. The tests use the same Server.
+MLflow. At the end the fine-tuned weights are compared with those of an undisturbed `dvc repro`, which knows nothing of
+server, cache and progress: same commit, same parameters, one thread. Any difference is exit code 1. The tests use the
+same Server.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from autolora.files import file_sha256
+from pipelines import commands, workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDS = {"COMPLETED", "FAILED", "CANCELLED"}
@@ -157,7 +164,8 @@ def clone(folder: Path) -> Path:
     return folder
 
 
-def rehearse(folder: Path, overrides: dict[str, Any]) -> None:
+def rehearse(folder: Path, overrides: dict[str, Any]) -> dict[str, str]:
+    """The digests of the weights that the second worker has finished."""
     server = Server(folder / "server")
     server.environment |= {
         "AUTOLORA_WORK": str(folder / "work"),
@@ -177,6 +185,7 @@ def rehearse(folder: Path, overrides: dict[str, Any]) -> None:
         say("second worker", "started")
         wait_for("the end of the run", lambda: server.flow_run(run)["state_type"] in ENDS, 1800)
         timeline(server, run, folder)
+        return outcome(clones["second"], folder)
     finally:
         server.stop()
 
@@ -192,15 +201,59 @@ def kill_in_mid_training(server: Server, worker: subprocess.Popen[bytes], progre
     say("children", "all gone" if not alive else f"STILL ALIVE: {alive}")
 
 
+def first_step(log: str) -> str:
+    """Where the training stood when a worker first reported it."""
+    return next((line.split(" - ", 1)[-1] for line in log.splitlines() if "dvc finetune" in line and "%|" in line), "")
+
+
 def timeline(server: Server, run: str, folder: Path) -> None:
     for state in sorted(server.states(run), key=lambda state: state["timestamp"]):
         print(f"  {state['timestamp'][11:19]}  {state['name']:<14} {state.get('message') or ''}")
+    say("went on", first_step(server.log("second")))
     receipts = sorted((folder / "work" / "rebuilds").glob("*/models/registered.json"))
     for file in receipts:
         receipt = json.loads(file.read_text())
         say("registered", f"{receipt['name']} version {receipt['version']}")
     if not receipts:
         say("registered", f"nothing: {server.last('second')}")
+
+
+def outcome(place: Path, folder: Path) -> dict[str, str]:
+    """What the dead worker's run has come to: DVC's cache has it, and the dvc.lock that the run has left says where."""
+    (kept,) = (folder / "work" / "rebuilds").iterdir()
+    for name in ("params.yaml", "dvc.lock"):
+        shutil.copy(kept / name, place / name)
+    dvc(place, "config", "--local", "cache.dir", str(folder / "cache"))
+    dvc(place, "checkout", "models/finetuned")
+    return digests(place)
+
+
+def undisturbed(place: Path, overrides: dict[str, Any]) -> dict[str, str]:
+    """The same commit and parameters, trained by plain `dvc repro` from nothing, on as many threads."""
+    workspace.override(place, overrides)
+    dvc(place, "repro", "finetune")
+    return digests(place)
+
+
+def dvc(folder: Path, *arguments: str) -> None:
+    taken = ("AUTOLORA_WORK", "AUTOLORA_CACHE", "AUTOLORA_REMOTE", "PREFECT_API_URL")
+    env = {key: value for key, value in commands.environment(OMP_NUM_THREADS="1").items() if key not in taken}
+    env["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
+    subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=folder, env=env, check=True, capture_output=True)
+
+
+def digests(place: Path) -> dict[str, str]:
+    return {file.name: file_sha256(file) for file in sorted((place / "models" / "finetuned").glob("*.safetensors"))}
+
+
+def compare(ours: dict[str, str], theirs: dict[str, str]) -> bool:
+    """Prints both sides; a file that one of them lacks is a difference."""
+    equal = bool(theirs) and all(ours.get(name) == digest for name, digest in theirs.items())
+    for name in sorted(theirs):
+        say("after the kill", f"{ours.get(name, 'missing')}  {name}")
+        say("undisturbed", f"{theirs[name]}  {name}")
+    say("weights", "equal to the bit" if equal else "DIFFERENT")
+    return equal
 
 
 def say(what: str, detail: str) -> None:
@@ -211,10 +264,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--images", type=int, default=20, help="that AutoAttack is run on")
+    parser.add_argument("--undisturbed", metavar="SHA256", help="of robust.safetensors as an undisturbed run has it")
     args = parser.parse_args()
     overrides = {"finetune.epochs": args.epochs, "evaluate.images": args.images, "evaluate.version": "fast"}
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
-        rehearse(Path(folder), overrides)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as name:
+        folder = Path(name)
+        ours = rehearse(folder, overrides | {"export.check_images": min(5, args.images)})
+        theirs = {"robust.safetensors": args.undisturbed} if args.undisturbed else None
+        sys.exit(not compare(ours, theirs or undisturbed(clone(folder / "undisturbed"), overrides)))
 
 
 if __name__ == "__main__":
