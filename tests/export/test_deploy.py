@@ -172,3 +172,37 @@ def test_the_client(stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         (image,) = body["inputs"]
         assert (path, image["datatype"], image["shape"]) == ("/v2/models/robust/infer", "UINT8", [2, 8, 8, 3])
         assert image["data"][:6] == [255, 0, 0, 255, 0, 0]
+
+
+def test_the_body_is_what_would_be_sent(stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    url, asked = stub
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(tmp_path / "red.png")
+    for more in ([], ["--body"]):
+        monkeypatch.setattr("sys.argv", ["client", url, str(tmp_path / "red.png"), "--size", "8", *more])
+        client.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == asked[0][1]
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (
+            json.dumps({"message": "Failed to predict data '[0.1 0.2]'. \nError: pixels from 0 to 9"}),
+            "pixels from 0 to 9",
+        ),
+        (json.dumps({"error": "unexpected shape"}), "unexpected shape"),
+        ("<html>Bad gateway", "<html>Bad gateway"),
+        ("[1]", "[1]"),
+    ],
+)
+def test_the_reason_out_of_a_reply(reply: str, said: str) -> None:
+    assert client.reason(reply) == said
+
+
+def test_a_server_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    for more in (["--size", "8"], ["--triton", "robust"]):
+        monkeypatch.setattr("sys.argv", ["client", "http://127.0.0.1:9", str(tmp_path / "black.png"), *more])
+        with pytest.raises(SystemExit, match=r"^http://127\.0\.0\.1:9/.* does not answer"):
+            client.main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from autolora.export import export_onnx
 from autolora.runtime import logits, open_session
+from deploy import client
 from tests.export.nets import tiny
 
 CLASSES = [f"class {i}" for i in range(10)]
@@ -107,7 +110,7 @@ def ask(url: str, body: Any) -> tuple[int, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["float32"], indirect=True)
-def test_over_http(server: str, tmp_path: Path) -> None:
+def test_over_http(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     status, reply = ask(server, {"inputs": {"image": pixels().tolist()}})
     assert status == 200
     expected = logits(open_session(tmp_path / "model.onnx"), pixels())
@@ -123,6 +126,14 @@ def test_over_http(server: str, tmp_path: Path) -> None:
         assert reason in reply or reason == "400"
     assert ask(server, {"inputs": {"picture": pixels().tolist()}})[0] == 400
     assert ask(server, {"nothing": 1})[0] == 400
+    Image.new("RGB", (9, 9)).save(tmp_path / "black.png")
+    address = server.removesuffix("/invocations")
+    monkeypatch.setattr("sys.argv", ["client", address, str(tmp_path / "black.png"), "--size", "8"])
+    client.main()
+    assert re.fullmatch(r".*black\.png: class \d \(\d\.\d\d\)\n", capsys.readouterr().out)
+    monkeypatch.setattr("sys.argv", ["client", address, str(tmp_path / "black.png"), "--size", "9"])
+    with pytest.raises(SystemExit, match=r"answers 400: Shape of input \(1, 3, 9, 9\) .* \(-1, 3, 8, 8\)"):
+        client.main()
 
 
 @pytest.mark.slow
