@@ -32,6 +32,7 @@ PIXELS = ("float32", "uint8")
 # Two kernels add the same float32 products in another order. The bound is relative to the largest logit; where they
 # differ by more, the file holds another network.
 NOISE = 1e-4
+LARGEST = 2**31 - 1  # bytes of a protobuf message, and so of one ONNX file
 
 
 class ExportError(ValueError):
@@ -49,6 +50,7 @@ def export_onnx(
     if pixels not in PIXELS:
         raise ValueError(f"export.input is {pixels!r}: expected one of {', '.join(PIXELS)}")
     _refuse_training(model)
+    _refuse_size(model)
     shape = _image_shape(model, image_size)
     exported = _convert(model, shape, pixels)
     _strip(exported)
@@ -66,6 +68,12 @@ def _refuse_training(model: nn.Module) -> None:
             f"{len(training)} modules are in training mode ({', '.join(training[:3])}, ...): dropout and batch "
             "statistics would be part of the file; call model.eval() first"
         )
+
+
+def _refuse_size(model: nn.Module) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if size > LARGEST:
+        raise ExportError(f"{_name(model)} has {size / 1e9:.1f} GB of weights: one ONNX file holds 2.1 GB at most")
 
 
 def _image_shape(model: nn.Module, image_size: int | None) -> tuple[int, int, int]:
@@ -255,7 +263,8 @@ def main() -> None:
         told = show(parser.parse_args().show)
     except (BadModel, OSError) as error:
         sys.exit(f"export: {error}")
-    print(json.dumps(told, indent=2, ensure_ascii=False))
+    with contextlib.suppress(BrokenPipeError):  # ... | head
+        print(json.dumps(told, indent=2, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -157,6 +158,13 @@ def test_a_module_that_does_not_know_its_images(tmp_path: Path) -> None:
         export_onnx(nn.Flatten().eval(), tmp_path / "m.onnx")
 
 
+def test_a_network_too_large_for_one_file(tmp_path: Path) -> None:
+    model = nn.Linear(2**15, 2**14 + 1, bias=False, device="meta").eval()
+    with pytest.raises(ExportError, match=r"Linear has 2\.1 GB of weights: one ONNX file holds 2\.1 GB"):
+        export_onnx(model, tmp_path / "m.onnx", image_size=8)
+    assert not list(tmp_path.iterdir())
+
+
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     """Every write beyond fails, as on a full disk."""
@@ -208,6 +216,20 @@ def test_a_missing_file_is_named() -> None:
 def test_an_absent_device_is_named(exported: Path) -> None:
     with pytest.raises(ValueError, match="expected one of cpu, cuda"):
         open_session(exported, "tpu")
+
+
+def test_a_gpu_computes_in_float32(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 is on unless it is switched off; which providers a session asks for, without a GPU to have it."""
+    asked = []
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda m, o, providers: asked.append(providers) or real(m, o))
+    open_session(exported, "cuda")
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": 0}), "CPUExecutionProvider"]]
+    monkeypatch.undo()
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(ValueError, match="install onnxruntime-gpu"):
+            open_session(exported, "cuda")
 
 
 @pytest.mark.parametrize(
