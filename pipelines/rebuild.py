@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect import flow, get_client, get_run_logger, task
@@ -43,14 +43,14 @@ REFUSED = (graph.GraphError, workspace.WorkspaceError, slots.SlotError, pools.Po
 MOST_RUNS = 5
 LOOK = 15.0  # seconds between two looks at whether this run still is the one
 EVERY = 10.0  # seconds between two reports of one progress bar
+AT_WORK, PAUSE = "another process is at work", 15.0  # what stages.work.only_one says; seconds between two tries
+Made = TypeVar("Made")
 
 
 def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
     """Not where the stage itself said in one line what the user has to mend."""
     error = state.result(raise_on_failure=False)
     lines = error.lines if isinstance(error, commands.CommandFailed) else []
-    if any("another process is at work" in line for line in lines[-5:]):
-        return True  # the run that this one replaces is about to end
     name = task_run.name.removeprefix("dvc ")
     return not any(line.startswith(f"{name}: ") and "%|" not in line for line in lines[-5:])
 
@@ -59,16 +59,40 @@ def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
 def repro(stage: Stage, folder: Path, env: dict[str, str], gpus: int) -> dict[str, Any]:
     """One stage: DVC decides between running it and fetching the same result from its run cache."""
     report = Reporter(stage.name)
-    with slots.held(gpus if stage.gpu else 0, slots.gpus()) as devices:
-        start = time.perf_counter()
-        visible = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
-        lines = run_stage(stage, folder, env | visible, report)
+    lines, seconds = when_free(lambda: in_slots(stage, folder, env, gpus, report), stage.minutes * 60, report)
     report.done()
     return {
         "stage": stage.name,
         "what": "from DVC's cache" if any("is cached - skipping run" in line for line in lines) else "run",
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": round(seconds, 1),
     }
+
+
+def in_slots(
+    stage: Stage, folder: Path, env: dict[str, str], gpus: int, say: Callable[[str], None]
+) -> tuple[list[str], float]:
+    """With GPUs of its own, where it wants any; its last lines, and seconds without the wait for a slot."""
+    with slots.held(gpus if stage.gpu else 0, slots.gpus()) as devices:
+        start = time.perf_counter()
+        visible = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+        lines = run_stage(stage, folder, env | visible, say)
+    return lines, time.perf_counter() - start
+
+
+def when_free(work: Callable[[], Made], seconds: float, say: Callable[[str], None]) -> Made:
+    """Another cell may be making the very same thing, or the run that this one replaces be about to end: wait for it.
+
+    It ends, and DVC's run cache has what it made; or it dies, and this one goes on from its progress.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return work()
+        except commands.CommandFailed as error:
+            if not any(AT_WORK in line for line in error.lines[-5:]) or time.monotonic() > deadline:
+                raise
+            say(f"another process makes the same: looking again in {PAUSE:g} s")
+            time.sleep(PAUSE)
 
 
 def run_stage(stage: Stage, folder: Path, env: dict[str, str], say: Callable[[str], None]) -> list[str]:

@@ -104,11 +104,34 @@ class TaskRun:
         (["finetune: data/prepared is missing", "ERROR: failed to run: exited with 1"], False),
         (["finetune:  42%|####", "ERROR: failed to run: exited with -9"], True),
         (["torch.OutOfMemoryError: CUDA out of memory", "ERROR: failed to run: exited with 1"], True),
-        (["finetune: another process is at work in .work/x: wait for it", "ERROR: exited with 1"], True),
     ],
 )
 def test_what_the_user_has_to_mend_is_not_tried_again(lines, again):
     assert rebuild.worth_a_retry(None, TaskRun(), Failed(*lines)) is again
+
+
+TAKEN = CommandFailed(["dvc"], 1, ["finetune: another process is at work in .work/x: wait for it", "ERROR: failed"])
+
+
+def test_a_cell_waits_for_the_one_that_makes_the_same(monkeypatch):
+    """As often as it takes, within the stage's time limit: retries are few, and for something else."""
+    monkeypatch.setattr(rebuild, "PAUSE", 0.0)
+    answers, said = iter([TAKEN] * 5 + ["made"]), []
+
+    def work() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert rebuild.when_free(work, 60, said.append) == "made"
+    assert len(said) == 5
+    answers = iter([TAKEN])
+    with pytest.raises(CommandFailed):
+        rebuild.when_free(work, -1, said.append)
+    answers = iter([CommandFailed(["dvc"], 1, ["finetune: data/prepared is missing"]), "made"])
+    with pytest.raises(CommandFailed, match="is missing"):
+        rebuild.when_free(work, 60, said.append)
 
 
 MODULES = [f"pipelines.{file.stem}" for file in sorted((ROOT / "pipelines").glob("*.py")) if file.stem != "__init__"]

@@ -31,6 +31,21 @@ def test_shares_the_cache_so_that_nothing_is_done_twice(project, home):
     assert yaml.safe_load((project / "params.yaml").read_text())["train"]["epochs"] == 3
 
 
+@pytest.mark.slow
+def test_two_cells_that_make_the_same_at_once(project):
+    """No lock between them: what is made twice is the same, the cache that they share stays whole, neither fails."""
+    (project / "prepare.py").write_text("import time; time.sleep(2)\n" + (project / "prepare.py").read_text())
+    git(project, "commit", "--quiet", "-am", "prepare takes a while")
+    command = [sys.executable, "-m", "dvc", "repro", "prepare"]
+    with workspace.fresh(project, "HEAD", {}, "one") as one, workspace.fresh(project, "HEAD", {}, "two") as two:
+        both = [subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL) for folder in (one, two)]
+        assert [process.wait() for process in both] == [0, 0]
+        assert (one / "prepared.txt").read_text() == (two / "prepared.txt").read_text()
+    with workspace.fresh(project, "HEAD", {}, "three") as three:
+        assert "Stage 'prepare' is cached" in dvc(three, "repro", "prepare")
+        assert (three / "prepared.txt").read_text()
+
+
 def test_works_on_the_committed_revision_not_on_what_lies_around(project):
     first = git(project, "rev-parse", "HEAD")
     (project / "params.yaml").write_text("seed: 7\ntrain: {method: plain, epochs: 3, seconds: 0.02}\n")
