@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,7 @@ def parameters_of(sweep: Sweep, cell: Cell, commit: str, stages: list[str], fold
 def sweep(name: str, folder: Path = Path("."), revision: str = "HEAD", pool: str | None = None) -> list[dict[str, Any]]:
     """Every cell that is not finished, then the table of all that are."""
     source = Path(folder).resolve()
-    plan = grid.load(name, source)
-    graph.stages(source, [*plan.stages, *([plan.first] if plan.first else [])])
-    workspace.refuse_uncommitted(source)
-    commit = workspace.resolve(source, revision)
+    plan, commit = refuse(source, name, revision)
     if pool:
         pools.require_workers(f"rebuild/{pool}-cell")
     waiting = [cell for cell in plan.cells if not finished(source, plan, cell, commit)]
@@ -78,6 +76,26 @@ def sweep(name: str, folder: Path = Path("."), revision: str = "HEAD", pool: str
         if cell.name() not in failed and (why := finish(source, plan, cell, commit)):
             failed[cell.name()] = why
     return conclude(source, plan, commit, failed)
+
+
+def refuse(source: Path, name: str, revision: str) -> tuple[Sweep, str]:
+    """The plan and its commit, or what can be known to be wrong before a server is started or a cell is built."""
+    plan = grid.load(name, source)
+    graph.stages(source, [*plan.stages, *([plan.first] if plan.first else [])])
+    workspace.refuse_uncommitted(source)
+    commit = workspace.resolve(source, revision)
+    if commit == workspace.resolve(source, "HEAD"):  # another revision's schema judges its cells when they are built
+        refuse_cells(source, plan)
+    return plan, commit
+
+
+def refuse_cells(source: Path, plan: Sweep) -> None:
+    """One bad value in a grid would else be found out cell by cell, hours apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        for cell in plan.cells:
+            (Path(folder) / cell.name()).write_text(yaml.safe_dump(params_of(source, cell)))
+        if (source / "stages" / "params.py").is_file():
+            workspace.judge(source, Path(folder), [cell.name() for cell in plan.cells])
 
 
 def fan_out(what: str, jobs: list[tuple[Cell, dict[str, Any]]], pool: str | None) -> dict[str, str]:
@@ -109,7 +127,10 @@ def leaders(source: Path, plan: Sweep, waiting: list[Cell]) -> list[Cell]:
 
 
 def params_of(source: Path, cell: Cell) -> dict[str, Any]:
-    params = yaml.safe_load((source / (cell.preset or "params.yaml")).read_text())
+    file = source / (cell.preset or "params.yaml")
+    if not file.is_file():
+        raise grid.GridError(f"cell {cell.name()}: there is no preset {cell.preset}")
+    params = yaml.safe_load(file.read_text())
     for key, value in cell.overrides.items():
         workspace.put(params, key, value, allow_new=True)
     return params
@@ -217,6 +238,7 @@ def main() -> None:
 
 def start(args: argparse.Namespace) -> None:
     at_once = max(args.at_once, 64) if args.pool else args.at_once  # a pool's workers set the pace themselves
+    refuse(Path.cwd(), args.name, args.revision)
     sweep.with_options(task_runner=runner(args.runner, at_once))(args.name, revision=args.revision, pool=args.pool)
 
 

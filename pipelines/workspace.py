@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import yaml
 
-from pipelines import graph
+from pipelines import commands, graph
 
 OWN = ("dvc.lock", ".gitignore")  # DVC writes both
 
@@ -227,7 +227,7 @@ def override(folder: Path, overrides: Mapping[str, Any]) -> None:
     if overrides:
         file.write_text(yaml.safe_dump(params, sort_keys=False))
     if schema:
-        _judge(folder)
+        judge(folder, folder, ["params.yaml"])
 
 
 def put(params: dict[str, Any], key: str, value: Any, allow_new: bool) -> None:
@@ -242,9 +242,14 @@ def put(params: dict[str, Any], key: str, value: Any, allow_new: bool) -> None:
     section[last] = value
 
 
-def _judge(folder: Path) -> None:
-    code = "from stages import params, work\ndef override(): params.check('params.yaml')\nwork.main(override)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+def judge(source: Path, folder: Path, files: Sequence[str]) -> None:
+    """What the schema of `source` says about these files in `folder`: in a process, it may be another revision's."""
+    code = (
+        "import sys\nfrom stages import params, work\n"
+        "def override():\n    for file in sys.argv[1:]: params.check(file)\nwork.main(override)"
+    )
+    env = commands.environment(PYTHONPATH=str(source))
+    done = subprocess.run([sys.executable, "-c", code, *files], cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
         raise WorkspaceError(done.stderr.strip())
 

@@ -69,6 +69,30 @@ def test_every_cell_of_our_sweeps_is_a_valid_params_yaml(name, tmp_path):
         Params.model_validate(params)
 
 
+@pytest.mark.parametrize(
+    ("grid_", "message"),
+    [
+        ({"finetune.method": ["vanilla", "vanila"]}, r"vanila-\w+: finetune.method is 'vanila'.*'vanilla'"),
+        ({"finetune.methd": ["vanilla"]}, r"finetune.methd"),
+        ({"tarin.epochs": [1]}, "no section 'tarin'"),
+        ({"data": {"A": {"preset": "presets/cifar.yaml"}}}, "cell A-.*: there is no preset presets/cifar.yaml"),
+    ],
+)
+def test_a_bad_cell_is_refused_before_any_is_built(grid_, message):
+    with pytest.raises((workspace.WorkspaceError, grid.GridError), match=message):
+        sweeping.refuse_cells(ROOT, grid.parse({"grid": grid_}, "bad"))
+
+
+def test_a_sweep_is_refused_before_a_server_is_started(project, monkeypatch):
+    """One line, no traceback; Prefect is forbidden to start its server, so that a late refusal fails the test."""
+    monkeypatch.setenv("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    monkeypatch.chdir(project)
+    (project / "toy.yaml").write_text(yaml.safe_dump({"stages": ["trian"], "grid": {"seed": [0, 1]}}))
+    monkeypatch.setattr("sys.argv", ["sweep", "toy.yaml"])
+    with pytest.raises(SystemExit, match=r"sweep: there is no stage 'trian' in dvc\.yaml"):
+        sweeping.main()
+
+
 def result(folder: Path, cell: grid.Cell, stood: list[bool]) -> Result:
     """A cell that has been attacked on as many images as `stood` is long."""
     reports = folder / cell.name() / "reports"
