@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autolora.rectangles import Rectangles, middle, sampled
+
+Images = Tensor | np.ndarray | Rectangles
 AUGMENTATIONS = ("auto", "crop_flip", "crop", "rrc_flip", "none")
 RESIDENT_SHARE = 0.25  # of the device's free memory that the images may take
 
@@ -49,19 +52,33 @@ def cropped(images: Tensor, draws: Tensor, padding: int) -> Tensor:
     return picked.permute(0, 3, 1, 2)  # channels_last in memory
 
 
-def draw_boxes(n: int, h: int, w: int, generator: torch.Generator, tries: int = 10) -> Tensor:
-    """[n,5]: top, left, height, width, flipped, as torchvision's RandomResizedCrop draws them: 8 to 100 % of the area,
-    aspect 3/4 to 4/3, up to ten tries, then the whole image.
+def draw_boxes(n: int, generator: torch.Generator, tries: int = 10) -> Tensor:
+    """[n,23]: of what `boxes` needs, all that does not depend on the image's shape. As torchvision's RandomResizedCrop:
+    8 to 100 % of the area, aspect 3/4 to 4/3, up to ten tries.
     """
-    area = h * w * torch.empty(n, tries).uniform_(0.08, 1, generator=generator)
+    area = torch.empty(n, tries).uniform_(0.08, 1, generator=generator)
     ratio = torch.exp(torch.empty(n, tries).uniform_(-1, 1, generator=generator) * np.log(4 / 3))
+    return torch.cat([area, ratio, torch.rand(3, n, generator=generator).T], 1)
+
+
+def boxes(draws: Tensor, shapes: Tensor) -> Tensor:
+    """[n,5]: top, left, height, width, flipped, in images of these heights and widths [n,2]."""
+    tries = (draws.shape[1] - 3) // 2
+    share, ratio, (u, v, coin) = draws[:, :tries], draws[:, tries : 2 * tries], draws[:, 2 * tries :].unbind(1)
+    h, w = shapes.float().unbind(1)
+    area = (h * w)[:, None] * share
     width, height = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-    fits = (width <= w) & (height <= h)
-    first = fits.int().argmax(1, keepdim=True)  # the first try that fits
-    width = torch.where(fits.any(1), width.gather(1, first)[:, 0], float(w))
-    height = torch.where(fits.any(1), height.gather(1, first)[:, 0], float(h))
-    u, v, coin = torch.rand(3, n, generator=generator)
+    fits = (width <= w[:, None]) & (height <= h[:, None])
+    first = fits.int().argmax(1, keepdim=True)  # the first try that fits, else the whole image
+    width = torch.where(fits.any(1), width.gather(1, first)[:, 0], w)
+    height = torch.where(fits.any(1), height.gather(1, first)[:, 0], h)
     return torch.stack([(u * (h - height + 1)).floor(), (v * (w - width + 1)).floor(), height, width, (coin < 0.5)], 1)
+
+
+def resized_crop(images: Tensor | Rectangles, draws: Tensor, size: int) -> Tensor:
+    if isinstance(images, Rectangles):
+        return sampled(images, boxes(draws, images.shapes), size)
+    return resized(images, boxes(draws, torch.tensor(images.shape[-2:]).expand(len(images), 2)), size)
 
 
 def resized(images: Tensor, boxes: Tensor, size: int) -> Tensor:
@@ -78,8 +95,10 @@ def resized(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
-def centre(images: Tensor, size: int) -> Tensor:
+def centre(images: Tensor | Rectangles, size: int) -> Tensor:
     """The middle size x size pixels."""
+    if isinstance(images, Rectangles):
+        return middle(images, size)
     top, left = (images.shape[-2] - size) // 2, (images.shape[-1] - size) // 2
     return images[..., top : top + size, left : left + size]
 
@@ -88,7 +107,7 @@ class Augmentation(NamedTuple):
     """Drawing is apart from applying: several processes draw for the global batch, and each applies its part."""
 
     draw: Callable[[int, torch.Generator], Tensor]  # [n,...], one row an image
-    apply: Callable[[Tensor, Tensor], Tensor]
+    apply: Callable[[Any, Tensor], Tensor]  # to a batch as `take` gives it
 
 
 def augmentation(name: str, stored: int, size: int) -> Augmentation:
@@ -107,13 +126,16 @@ def augmentation(name: str, stored: int, size: int) -> Augmentation:
         "crop": Augmentation(
             lambda n, g: draw_crops(n, g, padding, flips=0.0), lambda x, d: cropped(centre(x, size), d, padding)
         ),
-        "rrc_flip": Augmentation(lambda n, g: draw_boxes(n, stored, stored, g), lambda x, d: resized(x, d, size)),
+        "rrc_flip": Augmentation(lambda n, g: draw_boxes(n, g), lambda x, d: resized_crop(x, d, size)),
         "none": Augmentation(lambda n, g: torch.zeros(n, 0), lambda x, d: centre(x, size)),
     }[name]
 
 
-def take(images: Tensor | np.ndarray, index: Tensor, device: torch.device) -> Tensor:
-    """Some images, on the device: from a tensor, or read from an array that may be a memory-mapped file."""
+def take(images: Images, index: Tensor, device: torch.device) -> Any:
+    """Some images, on the device: from a tensor, or read from an array that may be a memory-mapped file. Rectangles
+    stay rectangles, a tensor is a tensor."""
+    if isinstance(images, Rectangles):
+        return images.take(index, device)
     if isinstance(images, Tensor):
         return images[index.to(images.device)].to(device)
     rows = index.numpy()
@@ -123,13 +145,13 @@ def take(images: Tensor | np.ndarray, index: Tensor, device: torch.device) -> Te
     return torch.from_numpy(picked).to(device)
 
 
-def stream(images: Tensor | np.ndarray, batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+def stream(images: Images, batches: Iterable[Tensor], device: torch.device) -> Iterator[Any]:
     """The images of each batch; from a file, the next batch is read while the present one is at work."""
-    if isinstance(images, Tensor):
+    if isinstance(images.flat if isinstance(images, Rectangles) else images, Tensor):
         yield from (take(images, index, device) for index in batches)
         return
     with ThreadPoolExecutor(1) as reader:
-        waiting: deque[Future[Tensor]] = deque()
+        waiting: deque[Future[Any]] = deque()
         for index in batches:
             waiting.append(reader.submit(take, images, index, device))
             if len(waiting) > 1:
@@ -138,11 +160,11 @@ def stream(images: Tensor | np.ndarray, batches: Iterable[Tensor], device: torch
             yield waiting.popleft().result()
 
 
-def place(images: Tensor | np.ndarray, device: torch.device) -> Tensor | np.ndarray:
+def place(images: Images, device: torch.device) -> Images:
     """All images on the device where they take at most a quarter of its free memory, else as they are."""
     if images.nbytes > RESIDENT_SHARE * free_memory(device):
         return images
-    return (images if isinstance(images, Tensor) else torch.from_numpy(np.array(images))).to(device)
+    return (torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images).to(device)
 
 
 def free_memory(device: torch.device) -> int:

@@ -28,6 +28,7 @@ from autolora.branch import save_branch
 from autolora.downloads import resolve_weights
 from autolora.files import file_sha256, read_json, replacing, replacing_folder, write_json
 from autolora.loading import load_backbone
+from autolora.rectangles import Rectangles, rectangles
 from autolora.training import Tuned
 from autolora.training import finetune as tune
 from stages.params import load
@@ -143,9 +144,12 @@ def backbone(params: Any, classes: list[str]) -> Classifier:
     )
 
 
-def read_split(name: str) -> tuple[np.ndarray, np.ndarray]:
+def read_split(name: str) -> tuple[np.ndarray | Rectangles, np.ndarray]:
+    """Images as they lie in their file, mapped: squares, or with shapes.npy beside them rectangles."""
     folder = PREPARED / name
-    return np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
+    shapes = folder / "shapes.npy"
+    return rectangles(images, np.load(shapes)) if shapes.exists() else images, labels
 
 
 def data_keys() -> dict[str, str]:

@@ -99,7 +99,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 def _fault(entry: os.DirEntry, root: Path) -> str:
     """Why this file is not even opened; empty when it is."""
-    path = os.path.relpath(entry.path, root)
+    path = _inside(entry.path, root)
     if show(path) != path:
         return NAMED
     if (kind := _kind(entry)) == "link":
@@ -121,12 +121,19 @@ def is_image_name(name: str) -> bool:
 
 def show(path: str) -> str:
     """A path as one line of UTF-8: bytes that are not, and control characters, are written as escapes."""
+    if path.isascii() and path.isprintable():
+        return path
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shown(root: Path, path: str) -> str:
-    return show(os.path.relpath(path, root))
+    return show(_inside(path, root))
+
+
+def _inside(path: str, root: Path) -> str:
+    """Below root, as os.scandir named it: asking the file system again would cost more than the image."""
+    return path.removeprefix(f"{root}{os.sep}")
 
 
 def table(path: Path) -> Iterator[Found]:

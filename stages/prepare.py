@@ -8,7 +8,7 @@ It never stops at a bad image: the row says why the image was left out, and stag
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from autolora.files import replacing, replacing_folder, write_json
 from stages.duplicates import leave_out_copies, near_duplicates
-from stages.images import DECODER
+from stages.images import DECODER, decode, decode_whole
 from stages.params import load
 from stages.sources import LISTS, SOURCES
 from stages.splits import SPLITS, draw
 from stages.store import Found, Store, in_turn
-from stages.work import StageError, main, timed, work_dir
+from stages.work import StageError, cores, main, processes_asked_for, timed, work_dir
 
 COLUMNS = ["path", "sha256", "phash", "label", "split", "width", "height", "mode", "mean", "std", "bytes"]
 COLUMNS += ["near_duplicate", "reason"]
@@ -34,10 +34,11 @@ def prepare() -> None:
     params = load("prepare")
     data = params.data
     size = data.stored_size or data.image_size
-    folder = work_dir("prepare", size=size, decoder=DECODER, pillow=pillow)
+    decoder = decode_whole if size > data.image_size else decode
+    folder = work_dir("prepare", size=size, kept=decoder.__name__, decoder=DECODER, pillow=pillow)
     with timed("prepare") as record, in_turn(folder):
-        store = Store(folder, size)
-        rows = list(store.decode(_watched(data.source, Path(data.path))))
+        store = Store(folder, size, decoder)
+        rows = list(store.decode(_watched(data.source, Path(data.path)), processes_asked_for() or cores()))
         _split(rows, params.seed, data.validation_fraction, data.test_fraction)
         leave_out_copies(rows)
         fit = [row for row in rows if not row["reason"]] or _nothing(rows)
@@ -76,7 +77,7 @@ def _nothing(rows: list[dict[str, Any]]) -> NoReturn:
 
 
 def _write_splits(folder: Path, fit: list[dict[str, Any]], store: Store, size: int) -> None:
-    """Training images as large as they are stored, for random crops; the others as the model is given them."""
+    """Training images whole where crops are drawn from them; the others, and small ones, as the model is given them."""
     classes = sorted({row["label"] for row in fit}, key=_natural)
     number = {name: index for index, name in enumerate(classes)}
     write_json(folder / "classes.json", classes)
@@ -87,7 +88,10 @@ def _write_splits(folder: Path, fit: list[dict[str, Any]], store: Store, size: i
         np.save(folder / split / "labels.npy", np.array([number[row["label"]] for row in chosen], np.int64))
         np.save(folder / split / "ids.npy", np.array([row["sha256"] for row in chosen], "S64"))
         names = [row["sha256"] for row in chosen]
-        _write_images(folder / split / "images.npy", names, store, store.size if split == "train" else size)
+        if split == "train" and store.size > size:
+            _write_rectangles(folder / split, names, store)
+        else:
+            _write_array(folder / split / "images.npy", (len(names), 3, size, size), store.squares(names, size))
 
 
 def _natural(label: str) -> tuple:
@@ -95,13 +99,19 @@ def _natural(label: str) -> tuple:
     return (0, int(label), label) if label.isdecimal() else (1, 0, label)
 
 
-def _write_images(path: Path, names: list[str], store: Store, size: int) -> None:
-    """A .npy file, block by block: written and not memory-mapped, since a full disk kills who writes through a map."""
-    shape, edge = (len(names), 3, size, size), (store.size - size) // 2
+def _write_rectangles(folder: Path, names: list[str], store: Store) -> None:
+    """Both ends of long images belong to training: all bytes one after the other, and the shapes beside them."""
+    shapes = store.shapes(names)
+    np.save(folder / "shapes.npy", shapes)
+    _write_array(folder / "images.npy", (int(3 * shapes.prod(1).sum()),), store.read(names))
+
+
+def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
+    """A .npy file, part by part: written and not memory-mapped, since a full disk kills who writes through a map."""
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for block in store.read(names):
-            file.write(np.ascontiguousarray(block[:, :, edge : edge + size, edge : edge + size]).data)
+        for part in parts:
+            file.write(part.data)
 
 
 def _write_manifest(rows: list[dict[str, Any]]) -> None:

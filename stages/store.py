@@ -1,9 +1,9 @@
 """Decoded images, kept by content: what was decoded once is never decoded again.
 
-    store = Store(folder, size);  rows = list(store.decode(found));  blocks = store.read(rows)
+    store = Store(folder, size);  rows = list(store.decode(found));  images = store.read(names)
 
-A folder holds `pixels-*` (records of 3 * size * size bytes, one file per process and run) and `index.jsonl` (one line
-per content: where its record lies and its facts, or why it has none). Both only grow; a torn last line is ignored.
+A folder holds `pixels-*` (images as [3,h,w], one after the other; one file per process and run) and `index.jsonl` (one
+line per content: where its pixels lie and its facts, or why it has none). Both only grow; a torn last line is ignored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.images import BadImage, content_sha256, decode, read_file
-from stages.work import StageError, cores
+from stages.work import StageError
 
 CHUNK = 32  # images per task: small enough for a smooth progress bar, large enough to hide the hand-over
 FEW = 8  # chunks that one process does alone
@@ -50,17 +50,22 @@ def in_turn(folder: Path) -> Iterator[None]:
         yield
 
 
+Decode = Callable[[bytes | np.ndarray, int], tuple[np.ndarray, dict[str, Any]]]
+
+
 class Store:
-    def __init__(self, folder: Path, size: int) -> None:
-        self.folder, self.size = folder, size
+    """`decoder` makes squares of `size`, or with stages.images.decode_whole rectangles whose short side that is."""
+
+    def __init__(self, folder: Path, size: int, decoder: Decode = decode) -> None:
+        self.folder, self.size, self.decoder = folder, size, decoder
         self.index = _read_index(folder / "index.jsonl")
         self.decoded = 0  # images decoded in this run
         self._shard: tuple[str, Any] = "", None  # the one read last
 
-    def decode(self, found: Iterable[Found], workers: int | None = None) -> Iterator[dict[str, Any]]:
+    def decode(self, found: Iterable[Found], workers: int = 1) -> Iterator[dict[str, Any]]:
         """One row per image, in order. Pixels do not pass through this process; few images are in flight at once."""
-        arguments = (str(self.folder), self.size, set(self.index))
-        results = _looked_at(_chunks(found), cores() if workers is None else workers, arguments)
+        arguments = (str(self.folder), self.size, self.decoder, set(self.index))
+        results = _looked_at(_chunks(found), workers, arguments)
         with open(self.folder / "index.jsonl", "a", encoding="utf-8") as index:
             index.write("\n")  # a torn last line must not swallow the next one
             yield from self._rows(results, index)
@@ -76,22 +81,30 @@ class Store:
             for found, sha256, _ in chunk:
                 yield _row(found, sha256, self.index.get(sha256, {}))
 
-    def read(self, names: Iterable[str], block: int = 256) -> Iterator[np.ndarray]:
-        """uint8 [<=block,3,size,size] of the images with these sha256, in this order."""
-        names = iter(names)
-        while batch := list(islice(names, block)):
-            yield self.pixels(batch)
+    def read(self, names: Iterable[str]) -> Iterator[np.ndarray]:
+        """uint8 [3,h,w] of the images with these sha256, in this order."""
+        return (self._record(self.index[name]) for name in names)
 
-    def pixels(self, names: list[str]) -> np.ndarray:
-        return np.stack([self._record(self.index[name]) for name in names])
+    def squares(self, names: Iterable[str], size: int) -> Iterator[np.ndarray]:
+        """The middle [3,size,size] of each."""
+        for image in self.read(names):
+            top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
+            yield np.ascontiguousarray(image[:, top : top + size, left : left + size])
+
+    def pixels(self, names: Iterable[str]) -> np.ndarray:
+        return np.stack(list(self.squares(names, self.size)))
+
+    def shapes(self, names: Iterable[str]) -> np.ndarray:
+        """int64 [n,2]: height and width of what is kept."""
+        return np.array([self.index[name]["shape"] for name in names], np.int64).reshape(-1, 2)
 
     def _record(self, entry: dict[str, Any]) -> np.ndarray:
         """Read, not memory-mapped: mapped pages would count as this process's memory."""
         if entry["shard"] != self._shard[0]:
             self._shard = entry["shard"], open(self.folder / entry["shard"], "rb", buffering=0)  # noqa: SIM115
-        count = 3 * self.size**2
-        content = os.pread(self._shard[1].fileno(), count, entry["record"] * count)
-        return np.frombuffer(content, np.uint8).reshape(3, self.size, self.size)
+        height, width = entry["shape"]
+        content = os.pread(self._shard[1].fileno(), 3 * height * width, entry["offset"])
+        return np.frombuffer(content, np.uint8).reshape(3, height, width)
 
 
 def _chunks(found: Iterable[Found]) -> Iterator[list[Found]]:
@@ -108,18 +121,38 @@ def _looked_at(chunks: Iterator[list[Found]], workers: int, arguments: tuple) ->
         return
     # Forked, they have nothing to import; this process has no thread of its own yet (stages.prepare sees to tqdm's).
     context = get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, context, _start, arguments) as pool:
+    with ProcessPoolExecutor(workers, context, _start_beside, arguments) as pool:
         try:
             yield from _ordered(pool, chain(first, chunks), 3 * workers)
         except BrokenProcessPool:
-            raise StageError("a decoding process died (out of memory?); what was decoded is kept: run again") from None
+            raise StageError(_killed(under_way(Path(arguments[0])))) from None
+        finally:
+            under_way(Path(arguments[0]))
+
+
+def under_way(folder: Path) -> list[str]:
+    """What each decoding process was at; its note is removed."""
+    found = []
+    for note in sorted(folder.glob("at-*")):
+        found += note.read_text(encoding="utf-8").split("\n")[:1]
+        note.unlink()
+    return list(filter(None, found))
+
+
+def _killed(paths: list[str]) -> str:
+    return (
+        "a decoding process was killed, probably for lack of memory, at one of these images:\n"
+        + "".join(f"  {path}\n" for path in paths)
+        + "What was decoded before is kept. Shrink or remove the image, or run again with fewer processes at a time "
+        "(AUTOLORA_PROCESSES=1 dvc repro)."
+    )
 
 
 def _ordered(pool: Executor, chunks: Iterable[list[Found]], ahead: int) -> Iterator[list]:
     """Like pool.map, without reading the whole input at once."""
     waiting: deque[Future] = deque()
     for chunk in chunks:
-        waiting.append(pool.submit(_look_at_all, chunk))
+        waiting.append(pool.submit(_look_at_all_beside, chunk))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
@@ -151,8 +184,23 @@ def _row(found: Found, sha256: str, entry: dict[str, Any]) -> dict[str, Any]:
 _here: dict[str, Any] = {}
 
 
-def _start(folder: str, size: int, known: set[str]) -> None:
-    _here.update(folder=folder, size=size, known=known, shard=None, count=0)
+def _start(folder: str, size: int, decode: Decode, known: set[str]) -> None:
+    _here.update(folder=folder, size=size, decode=decode, known=known, shard=None, offset=0)
+
+
+def _start_beside(*arguments: Any) -> None:
+    """In a process of several: who is killed can say nothing, so it notes what it is at."""
+    _start(*arguments)
+    _here["note"] = os.open(Path(arguments[0]) / f"at-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+
+def _look_at_all_beside(chunk: list[Found]) -> list[tuple[Found, str, dict[str, Any] | None]]:
+    looks = []
+    for found in chunk:
+        os.pwrite(_here["note"], f"{found.path}\n".encode(), 0)
+        looks.append(_look(found))
+    os.pwrite(_here["note"], b"\n", 0)
+    return looks
 
 
 def _look_at_all(chunk: list[Found]) -> list[tuple[Found, str, dict[str, Any] | None]]:
@@ -174,7 +222,7 @@ def _look(found: Found) -> tuple[Found, str, dict[str, Any] | None]:
     _here["known"].add(sha256)
     size = len(content) if isinstance(content, bytes) else content.nbytes
     try:
-        pixels, facts = decode(content, _here["size"])
+        pixels, facts = _here["decode"](content, _here["size"])
     except BadImage as error:
         return bare, sha256, {"bytes": size, "reason": str(error)}
     return bare, sha256, {**facts, "bytes": size, **_keep(pixels)}
@@ -184,12 +232,12 @@ def _keep(pixels: np.ndarray) -> dict[str, Any]:
     if _here["shard"] is None:
         _here["shard"], path = tempfile.mkstemp(prefix="pixels-", dir=_here["folder"])
         _here["name"] = os.path.basename(path)
-    _write(_here["shard"], pixels.tobytes())
-    _here["count"] += 1
-    return {"shard": _here["name"], "record": _here["count"] - 1}
+    _write(_here["shard"], pixels)
+    offset, _here["offset"] = _here["offset"], _here["offset"] + pixels.nbytes
+    return {"shard": _here["name"], "offset": offset, "shape": pixels.shape[1:]}
 
 
-def _write(handle: int, content: bytes) -> None:
-    view = memoryview(content)
+def _write(handle: int, pixels: np.ndarray) -> None:
+    view = pixels.data.cast("B")
     while view:
         view = view[os.write(handle, view) :]

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from torchvision.transforms import v2
 
+from autolora.rectangles import rectangles
 from stages.arrays import tiles
 from stages.images import content_sha256
 from stages.work import StageError
@@ -69,18 +71,41 @@ def test_no_image_moves_when_others_come(workspace):
     assert json.loads(Path("reports/timing/prepare.json").read_text())["decoded"] == 80
 
 
-def test_training_images_are_stored_larger(workspace):
-    """Training draws its crops from the whole; validation and test images are the middle, as the model sees them."""
+def test_training_images_are_stored_larger_and_whole(workspace):
+    """Training draws its crops from all of a long image; validation and test images are the middle, as torchvision's
+    Resize and CenterCrop make them."""
     fill(workspace.raw, images=30)
+    for file in [*workspace.raw.glob("cat/*.png")][::2]:
+        picture(int(file.stem) + 5000, 64, 120).save(file)
+    workspace.set(image_size=24, stored_size=32)
+    rows = {row["sha256"]: row for row in workspace.prepare().values()}
+    shapes, flat = workspace.array("train", "shapes"), workspace.array("train", "images")
+    assert isinstance(flat, np.memmap)
+    whole = rectangles(flat, shapes)
+    steps = v2.Compose([v2.Resize(32), v2.PILToTensor()])
+    for index, name in enumerate(workspace.ids()["train"]):
+        expected = steps(Image.open(workspace.raw / rows[name]["path"]))
+        assert shapes[index].tolist() == list(expected.shape[1:])
+        assert np.array_equal(whole[index : index + 1].reshape(expected.shape), expected)
+    assert {tuple(s) for s in shapes.tolist()} == {(32, 38), (60, 32)}
+    steps = v2.Compose([v2.Resize(32), v2.CenterCrop(24), v2.PILToTensor()])
+    for name, image in zip(workspace.ids()["test"], workspace.array("test", "images"), strict=True):
+        assert np.array_equal(image, steps(Image.open(workspace.raw / rows[name]["path"])))
+
+
+def test_all_images_of_one_shape_or_not_are_read_by_training(workspace):
+    from stages.finetune import read_split
+
+    fill(workspace.raw, images=30)
+    workspace.prepare()
+    assert isinstance(read_split("train")[0], np.memmap)
+    assert not Path("data/prepared/train/shapes.npy").exists()
     workspace.set(image_size=24, stored_size=32)
     workspace.prepare()
-    assert workspace.array("train", "images").shape[1:] == (3, 32, 32)
-    test = np.array(workspace.array("test", "images"))
-    ids = workspace.ids()["test"]
-    workspace.set(image_size=32, stored_size=None)
-    workspace.prepare()
-    assert workspace.ids()["test"] == ids
-    assert np.array_equal(test, workspace.array("test", "images")[:, :, 4:28, 4:28])
+    images, labels = read_split("train")
+    assert images.shape == (len(labels), 3, 32, 32)
+    assert isinstance(images.flat, np.memmap)
+    assert isinstance(read_split("val")[0], np.memmap)
 
 
 def test_stored_smaller_than_used_is_refused(workspace):

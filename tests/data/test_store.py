@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 
 import numpy as np
 import pytest
 
-from stages.images import decode
+from stages.images import decode, decode_whole
 from stages.store import Found, Store
+from stages.work import StageError
 from tests.data.conftest import fill, picture
 
 
@@ -26,8 +29,8 @@ def test_what_is_read_is_what_was_decoded(tmp_path, kept):
     fill(tmp_path / "raw", images=5)
     store = kept()
     rows = list(store.decode(listed(tmp_path / "raw")))
-    read = np.concatenate(list(store.read([row["sha256"] for row in rows], block=3)))
-    for found, row, image in zip(listed(tmp_path / "raw"), rows, read):
+    read = store.read([row["sha256"] for row in rows])
+    for found, row, image in zip(listed(tmp_path / "raw"), rows, read, strict=True):
         with open(found.content, "rb") as file:
             expected, facts = decode(file.read(), 24)
         assert np.array_equal(image, expected)
@@ -111,3 +114,63 @@ def test_the_input_is_not_read_ahead(kept):
     next(rows)
     assert taken < 1000
     rows.close()
+
+
+def _shot_at_number_300(content, size):
+    """What the kernel does to a process that takes too much memory."""
+    if content[0, 0] == 44 and content[0, 1] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(content, size)
+
+
+def _numbered(count):
+    """Found arrays, each with its number in the first two bytes."""
+    for i in range(count):
+        yield Found(f"cat/{i}.png", "cat", None, np.array([[i % 256, i // 256]] * 2, np.uint8))
+
+
+def test_an_image_whose_decoder_is_killed_is_named(tmp_path, kept):
+    """With what to do; what was decoded before is kept, and one that is not killed goes on from there."""
+    kept()
+    with pytest.raises(StageError, match="AUTOLORA_PROCESSES=1") as error:
+        list(Store(tmp_path / "store", 24, _shot_at_number_300).decode(_numbered(900), workers=2))
+    named = [line.strip() for line in str(error.value).splitlines() if line.startswith("  ")]
+    assert "cat/300.png" in named
+    assert len(named) <= 2
+    assert not list((tmp_path / "store").glob("at-*"))
+    store = kept()
+    assert len(list(store.decode(_numbered(900), workers=2))) == 900
+    assert 0 < store.decoded < 900
+
+
+@pytest.mark.slow
+def test_a_thousand_images_more_decode_a_thousand(tmp_path, kept):
+    fill(tmp_path / "raw", images=600)
+    before = kept()
+    list(before.decode(listed(tmp_path / "raw"), workers=2))
+    fill(tmp_path / "raw", images=500, first=600)
+    calls = tmp_path / "calls"
+
+    def counted(content, size):
+        with open(calls, "ab") as file:
+            file.write(b".")  # an append is whole, also from two processes
+        return decode(content, size)
+
+    after = Store(tmp_path / "store", 24, counted)
+    rows = list(after.decode(listed(tmp_path / "raw"), workers=2))
+    assert len(rows) == 2_200
+    assert calls.stat().st_size == after.decoded == 1_000
+
+
+def test_whole_images_keep_both_ends(tmp_path, kept):
+    kept()
+    store = Store(tmp_path / "store", 24, decode_whole)
+    shapes = [(40, 90), (90, 40), (48, 48), (30, 300)]
+    images = [np.asarray(picture(k, w, h)) for k, (h, w) in enumerate(shapes)]
+    rows = list(store.decode(Found(str(k), "a", None, image) for k, image in enumerate(images)))
+    names = [row["sha256"] for row in rows]
+    assert store.shapes(names).tolist() == [[24, 54], [54, 24], [24, 24], [24, 96]]
+    assert [image.shape[1:] for image in store.read(names)] == [tuple(s) for s in store.shapes(names).tolist()]
+    assert store.pixels(names).shape == (4, 3, 24, 24)
+    assert np.array_equal(store.pixels(names)[0], next(store.read(names))[:, :, 15:39])
+    assert [float(row["mean"]) for row in rows] == pytest.approx(store.pixels(names).mean((1, 2, 3)), abs=0.01)

@@ -5,7 +5,22 @@ import pytest
 import torch
 import torchvision.transforms.functional as F
 
-from autolora.data import augmentation, crop_and_flip, cropped, draw_boxes, draw_crops, resized, stream, take
+from autolora.data import (
+    augmentation,
+    boxes,
+    centre,
+    crop_and_flip,
+    cropped,
+    draw_boxes,
+    draw_crops,
+    place,
+    resized,
+    stream,
+    take,
+)
+from autolora.rectangles import rectangles, sampled
+
+CPU = torch.device("cpu")
 
 
 def seeded(seed=0):
@@ -13,8 +28,8 @@ def seeded(seed=0):
 
 
 def test_resized_crops_are_torchvisions():
-    x, boxes = torch.rand(8, 3, 40, 40), draw_boxes(8, 40, 40, seeded())
-    for image, box, mine in zip(x, boxes, resized(x, boxes, 32)):
+    x, chosen = torch.rand(8, 3, 40, 40), boxes(draw_boxes(8, seeded()), torch.full((8, 2), 40))
+    for image, box, mine in zip(x, chosen, resized(x, chosen, 32)):
         top, left, height, width, flipped = (int(v) for v in box)
         theirs = F.resized_crop(image, top, left, height, width, [32, 32], antialias=False)
         theirs = theirs.flip(-1) if flipped else theirs
@@ -23,7 +38,7 @@ def test_resized_crops_are_torchvisions():
 
 
 def test_boxes_lie_inside_and_have_the_areas_and_aspects_of_the_paper():
-    top, left, height, width, flipped = draw_boxes(4000, 256, 256, seeded()).unbind(1)
+    top, left, height, width, flipped = boxes(draw_boxes(4000, seeded()), torch.full((4000, 2), 256)).unbind(1)
     assert min(top.min(), left.min()) >= 0
     assert max((top + height).max(), (left + width).max()) <= 256
     assert 0.07 < (height * width).min() / 256**2 < 0.1
@@ -47,7 +62,7 @@ def test_crop_alone_never_mirrors():
     assert not augmentation("crop", 16, 16).draw(1000, seeded())[:, 2].any()
 
 
-@pytest.mark.parametrize(("stored", "size", "rows"), [(32, 32, 3), (256, 224, 5)])
+@pytest.mark.parametrize(("stored", "size", "rows"), [(32, 32, 3), (256, 224, 23)])
 def test_auto_goes_by_size(stored, size, rows):
     assert augmentation("auto", stored, size).draw(2, seeded()).shape == (2, rows)
 
@@ -73,3 +88,63 @@ def test_batches_from_a_file_come_in_order(tmp_path):
 
 def test_crop_and_flip_keeps_type_and_shape():
     assert crop_and_flip(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), seeded()).dtype == torch.uint8
+
+
+def oblong(sides):
+    """Random images of these heights and widths, one by one and as rectangles."""
+    images = [np.random.default_rng(h * w).integers(0, 256, (3, h, w), dtype=np.uint8) for h, w in sides]
+    return images, rectangles(np.concatenate([i.reshape(-1) for i in images]), np.array(sides))
+
+
+def test_boxes_reach_every_part_of_a_long_image():
+    shapes = torch.tensor([[32, 96], [96, 32]]).repeat(2000, 1)
+    top, left, height, width, _ = boxes(draw_boxes(4000, seeded()), shapes).unbind(1)
+    assert (top + height <= shapes[:, 0]).all()
+    assert (left + width <= shapes[:, 1]).all()
+    assert left[::2].min() == top[1::2].min() == 0
+    assert (left + width)[::2].max() == (top + height)[1::2].max() == 96
+
+
+def test_crops_of_rectangles_are_torchvisions():
+    images, packed = oblong([(40, 90), (70, 40), (40, 40), (41, 55)])
+    chosen = boxes(draw_boxes(4, seeded()), packed.shapes)
+    for image, box, mine in zip(images, chosen, sampled(packed.to(CPU), chosen, 32)):
+        top, left, height, width, flipped = (int(v) for v in box)
+        theirs = F.resized_crop(torch.from_numpy(image) / 255, top, left, height, width, [32, 32], antialias=False)
+        theirs = theirs.flip(-1) if flipped else theirs
+        inner = (slice(None), slice(2, -2), slice(2, -2))
+        assert torch.allclose(mine[inner], theirs[inner], atol=1e-5)
+
+
+def test_squares_are_rectangles_like_others():
+    x = torch.randint(0, 256, (6, 3, 24, 24), dtype=torch.uint8)
+    packed, draws = rectangles(x.reshape(-1), torch.full((6, 2), 24)), draw_boxes(6, seeded())
+    assert torch.equal(centre(packed, 16), centre(x, 16))
+    assert packed.shape == tuple(x.shape)
+    augment = augmentation("auto", 24, 16)
+    assert torch.allclose(augment.apply(packed, draws), augment.apply(x, draws), atol=1e-5)
+
+
+def test_rectangles_from_a_file_are_those_in_memory(tmp_path):
+    images, packed = oblong([(8, 8 + k % 7) if k % 2 else (8 + k % 5, 8) for k in range(20)])
+    np.save(tmp_path / "x.npy", packed.flat)
+    mapped, here = rectangles(np.load(tmp_path / "x.npy", mmap_mode="r"), packed.shapes), place(packed, CPU)
+    batches = list(torch.randperm(20, generator=seeded()).split(6))
+    for index, found in zip(batches, stream(mapped, batches, CPU), strict=True):
+        assert found.nbytes == len(found.flat)  # the batch, and nothing else
+        draws = augmentation("rrc_flip", 8, 8).draw(len(index), seeded())
+        both = [augmentation("rrc_flip", 8, 8).apply(some, draws) for some in (found, take(here, index, CPU))]
+        assert torch.equal(*both)
+    assert np.array_equal(mapped[3:5], np.concatenate([images[3].reshape(-1), images[4].reshape(-1)]))
+
+
+def test_the_middle_of_rectangles_is_the_middle_of_each():
+    images, packed = oblong([(8, 14), (12, 8), (8, 8), (9, 11)])
+    for image, mine in zip(images, centre(packed.to(CPU), 8)):
+        top, left = (image.shape[1] - 8) // 2, (image.shape[2] - 8) // 2
+        assert np.array_equal(mine.numpy(), image[:, top : top + 8, left : left + 8])
+
+
+def test_rectangles_of_other_sizes_than_said_are_refused():
+    with pytest.raises(ValueError, match="prepare them again"):
+        rectangles(np.zeros(100, np.uint8), np.array([[5, 5], [5, 4]]))

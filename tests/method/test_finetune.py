@@ -14,6 +14,7 @@ from autolora.automation import StepRate
 from autolora.files import weights_sha256
 from autolora.inputs import Settings
 from autolora.objectives import Losses, Method, cross_entropy
+from autolora.rectangles import rectangles
 from autolora.training import Diverged, finetune
 from stages import finetune as stage
 from stages.params import Finetune
@@ -233,6 +234,23 @@ def test_floats_and_bytes_are_the_same_images():
 def test_images_stored_larger_are_cropped_at_random_and_validated_as_given():
     tuned = tune(train=images(48, size=12), augmentation="auto", epochs=2)
     assert tuned.best["val_clean"] >= 0
+
+
+def test_long_images_are_trained_on_whole_and_a_file_gives_the_same_bits_as_memory(tmp_path, monkeypatch):
+    x, y = images(48, size=12)
+    shapes = np.array([[12, 20], [16, 12]] * 24)
+    wide = [np.resize(image, (3, h, w)) for image, (h, w) in zip(x, shapes)]
+    np.save(tmp_path / "images.npy", np.concatenate([image.reshape(-1) for image in wide]))
+    mapped = rectangles(np.load(tmp_path / "images.npy", mmap_mode="r"), shapes)
+    whole = digest(tune(train=(mapped, y), epochs=2))
+    monkeypatch.setattr("autolora.data.RESIDENT_SHARE", 0.0)
+
+    def cut(record):
+        raise Killed
+
+    with pytest.raises(Killed):
+        tune(train=(mapped, y), epochs=2, checkpoints=tmp_path, on_epoch=cut)
+    assert digest(tune(train=(mapped, y), epochs=2, checkpoints=tmp_path)) == whole
 
 
 def test_averaged_weights_are_the_ones_that_ship():
