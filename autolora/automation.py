@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from math import sqrt
 from typing import Any, NamedTuple, Protocol
 
 FIRST_CHECK, INTERVAL = 5, 4  # checkpoints after epochs 5, 9, 13, ...: 57 is the last of 60
@@ -43,10 +44,12 @@ class Verdict(NamedTuple):
     halved: bool = False
     restore: bool = False  # go back to the best state
     stop: bool = False
+    cooling: bool = False  # from here the rate falls to zero
 
     @property
     def event(self) -> str:
-        return "+".join(w for w, on in [("halved", self.halved), ("restored", self.restore), ("best", self.best)] if on)
+        words = {"halved": self.halved, "cooling": self.cooling, "restored": self.restore, "best": self.best}
+        return "+".join(word for word, on in words.items() if on)
 
 
 class Controller(Protocol):
@@ -114,6 +117,75 @@ class AutoRate:
 
     def load(self, state: dict[str, Any]) -> None:
         self.rate, self.trace = state["rate"], Trace(**state["trace"])
+
+
+WINDOW = 200  # optimiser steps between two checks (at least INTERVAL epochs): on small data an epoch has a dozen
+COOLDOWN = 5  # the last fifth of the epochs, or as many once nothing rises any more
+SURE = 1.645  # one-sided 5 %
+
+
+def rise(before: Sequence[float], now: Sequence[float]) -> float:
+    """How sure it is that the same images are classified well more often now: sum(d) / sqrt(sum(d^2)), about N(0,1)
+    where nothing changed (a sign test whose signs have weights: d is an image's share of hits now less before).
+    """
+    differences = [b - a for a, b in zip(before, now, strict=True)]
+    spread = sqrt(sum(d * d for d in differences))
+    return sum(differences) / spread if spread else 0.0
+
+
+@dataclass
+class PairedRate:
+    """The first rate for as long as it helps, then a straight line to zero.
+
+    Whether it helps is asked over windows of optimiser steps, by a paired test on the same validation images. The
+    newest state is kept unless it is surely worse than the one that was kept before.
+    """
+
+    rate: float
+    epochs: int
+    first: float | None = None  # the rate before the cooldown
+    kept: list[float] = field(default_factory=list)  # hits of the kept state, per validation image
+    before: list[float] = field(default_factory=list)  # share of hits in the best window so far
+    hits: list[float] = field(default_factory=list)  # in this window, per validation image
+    seen: int = 0  # epochs of this window
+    checked: int = 0  # steps at the last check
+    cooling: int = 0  # epochs of the cooldown that are over
+
+    def observe(self, measured: Measured) -> Verdict:
+        right = [float(r) for r in measured.right]
+        worse = bool(self.kept) and rise(self.kept, right) < -SURE
+        self.kept = self.kept if worse else right
+        if self.cooling:
+            return self._cool(best=not worse)
+        self.hits = [a + b for a, b in zip(self.hits, right)] if self.hits else right
+        self.seen += 1
+        if self._stalled(measured.steps) or measured.epoch >= self.epochs - self._length():
+            return self._cool(best=not worse, restore=worse)
+        return Verdict(best=not worse)
+
+    def _length(self) -> int:
+        return max(1, self.epochs // COOLDOWN)
+
+    def _stalled(self, steps: int) -> bool:
+        if steps - self.checked < WINDOW or self.seen < INTERVAL:
+            return False
+        now = [h / self.seen for h in self.hits]
+        stalled = bool(self.before) and rise(self.before, now) < SURE
+        self.before, self.hits, self.seen, self.checked = now, [], 0, steps
+        return stalled
+
+    def _cool(self, best: bool, restore: bool = False) -> Verdict:
+        if self.first is None:
+            self.first = self.rate
+        over, length = self.cooling, self._length()
+        self.rate, self.cooling = self.first * (length - over) / (length + 1), over + 1
+        return Verdict(best, restore=restore, stop=over == length, cooling=over == 0)
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 @dataclass

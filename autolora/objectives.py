@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autolora.automation import AutoRate, Controller, Scalars, StepRate, stalled_as_published, stalled_as_released
+from autolora.automation import (
+    AutoRate,
+    Controller,
+    PairedRate,
+    Scalars,
+    StepRate,
+    stalled_as_published,
+    stalled_as_released,
+)
 from autolora.branch import Layers, all_layers, last_blocks
 
 BETA = 6.0  # the weight of the KL term in TRADES and TWINS
@@ -139,6 +147,7 @@ class Reference:
 REFERENCES: dict[str, Reference] = {
     "paper": Reference(all_layers, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_published)),
     "released": Reference(last_blocks, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_released)),
+    "best": Reference(all_layers, PairedRate),
 }
 
 Objective = Callable[[Network, Tensor, Tensor, Scalars], Losses]

@@ -27,7 +27,7 @@ from autolora import distributed
 from autolora.automation import Measured, scalars
 from autolora.branch import Branch
 from autolora.data import stream, to_pixels
-from autolora.inputs import Settings, as_split, check_settings, check_splits
+from autolora.inputs import Settings, as_split, check_settings, check_splits, decided
 from autolora.learner import Learner, evaluating, generator, number
 from autolora.resume import Progress, Record, checkpoint_file, keep, restore
 from autolora.threat import Threat
@@ -82,6 +82,7 @@ def finetune(
     check_settings(chosen)
     train, val = as_split(train, "training"), as_split(val, "validation")
     check_splits(model, train, val)
+    chosen = decided(chosen, train)
     with distributed.group():
         where = pick_device(device)
         file = checkpoint_file(checkpoints, model, train, val, chosen)

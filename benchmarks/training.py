@@ -156,7 +156,13 @@ def measure(arguments: argparse.Namespace) -> dict:
     n, size = arguments.images, arguments.size
     x, y = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8), torch.arange(n) % 10
     held = max(10, n // 19)  # 5 % of training and validation together
-    settings = Settings(Threat("linf", EPS), batch_size=BATCH, compile=arguments.compile, precision=arguments.precision)
+    settings = Settings(
+        Threat("linf", EPS),
+        reference="paper",
+        batch_size=BATCH,
+        compile=arguments.compile,
+        precision=arguments.precision,
+    )
     learner = Learner(model, (x, y), (x[:held], y[:held]), settings, device)
     released = with_lora(model).to(device)
     optimiser = torch.optim.SGD(released.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)

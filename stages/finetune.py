@@ -171,7 +171,7 @@ def write_weights(folder: Path, params: Any, robust: Tuned, natural: Tuned) -> d
     threat = str(params.threat.value())
     return {
         "method": robust.method,
-        "reference": params.finetune.reference,
+        "reference": robust.settings.reference,
         "threat": params.threat.value().as_record(),
         "seed": params.seed,
         "epochs": len(robust.history),

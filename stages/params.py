@@ -77,7 +77,7 @@ class ThreatSection(Section):
 
 class Finetune(Section):
     method: Literal["autolora", "vanilla", "twins", "natural", "linear"] = "autolora"
-    reference: Literal["paper", "released"] = "paper"
+    reference: Literal["auto", "paper", "released", "best"] = "auto"
     epochs: int = Field(60, ge=1)
     batch_size: int = Field(128, ge=2)
     augmentation: Literal["auto", "crop_flip", "crop", "rrc_flip", "none"] = "auto"

@@ -24,7 +24,7 @@ def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
         ("What it is", "an image classifier, tuned adversarially from a pre-trained backbone (AutoLoRa, ICLR 2024)"),
         ("Reads", f"{size} × {size} pixels in colour, {pixels}; it normalises them itself" if size else ""),
         ("Answers", f"{len(names)} logits: {', '.join(names[:12])}{more}"),
-        ("Method", f"{tuned['method']}, after the {tuned['reference']}" if tuned else ""),
+        ("Method", f"{tuned['method']}, reference {tuned['reference']}" if tuned else ""),
         ("Dial", f"alpha = {plain(r['alpha'])}"),
         ("File", f"model.onnx, {evidence.exported['bytes'] / 1e6:.2f} MB, opset {evidence.exported['opset']}"),
         ("To be promoted", f"{_gates(gates)}; no failed check"),

@@ -130,7 +130,7 @@ def test_no_default_changes_unseen():
         "finetune.method": "autolora",
         "finetune.precision": "auto",
         "finetune.rate": None,
-        "finetune.reference": "paper",
+        "finetune.reference": "auto",
         "finetune.statistics": "shared",
         "merge.alpha": "auto",
         "merge.toward": "branch",

@@ -8,6 +8,7 @@ from tests.oracle.steps import Small
 
 THREAT = Threat("linf", "8/255")
 QUICK = {"epochs": 3, "batch_size": 16, "precision": "float32", "augmentation": "crop_flip", "progress": False}
+QUICK |= {"reference": "paper"}
 
 
 def network(classes: int = 3) -> Small:

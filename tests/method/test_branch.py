@@ -31,7 +31,8 @@ from tests.oracle import steps as oracle
 def learner(method="autolora", **settings):
     torch.manual_seed(0)
     images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
-    chosen = Settings(Threat("linf", "8/255"), method, batch_size=6, precision="float32", **settings)
+    settings = {"reference": "paper", "batch_size": 6, "precision": "float32", **settings}
+    chosen = Settings(Threat("linf", "8/255"), method, **settings)
     made = Learner(oracle.Small(), (images, labels), (images, labels), chosen, torch.device("cpu"))
     made.model.train()
     if made.branch is not None:

@@ -31,10 +31,9 @@ def digest(tuned):
     return weights_sha256(tuned.model.state_dict())
 
 
-@pytest.mark.parametrize("reference", ["paper", "released"])
-@pytest.mark.parametrize("method", list(objectives.METHODS))
+@pytest.mark.parametrize(("method", "reference"), [*((m, "paper") for m in objectives.METHODS), ("twins", "released")])
 def test_every_method_trains_and_keeps_its_best_state(method, reference):
-    tuned = tune(method, reference=reference, epochs=2) if reference == "paper" else tune(method, epochs=2)
+    tuned = tune(method, reference=reference, epochs=2)
     keys = {"lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl", "natural_accuracy"}
     keys |= {"epoch", "val_clean", "val_robust", "gradient_cosine", "event", "images_per_second", "peak_memory_mb"}
     assert all(keys <= set(record) for record in tuned.history)
@@ -251,6 +250,29 @@ def test_long_images_are_trained_on_whole_and_a_file_gives_the_same_bits_as_memo
     with pytest.raises(Killed):
         tune(train=(mapped, y), epochs=2, checkpoints=tmp_path, on_epoch=cut)
     assert digest(tune(train=(mapped, y), epochs=2, checkpoints=tmp_path)) == whole
+
+
+def test_auto_takes_the_rule_for_small_data_and_the_paper_s_from_twenty_thousand_images(monkeypatch):
+    assert tune(reference="auto", epochs=1).settings.reference == "best"
+    monkeypatch.setattr("autolora.inputs.SMALL", 48)
+    assert tune(reference="auto", epochs=1).settings.reference == "paper"
+
+
+def test_the_rule_for_small_data_cools_down_and_resumes_to_the_bit(tmp_path):
+    whole = tune(reference="best", epochs=7)
+    assert [record["epoch"] for record in whole.history if "cooling" in record["event"]] == [6]
+    assert whole.history[6]["lr"] == pytest.approx(0.005)
+
+    def cut(record):
+        if record["epoch"] in (3, 6):
+            raise Killed
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            tune(reference="best", epochs=7, checkpoints=tmp_path, on_epoch=cut)
+    again = tune(reference="best", epochs=7, checkpoints=tmp_path)
+    assert digest(again) == digest(whole)
+    assert len(again.history) == 7
 
 
 def test_averaged_weights_are_the_ones_that_ship():
