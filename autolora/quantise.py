@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,28 @@ def int8(model: str | Path, calibration: np.ndarray) -> onnx.ModelProto:
         else:
             _static(prepared, quantised, calibration)
         return onnx.load(str(quantised))
+
+
+def known_to_break(variant: str, model: onnx.ModelProto) -> str:
+    """Why this variant is not even tried on this network (measured: docs/log.md); empty where nothing is known.
+
+    The channels of a depthwise convolution with its batch norm folded in differ in range by orders of magnitude, and
+    activations have one scale for all of them. Where a layer norm follows (ConvNeXt), they do not.
+    """
+    operators = {node.op_type for node in model.graph.node}
+    shapes = {weight.name: list(weight.dims) for weight in model.graph.initializer}
+    depthwise = any(_depthwise(node, shapes) for node in model.graph.node)
+    if variant == "int8" and depthwise and "LayerNormalization" not in operators:
+        return "depthwise convolutions with batch norm (MobileNet, EfficientNet) lose too much with 8-bit activations"
+    return ""
+
+
+def _depthwise(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int]]) -> bool:
+    """A filter for each channel."""
+    if node.op_type != "Conv" or node.input[1] not in shapes:
+        return False
+    filters, channels, *_ = shapes[node.input[1]]
+    return channels == 1 and filters > 1 and any(a.name == "group" and a.i > 1 for a in node.attribute)
 
 
 def is_transformer(model: onnx.ModelProto) -> bool:

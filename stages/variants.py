@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+from tqdm import tqdm
 
 from autolora.export import as_text
 from autolora.files import write_bytes
-from autolora.quantise import finished, fp16, int8
+from autolora.quantise import finished, fp16, int8, known_to_break
 from autolora.runtime import logits, open_session
 from autolora.threat import Threat
 from stages.standing import Examples, Standing, measure, with_gradients
@@ -36,7 +37,16 @@ class Work(NamedTuple):
 
 
 def make(name: str, work: Work, target: Path) -> dict[str, Any]:
-    """Write `target`/model.<name>.onnx where it is good enough; say why where it is not."""
+    """Write `target`/model.<name>.onnx where it is good enough; where it is not, the record and a line say why."""
+    record = _made(name, work, target)
+    if not record["written"]:
+        tqdm.write(f"export: model.{name}.onnx is not written: {record['reason']}")
+    return record
+
+
+def _made(name: str, work: Work, target: Path) -> dict[str, Any]:
+    if reason := known_to_break(name, onnx.load(str(work.model))):
+        return {"written": False, "reason": f"{name} is known to break this network: {reason}"}
     trial = work.folder / f"model.{name}.onnx"
     try:
         variant = fp16(work.model) if name == "fp16" else int8(work.model, work.calibration)

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from autolora.attacks.pgd import frozen, pgd
-from autolora.backbones import save_classifier
+from autolora.backbones import Classifier, save_classifier
 from autolora.files import write_json
 from autolora.shipped import square
 from autolora.threat import Threat
@@ -44,8 +44,8 @@ def evaluated(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     return run
 
 
-def write_evaluated(n: int = 30) -> None:
-    model = tiny()
+def write_evaluated(n: int = 30, model: Classifier | None = None) -> None:
+    model = model or tiny()
     digest = save_classifier(model, "models/merged.safetensors", alpha="0", toward="branch", threat=str(THREAT))
     pixels = np.random.default_rng(0).integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)
     x = torch.from_numpy(pixels).float() / 255
@@ -62,7 +62,7 @@ def write_evaluated(n: int = 30) -> None:
         threat=str(THREAT),
     )  # fmt: skip
     for part in ("test", "val"):
-        Path(f"data/prepared/{part}").mkdir(parents=True)
+        Path(f"data/prepared/{part}").mkdir(parents=True, exist_ok=True)
         Path(f"data/prepared/{part}/classes.json").write_text(json.dumps(CLASSES))
         np.save(f"data/prepared/{part}/images.npy", pixels)
     write_json(

@@ -49,6 +49,21 @@ class EveryLayer(nn.Module):
         return x
 
 
+class Inverted(nn.Module):
+    """An inverted residual, as in MobileNet: what int8 is known to break."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width), nn.Hardswish())
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, groups=width), nn.BatchNorm2d(width), nn.Hardswish()
+        )
+        self.fc = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.depthwise(self.stem(x)).mean((2, 3)))
+
+
 class Undecided(nn.Module):
     """Which way it goes depends on the values."""
 
@@ -77,9 +92,9 @@ class TwoImages(nn.Module):
         return x.reshape(2, 3, 64).mean(2)
 
 
-def tiny(seed: int = 0, size: int = 8) -> Classifier:
+def tiny(seed: int = 0, size: int = 8, name: str = "Tiny") -> Classifier:
     """A classifier with batch-norm statistics that are not those of a fresh network."""
-    model = build(Spec("tests.export.nets:Tiny", 10, size), seed)
+    model = build(Spec(f"tests.export.nets:{name}", 10, size), seed)
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

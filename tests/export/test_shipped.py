@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autolora.export import export_onnx
-from autolora.quantise import finished, fp16, int8, is_transformer
+from autolora.quantise import finished, fp16, int8, is_transformer, known_to_break
 from autolora.runtime import logits, notes, open_session
 from autolora.shipped import parity, replay, square, white_box
 from autolora.straight import StraightThrough, rounded
@@ -152,6 +152,14 @@ def test_int8_is_smaller_another_network_and_the_same_bytes_again(exported: Path
     assert "threat" not in notes(open_session(quantised))  # nothing taken over that was not said again
     difference = np.abs(logits(open_session(quantised), images()) - logits(open_session(exported), images())).max()
     assert 0 < difference < 1
+
+
+def test_what_is_known_to_break(exported: Path, tmp_path: Path) -> None:
+    export_onnx(tiny(name="Inverted"), tmp_path / "inverted.onnx")
+    inverted, plain = onnx.load(tmp_path / "inverted.onnx"), onnx.load(exported)
+    assert "depthwise" in known_to_break("int8", inverted)
+    assert not known_to_break("fp16", inverted)
+    assert not known_to_break("int8", plain)
 
 
 def test_fp16_answers_nearly_the_same(exported: Path) -> None:

@@ -16,7 +16,7 @@ from autolora.files import file_sha256, read_json, write_json
 from autolora.quantise import int8
 from autolora.runtime import notes, open_session
 from stages.work import StageError, work_root
-from tests.export.conftest import CLASSES
+from tests.export.conftest import CLASSES, write_evaluated
 from tests.export.nets import tiny
 
 Run = Callable[..., None]
@@ -133,6 +133,22 @@ def test_a_variant_that_loses_robustness_is_not_written(evaluated: Run, monkeypa
     record = read_json("reports/export.json")["variants"]["int8"]
     assert record["written"] is False
     assert "points of robust accuracy; export.max_robust_drop allows 1" in record["reason"]
+    assert [p.name for p in Path("models/export").iterdir()] == ["model.onnx"]
+
+
+def test_a_variant_known_to_break_the_network_is_not_tried(
+    evaluated: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("stages.variants.int8", lambda *_: pytest.fail("nothing is computed"))
+    write_evaluated(model=tiny(name="Inverted"))
+    evaluated(variants=["int8"])
+    record = read_json("reports/export.json")["variants"]["int8"]
+    assert record["written"] is False
+    assert record["reason"].startswith("int8 is known to break this network: depthwise convolutions with batch norm")
+    assert (
+        capsys.readouterr().out.count("export: model.int8.onnx is not written: int8 is known to break this network")
+        == 1
+    )
     assert [p.name for p in Path("models/export").iterdir()] == ["model.onnx"]
 
 
