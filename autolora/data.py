@@ -6,9 +6,11 @@ stays in its (memory-mapped) file, and only the batch at hand is read.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,8 @@ from autolora.rectangles import Rectangles, middle, sampled
 Images = Tensor | np.ndarray | Rectangles
 AUGMENTATIONS = ("auto", "crop_flip", "crop", "rrc_flip", "none")
 RESIDENT_SHARE = 0.25  # of the device's free memory that the images may take
+CGROUPS = [("memory.max", "memory.stat", "anon")]  # control groups, version 2 and 1, as a container sees its own
+CGROUPS += [("memory/memory.limit_in_bytes", "memory/memory.stat", "total_rss")]
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -172,6 +176,21 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
+            machine = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
     except (OSError, StopIteration):
-        return 4 << 30
+        machine = 4 << 30
+    return min(machine, left_in_container())
+
+
+def left_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that a container's limit leaves, where there is one: /proc/meminfo tells of the whole machine. Pages of
+    files do not count as taken: the kernel drops them.
+    """
+    for limit, stat, taken in CGROUPS:
+        try:
+            allowed, table = (root / limit).read_text().strip(), (root / stat).read_text()
+        except OSError:
+            continue
+        used = dict(line.split() for line in table.splitlines())
+        return sys.maxsize if allowed == "max" else max(0, int(allowed) - int(used[taken]))
+    return sys.maxsize
