@@ -57,12 +57,18 @@ def write_text(path: str | Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """A write that fails (a full disk) does not name its file: say which it was."""
     try:
-        with replacing(path) as part:
-            part.write_bytes(content)
-    except OSError as error:  # a failed write does not name its file
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(error.filename or path)) from error
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    with naming(path), replacing(path) as part:
+        part.write_bytes(content)
 
 
 def write_json(path: str | Path, value: Any) -> None:

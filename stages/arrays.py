@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from stages.folders import SPLIT_FOLDERS, show
+from stages.folders import SPLIT_FOLDERS, check_readable, show
 from stages.store import Found
 from stages.work import StageError
 
@@ -43,6 +44,13 @@ def npz(path: Path) -> Iterator[Found]:
     """uint8 images and their labels, under the names x and y, x_train and y_train, or train_images and train_labels;
     `classes` may name the labels. Read as a stream: the file may be larger than the memory."""
     file = _the_npz(path)
+    try:
+        yield from _arrays(file)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise StageError(f"{file} is broken: {error}; write it again") from None
+
+
+def _arrays(file: Path) -> Iterator[Found]:
     with zipfile.ZipFile(file) as archive:
         names = {Path(name).stem for name in archive.namelist()}
         pairs = [pair for pair in NAMES if {pair[0], pair[1]} <= names]
@@ -55,6 +63,8 @@ def npz(path: Path) -> Iterator[Found]:
 
 def _the_npz(path: Path) -> Path:
     files = [path] if path.is_file() else sorted(path.glob("*.npz"))
+    if len(files) == 1:
+        check_readable(files[0])
     if len(files) != 1 or not zipfile.is_zipfile(files[0]):
         raise StageError(f"data.path is {path}: for data.source: npz it is one .npz file, or a folder with one")
     return files[0]
@@ -68,6 +78,11 @@ def _whole(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _names(labels: np.ndarray, classes: np.ndarray | None) -> list[str]:
     labels = labels.reshape(-1)
     if np.issubdtype(labels.dtype, np.integer) and classes is not None:
+        if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
+            raise StageError(
+                f"labels go from {labels.min()} to {labels.max()}, and classes names {len(classes)}: "
+                "expected a name for each label from 0"
+            )
         return [show(str(classes[label])) for label in labels]
     return [show(str(label)) for label in labels]
 
@@ -111,7 +126,10 @@ def sheets(path: Path) -> Iterator[Found]:
 
 def tiles(path: Path) -> np.ndarray:
     """uint8 [n,32,32,3]"""
-    sheet: Any = np.asarray(Image.open(path).convert("RGB"))
+    try:
+        sheet: Any = np.asarray(Image.open(path).convert("RGB"))
+    except OSError as error:
+        raise StageError(f"{path} cannot be read as an image ({error}): restore or remove it") from None
     height, width, _ = sheet.shape
     if height % TILE or width % TILE:
         raise StageError(f"{path} has {width} x {height} pixels: a sheet is made of tiles of {TILE} x {TILE}")

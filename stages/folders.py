@@ -9,6 +9,7 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -19,6 +20,7 @@ SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "
 CLUTTER = {"thumbs.db", "desktop.ini"}  # what file managers leave behind; names that begin with a dot are passed over
 LINKED = "link: it leads to a folder, in a circle or to nothing, and is not followed; put the images there themselves"
 OUTSIDE = "link: it points out of data.path; copy the image there"
+UNLISTED = "unreadable: no permission to list the folder; chmod +rx it"
 NAMED = "name: not plain text in UTF-8 on one line; rename it"
 
 
@@ -26,7 +28,10 @@ def folder(path: Path) -> Iterator[Found]:
     """One subfolder per class, or train, val and test folders with the classes inside."""
     if not path.is_dir():
         raise StageError(f"data.path is {path}: there is no such folder")
-    inside = [entry.name for entry in _entries(path) if _kind(entry) != "file"]
+    try:
+        inside = [entry.name for entry in _entries(path) if _kind(entry) != "file"]
+    except PermissionError:
+        raise StageError(f"data.path is {path}: no permission to list it; chmod +rx it") from None
     if not inside:
         raise StageError(f"data.path is {path}: it holds no class folders; expected CLASS/IMAGE or train/CLASS/IMAGE")
     if "train" in inside and set(inside) <= set(SPLIT_FOLDERS):
@@ -40,7 +45,12 @@ def folder(path: Path) -> Iterator[Found]:
 
 
 def _classes(root: Path, parent: str | Path, split: str | None) -> Iterator[Found]:
-    for entry in _entries(parent):
+    try:
+        entries = _entries(parent)
+    except PermissionError:
+        yield Found(_shown(root, str(parent)), "", split, None, UNLISTED)
+        return
+    for entry in entries:
         if _kind(entry) == "folder":
             yield from _class(root, entry, split)
         else:
@@ -70,8 +80,7 @@ def _walk(root: Path, folder: str, label: str, split: str | None) -> Iterator[Fo
     try:
         entries = _entries(folder)
     except PermissionError:
-        reason = "unreadable: no permission to list the folder; chmod +rx it"
-        yield Found(_shown(root, folder), label, split, None, reason)
+        yield Found(_shown(root, folder), label, split, None, UNLISTED)
         return
     for entry in entries:
         if _kind(entry) == "folder":
@@ -144,11 +153,25 @@ def table(path: Path) -> Iterator[Found]:
         missing = {"path", "label"} - set(reader.fieldnames or ())
         if missing:
             raise StageError(f"{file} has no column {' and no column '.join(sorted(missing))}: needed are path, label")
-        for row in reader:
+        for row in _rows(reader, file):
             name, label, split = ((row.get(key) or "").strip() for key in ("path", "label", "split"))
             reason = _row_fault(name, label, split, path)
             content = None if reason else str(path / name)
             yield Found(show(name), show(label), SPLIT_FOLDERS.get(split.lower()), content, reason)
+
+
+def check_readable(file: Path) -> None:
+    try:
+        open(file, "rb").close()
+    except PermissionError:
+        raise StageError(f"{file}: no permission to read it; chmod +r it") from None
+
+
+def _rows(reader: csv.DictReader, file: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise StageError(f"{file}, line {reader.line_num + 1}: {error}; mend the line") from None
 
 
 def _the_table(path: Path) -> Path:
@@ -159,6 +182,7 @@ def _the_table(path: Path) -> Path:
             f"data.path is {path}: for data.source: csv it is a folder with one .csv file (it has {held}) "
             "and the images that the file names, so that DVC sees both change"
         )
+    check_readable(tables[0])
     return tables[0]
 
 

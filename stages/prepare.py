@@ -16,7 +16,7 @@ import numpy as np
 from PIL import __version__ as pillow
 from tqdm import tqdm
 
-from autolora.files import replacing, replacing_folder, write_json
+from autolora.files import naming, replacing, replacing_folder, write_json
 from stages.duplicates import leave_out_copies, near_duplicates
 from stages.images import DECODER, decode, decode_whole
 from stages.params import load
@@ -108,14 +108,14 @@ def _write_rectangles(folder: Path, names: list[str], store: Store) -> None:
 
 def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:
     """A .npy file, part by part: written and not memory-mapped, since a full disk kills who writes through a map."""
-    with open(path, "wb") as file:
+    with naming(path), open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for part in parts:
             file.write(part.data)
 
 
 def _write_manifest(rows: list[dict[str, Any]]) -> None:
-    with replacing(MANIFEST) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with naming(MANIFEST), replacing(MANIFEST) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(rows)

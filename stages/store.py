@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from autolora.files import naming
 from stages.images import BadImage, content_sha256, decode, read_file
 from stages.work import StageError
 
@@ -66,7 +67,8 @@ class Store:
         """One row per image, in order. Pixels do not pass through this process; few images are in flight at once."""
         arguments = (str(self.folder), self.size, self.decoder, set(self.index))
         results = _looked_at(_chunks(found), workers, arguments)
-        with open(self.folder / "index.jsonl", "a", encoding="utf-8") as index:
+        path = self.folder / "index.jsonl"
+        with naming(path), open(path, "a", encoding="utf-8") as index:
             index.write("\n")  # a torn last line must not swallow the next one
             yield from self._rows(results, index)
 
@@ -232,7 +234,8 @@ def _keep(pixels: np.ndarray) -> dict[str, Any]:
     if _here["shard"] is None:
         _here["shard"], path = tempfile.mkstemp(prefix="pixels-", dir=_here["folder"])
         _here["name"] = os.path.basename(path)
-    _write(_here["shard"], pixels)
+    with naming(Path(_here["folder"]) / _here["name"]):
+        _write(_here["shard"], pixels)
     offset, _here["offset"] = _here["offset"], _here["offset"] + pixels.nbytes
     return {"shard": _here["name"], "offset": offset, "shape": pixels.shape[1:]}
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from stages.prepare import prepare
-from stages.work import StageError
+from stages.work import StageError, main
 from tests.data.conftest import fill, picture
 from tests.data.test_images import encoded
 
@@ -136,12 +136,17 @@ def test_a_full_disk_says_so_and_loses_nothing(workspace, monkeypatch):
     before = workspace.ids()
     fill(workspace.raw, images=2, first=50)
     monkeypatch.setattr("stages.store.tempfile.mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), "full"))
-    with pytest.raises(OSError, match="No space left"):
-        prepare()
+    with pytest.raises(SystemExit, match=r"cannot write \.work/prepare/.*/full: No space left on device\. Mend that"):
+        main(prepare)
     assert workspace.ids() == before
     monkeypatch.undo()
     monkeypatch.chdir(workspace.folder)
     assert len(workspace.prepare()) == 44
+
+
+class Full:
+    def __init__(self, *_, **__):
+        raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_at_the_end_keeps_what_was_prepared(workspace, monkeypatch):
@@ -150,12 +155,9 @@ def test_a_full_disk_at_the_end_keeps_what_was_prepared(workspace, monkeypatch):
     before = workspace.ids()
     fill(workspace.raw, images=2, first=50)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("stages.prepare._write_manifest", full)
-    with pytest.raises(OSError, match="No space left"):
-        prepare()
+    monkeypatch.setattr("stages.prepare.csv.DictWriter", Full)
+    with pytest.raises(SystemExit, match=r"cannot write data/manifest\.csv: No space left on device\. Mend that"):
+        main(prepare)
     assert workspace.ids() == before
     assert not list((workspace.folder / "data").glob(".*"))
 
@@ -185,6 +187,35 @@ def test_no_permission_to_read(workspace, nobody):
     assert rows["cat/0.png"]["reason"] == "unreadable: no permission to read it; chmod +r it"
     assert rows["cat/sub"]["reason"] == "unreadable: no permission to list the folder; chmod +rx it"
     assert sum(len(ids) for ids in workspace.ids().values()) == 39
+
+
+def test_no_permission_for_whole_folders(workspace, nobody):
+    fill(workspace.raw / "train", images=12)
+    fill(workspace.raw / "test", images=2, first=100)
+    for folder in ("", ".work", "data"):
+        (workspace.folder / folder).mkdir(exist_ok=True)
+        (workspace.folder / folder).chmod(0o777)
+    (workspace.raw / "test").chmod(0)
+    nobody()
+    assert workspace.prepare()["test"]["reason"] == "unreadable: no permission to list the folder; chmod +rx it"
+    os.seteuid(0)
+    workspace.raw.chmod(0)
+    nobody()
+    with pytest.raises(StageError, match=r"data\.path is data/raw: no permission to list it; chmod \+rx it"):
+        prepare()
+
+
+@pytest.mark.parametrize(("source", "name"), [("csv", "labels.csv"), ("npz", "set.npz")])
+def test_no_permission_for_the_one_file(workspace, nobody, source, name):
+    workspace.set(source=source)
+    (workspace.raw / name).write_bytes(b"x")
+    (workspace.raw / name).chmod(0)
+    (workspace.folder / ".work").mkdir(mode=0o777)
+    workspace.folder.chmod(0o777)
+    (workspace.folder / ".work").chmod(0o777)
+    nobody()
+    with pytest.raises(StageError, match=rf"data/raw/{name}: no permission to read it; chmod \+r it"):
+        prepare()
 
 
 def table(workspace, text: str) -> None:
@@ -230,6 +261,31 @@ def test_a_table_without_labels(workspace):
         prepare()
 
 
+def test_a_table_that_is_none(workspace):
+    table(workspace, "path,label\npictures/cat/0.png,cat\n" + "x" * 200_000 + ",cat\n")
+    with pytest.raises(StageError, match=r"labels\.csv, line 3: field larger than field limit.*mend the line"):
+        prepare()
+
+
+def test_an_npz_that_broke_off(workspace):
+    rng = np.random.default_rng(0)
+    file = workspace.raw / "set.npz"
+    np.savez_compressed(file, x=rng.integers(0, 256, (40, 32, 32), dtype=np.uint8), y=np.arange(40) % 2)
+    content = bytearray(file.read_bytes())
+    content[5_000:20_000] = bytes(15_000)
+    file.write_bytes(content)
+    workspace.set(source="npz")
+    with pytest.raises(StageError, match=r"data/raw/set\.npz is broken: .*; write it again"):
+        prepare()
+
+
+def test_a_sheet_that_is_no_picture(workspace):
+    workspace.set(source="sheets")
+    (workspace.raw / "cat.png").write_text("no")
+    with pytest.raises(StageError, match=r"data/raw/cat\.png cannot be read as an image"):
+        prepare()
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
@@ -237,6 +293,10 @@ def test_a_table_without_labels(workspace):
         ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.arange(3)}, "x has 4 images, and there are 3 labels"),
         ({"pictures": np.zeros((4, 8, 8), np.uint8)}, "holds pictures: expected x and y"),
         ({"x": np.zeros((4, 8), np.uint8), "y": np.arange(4)}, r"x is uint8 \(4, 8\)"),
+        (
+            {"x": np.zeros((4, 8, 8), np.uint8), "y": np.arange(4), "classes": ["a"]},
+            "labels go from 0 to 3, and classes",
+        ),
     ],
 )
 def test_faults_in_arrays(workspace, arrays, words):

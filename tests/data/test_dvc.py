@@ -78,3 +78,17 @@ def test_twelve_faults_in_trashnet(checkout, shared):
     going_on = repro(checkout)
     assert going_on.returncode == 0, going_on.stderr
     assert "fit, with warnings" in (checkout / "data/quality.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_name_that_is_not_utf8_stops_dvc_and_the_two_commands_of_the_docs_name_it(checkout):
+    fill(checkout / "data/raw", images=12)
+    os.link(checkout / "data/raw/cat/0.png", os.fsencode(checkout) + b"/data/raw/cat/\xff.png")
+    set_data(checkout, source="folder", path="data/raw", image_size=16)
+    dvc = repro(checkout)
+    assert dvc.returncode != 0
+    assert "surrogates not allowed" in dvc.stderr  # what docs/data.md quotes
+    for stage in ("prepare", "validate"):
+        last = subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=checkout, capture_output=True, text=True)
+    assert last.returncode != 0
+    assert "  cat/\\xff.png: name: not plain text in UTF-8 on one line; rename it" in last.stderr
