@@ -45,7 +45,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(what: str, found: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(what: str, found: Callable[[], Any], seconds: float = 300) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(OSError):
@@ -96,14 +96,14 @@ class Server:
         self.process.wait()
         self.start()
 
-    def worker(self, name: str, folder: Path, **extra: str) -> subprocess.Popen[bytes]:
-        command = [*PREFECT, "worker", "start", "--pool", "gpu", "--name", name, "--limit", "1"]
+    def worker(self, name: str, folder: Path, pool: str = "gpu", **extra: str) -> subprocess.Popen[bytes]:
+        command = [*PREFECT, "worker", "start", "--pool", pool, "--name", name, "--limit", "1"]
         process = self._spawn(name, command, folder, **extra)
         self.workers.append(process)
         return process
 
     def run(self, *command: str, folder: Path = ROOT) -> str:
-        done = subprocess.run([*command], cwd=folder, env=self.environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run([*command], cwd=folder, env=self.environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
