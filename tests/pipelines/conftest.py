@@ -147,9 +147,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (folder / "home").mkdir()
     server = Server(folder)
     server.environment |= {"HOME": str(folder / "home"), "AUTOLORA_WORK": str(folder / "work")}
-    server.start()
-    yield server
-    server.stop()
+    try:
+        yield server.start()
+    finally:  # also where it did not answer in time
+        server.stop()
 
 
 @pytest.fixture(scope="session")
