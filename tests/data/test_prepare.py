@@ -179,6 +179,21 @@ def test_classes_that_are_numbers_are_in_order(workspace):
     assert json.loads(Path("data/prepared/classes.json").read_text()) == [str(i) for i in range(12)]
 
 
+def test_a_sheet_is_cut_into_its_tiles_row_by_row(workspace):
+    for split, count in (("train", 60), ("test", 12)):
+        for number, label in enumerate(("cat", "dog")):
+            grid = [np.asarray(picture(1000 * number + len(split) * 100 + i, 32, 32)) for i in range(count)]
+            rows = [np.concatenate(grid[at : at + 6], 1) for at in range(0, count, 6)]
+            (workspace.raw / split).mkdir(exist_ok=True)
+            Image.fromarray(np.concatenate(rows)).save(workspace.raw / split / f"{label}.png")
+    workspace.set(source="sheets")
+    rows = workspace.prepare()
+    assert len(rows) == 144
+    row = rows["test/dog.png#7"]
+    assert (row["label"], row["split"]) == ("dog", "test")
+    assert row["sha256"] == content_sha256(np.asarray(picture(1000 + 407, 32, 32)))
+
+
 def test_sheets_are_real_cifar(workspace, shared):
     """The tiles of a sheet are the images of the same class that an .npz of CIFAR-10 test images holds."""
     evaluation = np.load(shared / "data/cifar10-eval500.npz")
