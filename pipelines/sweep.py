@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,7 @@ from pipelines import comparison, graph, grid, pools, rebuild, slots, tracking, 
 from pipelines.comparison import Result
 from pipelines.grid import Cell, Sweep
 
+SAID = re.compile(r"[a-z_]+: ")  # stages.work.main: the stage's name, then what the user can mend
 DONE, KEPT = "cell.json", "params.yaml"  # KEPT: what a rebuild leaves in any case (pipelines/results.py)
 
 
@@ -111,7 +113,10 @@ def fan_out(what: str, jobs: list[tuple[Cell, dict[str, Any]]], pool: str | None
 
 
 def reason(future: PrefectFuture[Any]) -> str:
-    return (future.state.message or future.state.name or "unknown").strip().splitlines()[0]
+    """What the stage said to the user ("finetune: there is no file ..."), where it did; else the first line."""
+    lines = (future.state.message or future.state.name or "unknown").strip().splitlines()
+    said = [line for line in lines[1:] if SAID.match(line) and "%|" not in line]
+    return said[-1] if said else lines[0]
 
 
 def leaders(source: Path, plan: Sweep, waiting: list[Cell]) -> list[Cell]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,6 +92,19 @@ def test_a_sweep_is_refused_before_a_server_is_started(project, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sweep", "toy.yaml"])
     with pytest.raises(SystemExit, match=r"sweep: there is no stage 'trian' in dvc\.yaml"):
         sweeping.main()
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("exit status 255\n> python -m x\nfinetune: there is no file x\nERROR: failed", "finetune: there is no file x"),
+        ("exit status 247\nfinetune:  42%|###  | 25/60\nERROR: exited with -9", "exit status 247"),
+        (None, "Failed"),
+    ],
+)
+def test_a_failed_cell_is_named_with_what_its_stage_said(message, said):
+    future = SimpleNamespace(state=SimpleNamespace(message=message, name="Failed"))
+    assert sweeping.reason(future) == said
 
 
 def result(folder: Path, cell: grid.Cell, stood: list[bool]) -> Result:
