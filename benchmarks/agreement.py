@@ -46,7 +46,7 @@ def ours(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> d
     return {
         "clean": report.clean_accuracy,
         "after": {a.name: a.robust_accuracy for a in report.attacks},
-        "seconds": {a.name: a.seconds for a in report.attacks},
+        "seconds": {a.name: a.processor_seconds for a in report.attacks},
         "flags": report.robust.int().tolist(),
     }
 
@@ -56,14 +56,15 @@ def original(path: Path, model: nn.Module, x: Tensor, y: Tensor, threat: Threat,
     sys.path.insert(0, str(path))
     from autoattack import AutoAttack
 
-    lines: list[str] = []
+    lines: list[tuple[str, float]] = []
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     attack = AutoAttack(model, norm=norm, eps=threat.eps, seed=seed, version="standard", device="cpu")
-    attack.logger.log = lines.append
+    attack.logger.log = lambda line: lines.append((line, time.process_time()))
+    begin = time.process_time()
     adversarial = attack.run_standard_evaluation(x, y, bs=250)
-    said = [line.split() for line in lines if line.startswith("robust accuracy after")]
-    after = {words[3].rstrip(":").lower(): float(words[4].rstrip("%")) / 100 for words in said}
-    ends = {words[3].rstrip(":").lower(): float(words[7]) for words in said}
+    said = [(line.split(), at - begin) for line, at in lines if line.startswith("robust accuracy after")]
+    after = {words[3].rstrip(":").lower(): float(words[4].rstrip("%")) / 100 for words, _ in said}
+    ends = {name: at for name, (_, at) in zip(after, said)}
     starts = dict(zip(ends, [0.0, *ends.values()]))
     with torch.no_grad():
         flags = (model(adversarial).argmax(1) == y).int().tolist()

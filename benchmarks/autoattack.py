@@ -1,10 +1,13 @@
-"""Seconds per attack, ours and the original's, on one network, the same images and one device.
+"""Processor seconds per attack, ours and the original's, on one network, the same images and one device.
 
-    python -m benchmarks.autoattack --net resnet2b --images 100 --batch 128 [--norm l2 --eps 0.25] [--reference PATH]
+    python -m benchmarks.autoattack --reference PATH                    # the four comparisons of SUITE, about 8 minutes
+    python -m benchmarks.autoattack --reference PATH --net resnet2b --images 100 --batch 64 [--norm l2 --eps 0.25]
 
-PATH is a checkout of github.com/fra31/auto-attack, which stays outside this repository. Each side runs in a process
-of its own, so that peak memory can be compared; both use one thread. Seconds are CPU time, for the machine may be
-shared. F, the time of one forward of one image, is measured in the same process, before and after.
+PATH is a checkout of github.com/fra31/auto-attack, which stays outside this repository; without it ours runs alone.
+Sides run one after another, each in a process of its own, so that peak memory can be compared, with one thread, and
+time is processor time, for the machine may be shared. F, the time of one forward of one image in the plain network, is
+measured in the same process, before and after. Sides: `plain`, `fast` (precision="fast") and `folded` (the attacked
+network itself has its batch norms folded into the convolutions), the last two on networks with batch norms only.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +32,25 @@ from benchmarks.agreement import ATTACKS, SHARED, original
 from tests.zoo import cifar500, load_zoo
 
 
-def forward_seconds(model: nn.Module, x: Tensor, passes: int = 7) -> tuple[float, float]:
-    """Median time of a forward and of an input gradient, per image."""
+class Setup(NamedTuple):
+    net: str
+    norm: str
+    eps: str
+    images: int
+    batch: int  # fits the number of images: the last batch of each attack is filled up with copies
+    sides: tuple[str, ...] = ("plain",)
+
+
+SUITE = (
+    Setup("resnet2b", "linf", "2/255", 88, 64),
+    Setup("resnet4b", "linf", "2/255", 40, 32),
+    Setup("resnet20-robust2", "linf", "2/255", 9, 8, ("plain", "fast", "folded")),
+    Setup("resnet20-natural", "linf", "2/255", 96, 32),
+)
+
+
+def forward_seconds(model: nn.Module, x: Tensor, passes: int = 9) -> tuple[float, float]:
+    """Median processor time of a forward and of an input gradient, per image."""
     plain, gradient = [], []
     for _ in range(passes):
         begin = time.process_time()
@@ -44,93 +64,89 @@ def forward_seconds(model: nn.Module, x: Tensor, passes: int = 7) -> tuple[float
     return sorted(plain)[passes // 2], sorted(gradient)[passes // 2]
 
 
-def clocked(wall: dict[str, float], cpu: float) -> dict[str, float]:
-    """CPU seconds of each attack: the whole, in proportion to the wall clock."""
-    total = sum(wall.values())
-    return {name: cpu * value / total for name, value in wall.items()}
-
-
-def one_side(arguments: argparse.Namespace) -> dict[str, Any]:
+def one_side(setup: Setup, name: str, reference: Path | None) -> dict[str, Any]:
     torch.set_num_threads(1)
     x, y = cifar500(SHARED)
-    x, y = x[: arguments.images].float() / 255, y[: arguments.images]
-    model = load_zoo(SHARED, arguments.net).requires_grad_(False)
-    threat = Threat(arguments.norm, arguments.eps)
-    probe = x[torch.arange(arguments.batch) % len(x)]
+    x, y = x[: setup.images].float() / 255, y[: setup.images]
+    model = load_zoo(SHARED, setup.net).requires_grad_(False)
+    threat = Threat(setup.norm, setup.eps)
+    probe = x[torch.arange(setup.batch) % len(x)]
     before = forward_seconds(model, probe)
-    cpu = time.process_time()
-    if arguments.side == "original":
-        found = original(arguments.reference, model, x, y, threat, 0)
+    if name == "original":
+        assert reference is not None
+        found = original(reference, model, x, y, threat, 0)
     else:
-        target = quick_copy(model, x[:2]) if arguments.folded else model
-        report = autoattack(target, x, y, threat, batch_size=arguments.batch)
+        target = quick_copy(model, x[:2]) if name == "folded" else model
+        precision = "fast" if name == "fast" else "full"
+        report = autoattack(target, x, y, threat, batch_size=setup.batch, precision=precision, show=False)
         found = {
             "after": {a.name: a.robust_accuracy for a in report.attacks},
-            "seconds": {a.name: a.seconds for a in report.attacks},
+            "seconds": {a.name: a.processor_seconds for a in report.attacks},
             "forwards": {a.name: a.forwards for a in report.attacks},
             "flags": report.robust.int().tolist(),
         }
-    cpu = time.process_time() - cpu
     after = forward_seconds(model, probe)
-    found["seconds"] = clocked(found["seconds"], cpu)
     found["F"], found["gradient"] = ((a + b) / 2 for a, b in zip(before, after))
     found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found
 
 
-def side(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def side(setup: Setup, name: str, reference: Path | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "side.json"
-        command = [sys.executable, "-m", "benchmarks.autoattack", *sys.argv[1:], "--side", name, "--out", str(out)]
+        command = [sys.executable, "-m", "benchmarks.autoattack", "--side", name, "--out", str(out)]
+        for key in ("net", "norm", "eps", "images", "batch"):
+            command += [f"--{key}", str(getattr(setup, key))]
+        command += ["--reference", str(reference)] if reference else []
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return json.loads(out.read_text())
 
 
-def show(arguments: argparse.Namespace, ours: dict[str, Any], theirs: dict[str, Any] | None) -> None:
-    standing = sum(ours["flags"])
-    print(
-        f"{arguments.net}, {arguments.norm} {arguments.eps}, {arguments.images} images, {standing} stand; one thread,"
-    )
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, batch {arguments.batch}")
-    print(f"F {1e6 * ours['F']:.1f} us an image; an input gradient costs {ours['gradient'] / ours['F']:.2f} F")
-    print("| attack | stand | s (CPU) |" + (" the original: stand | s (CPU) | ratio |" if theirs else ""))
-    print("|---|---|---|" + ("---|---|---|" if theirs else ""))
-    for name in ATTACKS:
-        row = f"| {name} | {100 * ours['after'][name]:.1f} | {ours['seconds'][name]:.1f} |"
-        if theirs and name in theirs["after"]:
-            ratio = theirs["seconds"][name] / max(ours["seconds"][name], 1e-9)
-            row += f" {100 * theirs['after'][name]:.1f} | {theirs['seconds'][name]:.1f} | {ratio:.2f} |"
-        print(row)
-    total = sum(ours["seconds"].values())
-    per = total / max(standing, 1) / ours["F"]
-    print(f"ours: {total:.1f} s, {per:.0f} F a survivor ({per / 9750:.2f} x 9,750), {ours['memory']:.0f} MB at most")
-    square = ours["forwards"]["square"] * ours["F"] / max(ours["seconds"]["square"], 1e-9)
-    print(f"Square runs at {100 * square:.0f} % of the plain forward rate")
-    if theirs:
-        whole = sum(theirs["seconds"].values())
-        differ = sum(a != b for a, b in zip(ours["flags"], theirs["flags"]))
-        print(
-            f"the original: {whole:.1f} s, {theirs['memory']:.0f} MB; ratio {whole / total:.2f}; {differ} images differ"
-        )
+def compare(setup: Setup, reference: Path | None) -> None:
+    theirs = side(setup, "original", reference) if reference else None
+    sides = {name: side(setup, name, reference) for name in setup.sides}
+    first = sides[setup.sides[0]]
+    print(f"\n{setup.net}, {setup.norm} {setup.eps}, {setup.images} images, {sum(first['flags'])} stand; ", end="")
+    print(f"batch {setup.batch}, one thread, torch {torch.__version__}, {platform.machine()}")
+    print(f"F {1e6 * first['F']:.1f} us an image; an input gradient costs {first['gradient'] / first['F']:.2f} F")
+    print("\n| | " + " | ".join(ATTACKS) + " | s in all | ratio | F a survivor | MB | flags that differ |")
+    print("|---|" + "---|" * (len(ATTACKS) + 5))
+    for name, found in (({"original": theirs} if theirs else {}) | sides).items():
+        print(row(name, found, theirs))
+    for name, found in sides.items():
+        rate = found["forwards"]["square"] * found["F"] / max(found["seconds"]["square"], 1e-9)
+        print(f"{name}: Square makes forwards at {100 * rate:.0f} % of the plain forward rate")
+
+
+def row(name: str, found: dict[str, Any], theirs: dict[str, Any] | None) -> str:
+    """Seconds of each attack, and in brackets what stands after it."""
+    cells = [f"{found['seconds'].get(a, 0):.1f} ({100 * found['after'].get(a, 0):.1f})" for a in ATTACKS]
+    total = sum(found["seconds"].values())
+    standing = sum(found["flags"])
+    per = f"{total / standing / found['F']:.0f}" if standing else "-"
+    ratio = f"{sum(theirs['seconds'].values()) / total:.2f}" if theirs else "-"
+    differ = str(sum(a != b for a, b in zip(found["flags"], theirs["flags"]))) if theirs else "-"
+    return f"| {name} | " + " | ".join(cells) + f" | {total:.1f} | {ratio} | {per} | {found['memory']:.0f} | {differ} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--net", default="resnet2b")
+    parser.add_argument("--net", help="one comparison on this network, instead of SUITE")
     parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--norm", default="linf")
     parser.add_argument("--eps", default="2/255")
-    parser.add_argument("--folded", action="store_true", help="batch norm folded into the convolutions")
+    parser.add_argument("--sides", nargs="+", default=["plain"], choices=["plain", "fast", "folded"])
     parser.add_argument("--reference", type=Path)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.side:
-        arguments.out.write_text(json.dumps(one_side(arguments)))
+    chosen = parser.parse_args()
+    one = Setup(chosen.net, chosen.norm, chosen.eps, chosen.images, chosen.batch, tuple(chosen.sides))
+    if chosen.side:
+        chosen.out.write_text(json.dumps(one_side(one, chosen.side, chosen.reference)))
         return
-    ours = side("ours", arguments)
-    show(arguments, ours, side("original", arguments) if arguments.reference else None)
+    for setup in [one] if chosen.net else SUITE:
+        compare(setup, chosen.reference)
 
 
 if __name__ == "__main__":

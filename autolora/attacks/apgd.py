@@ -121,7 +121,7 @@ class APGD:
         for _ in range(self.samples - 1):
             logits, values, gradient = self.network.gradient(s["point"], loss)
             total = total + gradient
-        return logits, values, total / self.samples
+        return logits, values, total if self.samples == 1 else total / self.samples
 
     def _check(self, s: State, width: Tensor) -> Tensor:
         """Conditions 1 and 2, for the rows that are at a checkpoint."""
@@ -136,10 +136,11 @@ class APGD:
         return halved
 
     def _move(self, s: State, origin: Tensor, gradient: Tensor, first: Tensor) -> Tensor:
-        step = column(s["eta"], origin) * ascent_direction(gradient, self.threat)
-        z = project(origin + step, s["x"], self.threat)
+        step = ascent_direction(gradient, self.threat).mul_(column(s["eta"], origin))
+        z = project(step.add_(origin), s["x"], self.threat)
         a = column(torch.where(first, 1.0, MOMENTUM), origin)
-        return project(origin + a * (z - origin) + (1 - a) * (origin - s["previous"]), s["x"], self.threat)
+        ahead = z.sub_(origin).mul_(a).add_(origin)
+        return project(ahead.add_((origin - s["previous"]).mul_(1 - a)), s["x"], self.threat)
 
 
 def start_point(x: Tensor, keys: Tensor, threat: Threat) -> Tensor:

@@ -35,7 +35,7 @@ from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.slots import Attack, Images, Slots
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
-from autolora.attacks.workers import gathered, wait, worker, workers
+from autolora.attacks.workers import gathered, of_the_first, wait, worker, workers
 from autolora.threat import Threat
 
 VERSIONS = ("standard", "plus", "rand", "fast")
@@ -91,7 +91,7 @@ def autoattack(
         plan = partial(plan_of, version, threat.norm)
         report = _evaluate(network, quick, plan, x, y, names, threat, version, seed, progress, show)
         if randomised:  # one pass would say something else each time
-            report.fooled = judge.all_logits(report.adversarial, device).argmax(1).cpu()
+            report.fooled = of_the_first(judge.all_logits(report.adversarial, device).argmax(1).cpu())
         works = diagnostics.attack_works(judge, x.to(device), y.to(device), threat, seed, randomised)
         unmoved = diagnostics.buffers_unmoved(model, buffers)
         report.checks = diagnostics.ordered([*before, unmoved, works, *diagnostics.after(report, x)])
@@ -143,11 +143,10 @@ def _evaluate(
     show: bool,
 ) -> Report:
     device = device_of(network.model, x)
-    logits = network.all_logits(x, device)
+    log = Progress(None if folder is None else Path(folder), worker(), network.batch)
+    logits = _clean_logits(network, quick, x, y, ids, threat, version, seed, log)
     steps, deviation = plan(logits.shape[1])
     images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
-    log = Progress(None if folder is None else Path(folder), worker(), network.batch)
-    log.claim(_determines(images, threat, version, seed, network, quick), logits)
     predicted = logits.argmax(1).cpu()
     report = Report(
         threat=threat,
@@ -171,6 +170,28 @@ def _evaluate(
         _run(step, network if final else quick, network, threat, images, report, log, show)
     report.fooled = network.all_logits(report.adversarial, device).argmax(1).cpu()
     return report
+
+
+def _clean_logits(
+    network: Network,
+    quick: Network,
+    x: Tensor,
+    y: Tensor,
+    ids: list[str],
+    threat: Threat,
+    version: str,
+    seed: int,
+    log: Progress,
+) -> Tensor:
+    """Logits of the images themselves, the same in all processes and lives; and the progress folder is claimed."""
+    logits = network.all_logits(x, device_of(network.model, x))
+    determines = _determines(ids, y, threat, version, seed, network, quick)
+    if version != "rand":
+        log.claim(determines, logits)
+        return logits
+    if worker() == 0:
+        logits = log.claim_at_random(determines, logits)
+    return of_the_first(logits.cpu()).to(logits.device)
 
 
 def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | None]:
@@ -216,7 +237,8 @@ def _run(
     show: bool,
 ) -> None:
     """One attack on what stands; the report's flags and images are brought up to date."""
-    begin, spent = time.perf_counter(), network.forwards + (quick.forwards if quick is not network else 0)
+    begin, clock = time.perf_counter(), time.process_time()
+    spent = network.forwards + (quick.forwards if quick is not network else 0)
     standing = report.robust.nonzero().flatten().tolist()
     done = _known(step, images, standing, log)
     mine = standing[worker() :: workers()]
@@ -235,6 +257,7 @@ def _run(
             robust_accuracy=report.robust_accuracy,
             broken=len(standing) - int(report.robust.sum()),
             seconds=time.perf_counter() - begin,
+            processor_seconds=time.process_time() - clock,
             forwards=sum(gathered({worker(): took}).values()),
         )
     )
@@ -262,9 +285,7 @@ def _sweep(
 ) -> list[int]:
     """Attack these images; returns those that only the quick copy takes for broken."""
     attack = step.attack(quick, threat)
-    slots = Slots(
-        attack, images, step.name, seed, quick.batch, step.every, wide=4 if images.x.device.type == "cpu" else 1
-    )
+    slots = Slots(attack, images, step.name, seed, quick.batch, step.every)
     for image, rank in [job for job, point in done.items() if point is not None]:
         slots.broken[image] = min(rank, slots.broken.get(image, rank))
     jobs = [(image, rank) for rank in range(step.ranks) for image in mine if (image, rank) not in done]
@@ -294,7 +315,7 @@ def _sweep(
             settle()
 
     with _bar(step.name, len(jobs) * attack.rounds, len(mine), slots, show) as tick:
-        slots.run(jobs, finish, tick)
+        slots.run(jobs, finish, tick, lambda: log.flush(step.name))
     settle()
     log.flush(step.name)
     return sorted({image for image in doubtful if not any(done.get((image, r)) is not None for r in range(step.ranks))})
@@ -303,12 +324,17 @@ def _sweep(
 @contextmanager
 def _bar(name: str, steps: int, standing: int, slots: Slots, show: bool) -> Iterator[Callable[[int, int], None]]:
     """Images standing and time left; steps that prove unnecessary leave the total."""
-    shape = "{desc}: {postfix} standing {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-    bar = tqdm(total=steps, desc=name, bar_format=shape, disable=None if show and worker() == 0 else True)
+    shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+    hidden = None if show and steps and worker() == 0 else True
+
+    def said() -> str:
+        return f"{name}: {standing - len(slots.broken)} of {standing} stand"
+
+    bar = tqdm(total=steps, desc=said(), bar_format=shape, disable=hidden)
 
     def tick(taken: int, saved: int) -> None:
         bar.total -= saved
-        bar.set_postfix_str(f"{standing - len(slots.broken)} of {standing}", refresh=False)
+        bar.set_description_str(said(), refresh=False)
         bar.update(taken)
 
     with bar:
@@ -316,9 +342,9 @@ def _bar(name: str, steps: int, standing: int, slots: Slots, show: bool) -> Iter
 
 
 def _determines(
-    images: Images, threat: Threat, version: str, seed: int, network: Network, quick: Network
+    ids: list[str], y: Tensor, threat: Threat, version: str, seed: int, network: Network, quick: Network
 ) -> dict[str, Any]:
-    named = sorted(zip(images.ids, images.y.tolist()))
+    named = sorted(zip(ids, y.tolist()))
     return {
         "threat": str(threat),
         "eps": threat.eps,

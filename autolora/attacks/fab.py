@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.apgd import start_point
-from autolora.attacks.network import Network, above, column, lengths, replaced
+from autolora.attacks.network import Network, above, column, in_groups, lengths, replaced
 from autolora.attacks.slots import State
 from autolora.threat import Threat
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9
-FAR, MOST_STEPS, ROWS = 1e30, 100, 32  # FAR is finite, so that FAR * 0 is 0
+FAR, MOST_STEPS = 1e30, 100  # FAR is finite, so that FAR * 0 is 0
 
 
 class FAB:
@@ -38,18 +38,24 @@ class FAB:
         return {"x": x, "y": y, "target": target, "point": replaced(x, restart, away)}
 
     def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
-        x, point = s["x"], s["point"]
+        x = s["x"]
         f, g = self._boundary(s)
-        there = f + (g * (x - point)).flatten(1).sum(1)  # the linearised f at x
-        d_k, d_0 = (
-            to_hyperplane(t, g, gap, self.threat.norm, self.threat.bounds) for t, gap in ((point, f), (x, there))
-        )
-        a, b = (lengths(d, self.threat.norm).clamp_min(1e-8) for d in (d_k, d_0))
-        alpha = column((a / (a + b)).clamp_max(ALPHA_MAX), x)
-        point = ((point + ETA * d_k) * (1 - alpha) + (x + ETA * d_0) * alpha).clamp(*self.threat.bounds)
+        point = in_groups(self._nearer, x, s["point"], f, g)
         wrong = self.network.logits(point).argmax(1) != s["y"]
-        s["point"] = replaced(point, wrong, x + BETA * (point - x))
-        return wrong & (lengths(point - x, self.threat.norm) <= self.threat.eps), point
+        offset = point - x
+        inside = lengths(offset, self.threat.norm) <= self.threat.eps
+        s["point"] = replaced(point, wrong, offset.mul_(BETA).add_(x))
+        return wrong & inside, point
+
+    def _nearer(self, x: Tensor, point: Tensor, f: Tensor, g: Tensor) -> Tensor:
+        """The next point of each row, from the linearised f at the last one."""
+        norm, bounds = self.threat.norm, self.threat.bounds
+        there = f + (g * (x - point)).flatten(1).sum(1)  # the linearised f at x
+        d_k, d_0 = to_hyperplane(point, g, f, norm, bounds), to_hyperplane(x, g, there, norm, bounds)
+        a, b = (lengths(d, norm).clamp_min(1e-8) for d in (d_k, d_0))
+        alpha = column((a / (a + b)).clamp_max(ALPHA_MAX), x)
+        near = d_k.mul_(ETA).add_(point).mul_(1 - alpha)
+        return near.add_(d_0.mul_(ETA).add_(x).mul_(alpha)).clamp_(*bounds)
 
     def _boundary(self, s: State) -> tuple[Tensor, Tensor]:
         logits, gradients = self.network.gradients(s["point"])
@@ -81,22 +87,22 @@ def to_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str, bounds: tuple[fl
 
     Each coordinate moves against the sign of gap * w by min(lambda * r_i, room_i), with r = 1 for Linf and |w| for
     L2, and lambda such that the moves close the gap. For L1 the coordinates with the largest |w| move all the way,
-    one by one. Rows go in small groups, which stay in the processor's cache.
+    one by one.
     """
-    rows = ROWS if t.device.type == "cpu" else len(t)
-    groups = zip(t.flatten(1).split(rows), w.flatten(1).split(rows), gap.split(rows))
-    return torch.cat([_to_hyperplane(*group, norm, *bounds) for group in groups]).view(t.shape)
+    move = _moves(t.flatten(1), w.flatten(1), gap, norm, *bounds)
+    return move.view(t.shape)
 
 
-def _to_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str, low: float, high: float) -> Tensor:
-    direction = w.sign() * torch.where(gap >= 0, -1.0, 1.0)[:, None]
+def _moves(t: Tensor, w: Tensor, gap: Tensor, norm: str, low: float, high: float) -> Tensor:
+    direction = w.sign().mul_(torch.where(gap >= 0, -1.0, 1.0)[:, None])
     goal = above(direction, direction.new_zeros(())).mul_(high - low).add_(low)
     room, size, gap = goal.sub_(t).abs_(), w.abs(), gap.abs()
     if norm == "l1":
-        return _greedy(size, room, gap) * direction
+        return direction.mul_(_greedy(size, room, gap))
     if norm == "linf":
-        return torch.minimum(_level(size, room, gap)[:, None], room) * direction
-    return torch.minimum(_level(size * size, room / size.clamp_min(1 / FAR), gap)[:, None] * size, room) * direction
+        return direction.mul_(torch.minimum(_level(size, room, gap)[:, None], room))
+    level = _level(size * size, room / size.clamp_min(1 / FAR), gap)
+    return direction.mul_(size.mul_(level[:, None]).minimum(room))
 
 
 def _level(rate: Tensor, limit: Tensor, gap: Tensor) -> Tensor:
@@ -105,11 +111,11 @@ def _level(rate: Tensor, limit: Tensor, gap: Tensor) -> Tensor:
     The sum is concave and piecewise linear in lambda, so Newton's steps from 0 rise to the root and stop when no
     further coordinate reaches its limit: no sorting, and a handful of steps. A row that has stopped stays as it is.
     """
-    slope = rate.sum(1)
+    slope, part = rate.sum(1), torch.empty_like(rate)
     level = gap / slope.clamp_min(1 / FAR)
     for _ in range(MOST_STEPS):
-        closed = torch.minimum(limit, level[:, None]).mul_(rate).sum(1)
-        free = above(limit, level[:, None]).mul_(rate).sum(1)
+        closed = torch.minimum(limit, level[:, None], out=part).mul_(rate).sum(1)
+        free = torch.gt(limit, level[:, None], out=part).mul_(rate).sum(1)
         higher = torch.where(free > 0, level + (gap - closed) / free, FAR).clamp_max(FAR).maximum(level)
         moving = free < slope
         if not moving.any():

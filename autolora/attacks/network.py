@@ -6,63 +6,68 @@ so with one shape an image's fate does not depend on which other images are atta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+GROUP = 32  # images
 Loss = Callable[[Tensor, slice], Tensor]  # logits [b,c] of these rows -> one value for each [b]
 
 
 class Network:
-    """Every forward takes `batch` images; more are taken in parts. `forwards` counts in F, one forward of one image."""
+    """Every forward takes `batch` images: more are taken in parts, and the last part is filled up with copies.
+
+    `forwards` counts in F, one forward of one image, copies included.
+    """
 
     def __init__(self, model: Callable[[Tensor], Tensor], batch: int) -> None:
         self.model, self.batch, self.forwards = model, batch, 0
 
-    def logits(self, x: Tensor) -> Tensor:  # [k * batch,...] -> [k * batch,classes]
-        self.forwards += len(x)
+    def logits(self, x: Tensor) -> Tensor:  # [n,...] -> [n,classes]
         with torch.no_grad():
-            return torch.cat([self.model(part).float() for part in x.split(self.batch)])
+            return joined([self.model(self._filled(part)).float()[: len(part)] for part, _ in self._parts(x)])
 
     def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, loss and the gradient of the loss in each image; a gradient counts as one more F."""
-        self.forwards += 2 * len(x)
         found = [self._gradient(part, rows, loss) for part, rows in self._parts(x)]
-        logits, values, gradients = (torch.cat(parts) for parts in zip(*found))
+        logits, values, gradients = (joined(parts) for parts in zip(*found))
         return logits, values, gradients
 
     def _parts(self, x: Tensor) -> list[tuple[Tensor, slice]]:
         return [(x[i : i + self.batch], slice(i, i + self.batch)) for i in range(0, len(x), self.batch)]
 
+    def _filled(self, x: Tensor) -> Tensor:
+        self.forwards += self.batch
+        return x if len(x) == self.batch else x[torch.arange(self.batch, device=x.device) % len(x)]
+
     def _gradient(self, x: Tensor, rows: slice, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-        point = x.detach().requires_grad_(True)
+        self.forwards += self.batch
+        point = self._filled(x.detach()).detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = self.model(point).float()
+            logits = self.model(point).float()[: len(x)]
             values = loss(logits, rows)
             (gradient,) = torch.autograd.grad(values.sum(), point)
-        return logits.detach(), values.detach(), gradient
+        return logits.detach(), values.detach(), gradient[: len(x)]
 
     def gradients(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and the gradient of each of them: [b,c], [b,c,...]."""
         found = [self._gradients(part) for part, _ in self._parts(x)]
-        logits, gradients = (torch.cat(parts) for parts in zip(*found))
-        self.forwards += (1 + logits.shape[1]) * len(x)
+        logits, gradients = (joined(parts) for parts in zip(*found))
         return logits, gradients
 
     def _gradients(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        point = x.detach().requires_grad_(True)
+        point = self._filled(x.detach()).detach().requires_grad_(True)
         with torch.enable_grad():
             logits = self.model(point).float()
             each = [torch.autograd.grad(z, point, retain_graph=True)[0] for z in logits.sum(0)]
-        return logits.detach(), torch.stack(each, 1)
+        self.forwards += self.batch * len(each)
+        return logits.detach()[: len(x)], torch.stack(each, 1)[: len(x)]
 
     def all_logits(self, x: Tensor, device: torch.device | None = None) -> Tensor:
-        """Logits of any number of images: the last batch is filled up with copies."""
-        rows = torch.arange(-(-len(x) // self.batch) * self.batch) % len(x)
-        parts = [self.logits(x[part].to(device or x.device)) for part in rows.split(self.batch)]
-        return torch.cat(parts)[: len(x)]
+        """Logits of images that may lie elsewhere, and be too many for the device."""
+        return joined([self.logits(part.to(device or x.device)) for part in x.split(self.batch)])
 
 
 class Averaged(Network):
@@ -90,6 +95,17 @@ def from_session(session: Any) -> Callable[[Tensor], Tensor]:
     """An onnxruntime session as a callable from pixels to logits; it has no gradients."""
     name = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {name: x.cpu().numpy()})[0]).to(x.device)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """torch.cat copies a single part too."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def in_groups(act: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """act(*rows), on a CPU a few rows at a time: what it makes in between then stays in the processor's cache."""
+    size = GROUP if rows[0].device.type == "cpu" else max(len(rows[0]), 1)
+    return joined([act(*group) for group in zip(*(r.split(size) for r in rows))])
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:

@@ -24,14 +24,29 @@ class Progress:
         self.folder, self.worker, self.batch, self.seconds = folder, worker, batch, seconds
         self.pending: list[tuple[str, int, Tensor | None]] = []
         self.written = time.monotonic()
+        self.files: dict[str, int] = {}  # attack and worker -> how many there are
 
     def claim(self, determines: dict, logits: Tensor) -> None:
         """The folder belongs to exactly this evaluation: no other, and none of another network, goes on from it."""
+        self._claim(determines | {"logits": logits[:8].double().cpu().tolist()})
+
+    def claim_at_random(self, determines: dict, logits: Tensor) -> Tensor:
+        """The same for a network that answers at random: it cannot be told by its logits, and those of the first life
+        are returned, so that all lives agree on which images are right."""
+        self._claim(determines | {"logits": []})
+        if self.folder is None:
+            return logits
+        path = self.folder / "logits.npy"
+        if not path.exists():
+            with replacing(path) as part, open(part, "wb") as file:
+                np.save(file, logits.cpu().numpy())
+        return torch.from_numpy(np.load(path)).to(logits.device)
+
+    def _claim(self, determines: dict) -> None:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "run.json"
-        determines = determines | {"logits": logits[:8].double().cpu().tolist()}
         if not path.exists():
             return write_json(path, determines)
         known = read_json(path)
@@ -66,8 +81,10 @@ class Progress:
             return
         ids, ranks, points = zip(*pending)
         broken = [p.numpy() for p in points if p is not None]
-        number = len(list(self.folder.glob(f"{attack}.{self.worker}.*.npz")))
-        with replacing(self.folder / f"{attack}.{self.worker}.{number:06d}.npz") as part, open(part, "wb") as file:
+        name = f"{attack}.{self.worker}"
+        if name not in self.files:
+            self.files[name] = len(list(self.folder.glob(f"{name}.*.npz")))
+        with replacing(self.folder / f"{name}.{self.files[name]:06d}.npz") as part, open(part, "wb") as file:
             np.savez(
                 file,
                 ids=np.array([i.encode() for i in ids]),
@@ -75,3 +92,4 @@ class Progress:
                 found=np.array([p is not None for p in points]),
                 adversarial=np.stack(broken) if broken else np.zeros((0,), np.float32),
             )
+        self.files[name] += 1

@@ -32,6 +32,7 @@ class AttackResult:
     robust_accuracy: float  # of what stands after this attack and all before it
     broken: int  # images that this attack broke
     seconds: float
+    processor_seconds: float  # of this process
     forwards: int  # in F: an input gradient counts as one more
 
 

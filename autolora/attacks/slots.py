@@ -1,9 +1,9 @@
-"""A batch of slots that is always full: whenever an image is broken or through, its slot takes the next job.
+"""A batch of slots that is full while jobs wait: as soon as an image is broken or through, its slot takes the next job.
 
-Every attack is a step on a batch of rows, each row at its own age. So forwards have one shape, no work is spent on
-images that are already broken, and the last batches stay full. A job is (image, rank): a target class or a restart;
-ranks of one image are independent, and the lowest that succeeds is the one that counts, as if they had run one after
-another.
+Every attack is a step on a batch of rows, each row at its own age. So no work is spent on images that are already
+broken, and a batch ends only where the jobs do; then the slots that are left are the rows of the step. A job is
+(image, rank): a target class or a restart; ranks of one image are independent, and the lowest that succeeds is the one
+that counts, as if they had run one after another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class Attack(Protocol):
         """Fresh rows."""
 
     def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Advance every row by one: which rows are broken now [b], and the points that break them [b,...]."""
+        """Advance every row by one: which rows are broken now [b], and the points that break them [b,...].
+
+        A step that takes a row further than one adds the rest to its age, in place.
+        """
 
 
 @dataclass(frozen=True)
@@ -44,39 +47,48 @@ class Images:
 
 
 class Slots:
-    """`size` slots, a multiple of the one batch shape of all forwards; fewer when there is less to do."""
+    """One batch of slots: what is in flight, and so what a kill loses.
 
-    def __init__(
-        self, attack: Attack, images: Images, name: str, seed: int, batch: int, every: int = 1, wide: int = 4
-    ) -> None:
-        self.attack, self.images, self.name, self.seed, self.batch, self.every = (
-            attack,
-            images,
-            name,
-            seed,
-            batch,
-            every,
-        )
-        self.wide = wide
+    A look at which rows are through makes a GPU wait, so there it comes after `every` steps only.
+    """
+
+    def __init__(self, attack: Attack, images: Images, name: str, seed: int, batch: int, every: int = 1) -> None:
+        self.attack, self.images, self.name, self.seed = attack, images, name, seed
+        self.batch, self.every = batch, 1 if images.x.device.type == "cpu" else every
         self.jobs: list[Job | None] = []
         self.age = np.zeros(0, dtype=np.int64)
         self.state: State = {}
         self.broken: dict[int, int] = {}  # image -> lowest rank that broke it
 
     def run(
-        self, jobs: Iterable[Job], finish: Finish, tick: Callable[[int, int], None] = lambda done, left: None
+        self,
+        jobs: Iterable[Job],
+        finish: Finish,
+        tick: Callable[[int, int], None] = lambda done, left: None,
+        keep: Callable[[], object] = lambda: None,
     ) -> None:
-        """finish(job, adversarial or None) once for each job not overtaken; tick(steps done, steps not needed)."""
+        """finish(job, adversarial or None) once for each job not overtaken; tick(steps done, steps not needed).
+
+        `keep` is called when jobs have been finished, before the next step: here they can be written down.
+        """
         queue = deque(jobs)
-        size = min(-(-len(queue) // self.batch), self.wide) * self.batch
+        size = min(len(queue), self.batch)
         self.jobs, self.age, self.state = [None] * size, np.full(size, self.attack.rounds), {}
         while self._refill(queue, tick):
+            before = self._taken()
             for _ in range(self.every):
                 self._step()
-            tick(self.every * sum(job is not None for job in self.jobs), 0)
-            self._harvest(finish, tick)
+            tick(self._taken() - before, 0)
+            if self._harvest(finish, tick):
+                keep()
+
+    def _taken(self) -> int:
+        """Steps behind the rows; that of an idle slot does not move."""
+        return int(np.minimum(self.age, self.attack.rounds).sum())
 
     def _refill(self, queue: deque[Job], tick: Callable[[int, int], None]) -> bool:
+        if self.jobs and None not in self.jobs:
+            return True
         fresh: dict[int, Job] = {}
         for slot in (i for i, job in enumerate(self.jobs) if job is None):
             while queue and self._overtaken(queue[0]):
@@ -86,9 +98,8 @@ class Slots:
                 fresh[slot] = queue.popleft()
         if fresh:
             self._put(fresh)
-        else:
-            self._shrink()
-        return any(job is not None for job in self.jobs)
+        self._shrink()
+        return bool(self.jobs)
 
     def _overtaken(self, job: Job) -> bool:
         return self.broken.get(job[0], job[1] + 1) <= job[1]
@@ -106,11 +117,9 @@ class Slots:
             self.state["found"][slot] = False
 
     def _shrink(self) -> None:
-        """Nothing waits: idle slots go, in whole batches."""
-        order = sorted(range(len(self.jobs)), key=lambda slot: self.jobs[slot] is None)
-        size = -(-sum(job is not None for job in self.jobs) // self.batch) * self.batch
-        if size < len(self.jobs):
-            keep = order[:size]
+        """Slots for which no job was left go."""
+        keep = [slot for slot, job in enumerate(self.jobs) if job is not None]
+        if len(keep) < len(self.jobs):
             rows = torch.tensor(keep, dtype=torch.long, device=self.images.x.device)
             self.state = {name: value[rows] for name, value in self.state.items()}
             self.jobs, self.age = [self.jobs[slot] for slot in keep], self.age[keep]
@@ -127,14 +136,18 @@ class Slots:
 
     def _step(self) -> None:
         s = self.state
+        going = torch.from_numpy(self.age < self.attack.rounds).to(s["found"].device)
         wrong, points = self.attack.step(s, self.age)
-        new = wrong & ~s["found"] & torch.from_numpy(self.age < self.attack.rounds).to(wrong.device)
+        new = wrong & ~s["found"] & going
         if new.device.type != "cpu" or new.any():  # on a GPU asking costs more than copying
             s["adversarial"] = replaced(s["adversarial"], new, points)
             s["found"] |= new
         self.age += 1
 
-    def _harvest(self, finish: Finish, tick: Callable[[int, int], None]) -> None:
+    def _harvest(self, finish: Finish, tick: Callable[[int, int], None]) -> bool:
+        """Whether any row was through."""
+        if not self.state["found"].any() and (self.age < self.attack.rounds).all():
+            return False
         found = self.state["found"].tolist()
         for slot, job in enumerate(self.jobs):
             if job is not None and found[slot]:
@@ -146,6 +159,7 @@ class Slots:
             if not (overtaken or found[slot] or self.age[slot] >= self.attack.rounds):
                 continue
             tick(0, max(self.attack.rounds - int(self.age[slot]), 0))
-            self.jobs[slot] = None
+            self.jobs[slot], self.age[slot] = None, self.attack.rounds
             if not overtaken:
                 finish(job, self.state["adversarial"][slot].cpu().clone() if found[slot] else None)
+        return True

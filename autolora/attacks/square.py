@@ -2,6 +2,9 @@
 
 Each query repaints one square of the image and keeps it where the margin z_y - max z_i falls. Linf: every pixel stays
 at x - eps or x + eps, one sign per channel and square. L2 and L1: a window takes over the energy of another one.
+
+Nineteen of twenty queries change nothing. So where fewer rows than a batch are left, the batch is filled up with the
+next queries of each row, as they are if the ones before them fail: exact, as each row goes on after its first success.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ def side(query: int, height: int, width: int, least: int, share: float = 0.8) ->
 class SquareLinf:
     """The first query is the striped start, then `queries` squares."""
 
+    reads: tuple[str, ...] = ("y", "keys", "best", "margin", "low", "high")
+
     def __init__(self, network: Network, threat: Threat, queries: int = 5000) -> None:
         self.network, self.threat, self.rounds = network, threat, queries + 1
         self.sides: dict[tuple[int, int], np.ndarray] = {}
@@ -48,32 +53,48 @@ class SquareLinf:
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
         n, c, _, w = x.shape
         stripes = signs(uniform(keys, 0, c * w)).view(n, c, 1, w)
-        return self._fresh(x, y, keys, self._painted(x, stripes))
+        low, high = (self._painted(x, torch.tensor(sign, device=x.device)) for sign in (-1.0, 1.0))
+        return self._fresh(y, keys, self._painted(x, stripes)) | {"low": low, "high": high}
 
-    def _fresh(self, x: Tensor, y: Tensor, keys: Tensor, tried: Tensor) -> State:
-        worst = torch.full((len(x),), torch.inf, device=x.device)
-        return {"x": x, "y": y, "keys": keys, "tried": tried, "best": x.clone(), "margin": worst}
+    def _fresh(self, y: Tensor, keys: Tensor, first: Tensor) -> State:
+        worst = torch.full((len(y),), torch.inf, device=y.device)
+        return {"y": y, "keys": keys, "best": first, "margin": worst}
 
     def _painted(self, x: Tensor, sign: Tensor) -> Tensor:
         return (x + self.threat.eps * sign).clamp_(*self.threat.bounds)
 
     def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
-        tried = s["tried"]
+        rows, ahead = turns(age, self.network.batch)
+        query, alone = age[rows] + ahead, len(rows) == len(age)
+        index = torch.from_numpy(rows).to(s["best"].device)
+        part = s if alone else {name: s[name][index] for name in self.reads}
+        tried = self._tried(part, query)
         logits = self.network.logits(tried)
-        margin = logits.gather(1, s["y"][:, None]).squeeze(1) - others(logits, s["y"])
-        better = margin < s["margin"]
+        margin = logits.gather(1, part["y"][:, None]).squeeze(1) - others(logits, part["y"])
+        counts = torch.from_numpy((query < self.rounds) & ((ahead == 0) | (age[rows] > 0))).to(index.device)
+        wrong = logits.argmax(1) != part["y"]
+        better = counts & ((margin < part["margin"]) | wrong)
+        if not alone:
+            first, better = first_of_each(better, index, len(age))
+            margin, wrong, tried = margin[first], wrong[first] & better, tried[first]
+            taken = np.bincount(rows[counts.cpu().numpy()], minlength=len(age))
+            age += np.where(better.cpu().numpy(), ahead[first.cpu().numpy()] + 1, np.maximum(taken, 1)) - 1
         s["margin"] = torch.where(better, margin, s["margin"])
         s["best"] = put(s["best"], better, tried)
-        s["tried"] = self._propose(s, age)
-        return logits.argmax(1) != s["y"], tried
+        return wrong, tried
+
+    def _tried(self, s: State, query: np.ndarray) -> Tensor:
+        """The point of each row's query; the first query is the start itself."""
+        tried = self._propose(s, query - 1)
+        return put(tried, torch.from_numpy(query == 0).to(tried.device), s["best"]) if (query == 0).any() else tried
 
     def _propose(self, s: State, age: np.ndarray) -> Tensor:
-        x = s["x"]
-        _, c, h, w = x.shape
+        """A whole pixel range up or down inside the window, cut off at x - eps and x + eps."""
+        best = s["best"]
+        _, c, h, w = best.shape
         u = self._draw(s, age, c * w, 2 + c)
-        inside = window(u[:, 0], u[:, 1], self._sides(age, h, w, 1, x.device), h, w)
-        painted = self._painted(x, signs(u[:, 2:])[:, :, None, None])
-        return painted.mul_(inside).add_(s["best"] * (1 - inside))
+        inside = window(u[:, 0], u[:, 1], self._sides(age, h, w, 1, best.device), h, w)
+        return torch.addcmul(best, inside, signs(u[:, 2:])[:, :, None, None]).clamp_(s["low"], s["high"])
 
     def _draw(self, s: State, age: np.ndarray, skip: int, count: int) -> Tensor:
         """The numbers of each row's own query: its counter moves on with its age."""
@@ -84,6 +105,22 @@ class SquareLinf:
         if (h, w) not in self.sides:
             self.sides[h, w] = np.array([side(q, h, w, least) for q in range(self.rounds + 1)])
         return torch.from_numpy(self.sides[h, w][np.minimum(age, self.rounds)]).to(device)
+
+
+def turns(age: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which row each place of whole batches belongs to, and how far it looks ahead; the youngest rows look farthest."""
+    size = -(-len(age) // batch) * batch
+    place = np.arange(size)
+    order = place if size == len(age) else np.argsort(age, kind="stable")
+    return order[place % len(age)], place // len(age)
+
+
+def first_of_each(found: Tensor, row: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The first place of each row at which something was found, and whether there is one."""
+    last = len(found) - 1
+    place = torch.where(found, torch.arange(last + 1, device=row.device), last + 1)
+    first = torch.full((rows,), last + 1, device=row.device).scatter_reduce(0, row, place, "amin")
+    return first.clamp_max(last), first <= last
 
 
 def window(u: Tensor, v: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
@@ -103,6 +140,7 @@ def signs(u: Tensor) -> Tensor:
 class SquareL2(SquareLinf):
     """Windows of two opposite pyramids each; a proposal moves energy from one window to another."""
 
+    reads = ("y", "keys", "best", "margin", "x")
     power = 2  # the pyramids' weights fall with this power of the distance from the centre
 
     def __init__(self, network: Network, threat: Threat, queries: int = 5000) -> None:
@@ -137,7 +175,7 @@ class SquareL2(SquareLinf):
                 tile = torch.where(u[:, i, j, :1, None, None] < 0.5, bump, bump.T) * signs(u[:, i, j, 1:, None, None])
                 room = delta[:, :, top : top + s, left : left + s]
                 room += tile[:, :, : room.shape[2], : room.shape[3]]
-        return self._fresh(x, y, keys, self.inside(x, delta))
+        return self._fresh(y, keys, self.inside(x, delta)) | {"x": x}
 
     def _propose(self, s: State, age: np.ndarray) -> Tensor:
         x = s["x"]

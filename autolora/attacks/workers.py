@@ -20,6 +20,15 @@ def wait() -> None:
         dist.barrier()
 
 
+def of_the_first(value: Any) -> Any:
+    """What the first process has: where each would come to something else."""
+    if workers() == 1:
+        return value
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
 def gathered(done: dict) -> dict:
     if workers() == 1:
         return done

@@ -163,7 +163,6 @@ def test_square_l2_proposal_follows_the_paper() -> None:
     net = smooth()
     attack = SquareL2(Network(net, 4), Threat("l2", eps), 500)
     state = attack.start(x, net(x).argmax(1), net(x).argmax(1), keys_of(4), np.zeros(4, np.int64))
-    state["best"] = state["tried"].clone()
     for age in (3, 40, 150, 400):
         proposed = attack._propose(state, np.full(4, age))
         u = attack._draw(state, np.full(4, age), 36 * 4, 8)
@@ -184,6 +183,36 @@ def test_square_lowers_the_margin_inside_the_ball(norm: str, kind) -> None:
     assert (state["margin"] < clean).all()
     assert max(lengths(points - x, norm).max().item() for points in tried) <= threat.eps * (1 + 1e-4)
     assert all(points.min() >= 0 and points.max() <= 1 for points in tried)
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("linf", SquareLinf), ("l2", SquareL2)])
+def test_square_looks_ahead_without_a_trace(norm: str, kind) -> None:
+    """Few rows in a large batch try their next queries at once: the same points, in a fraction of the forwards."""
+    net, x = smooth(), images(5)
+    y = net(x).argmax(1)
+    calls = []
+
+    def one_by_one(points: Tensor) -> Tensor:  # a row's logits belong to the row, whatever the batch
+        calls.append(len(points))
+        return torch.cat([net(point[None]) for point in points])
+
+    found = {}
+    for batch in (5, 21):
+        calls.clear()
+        attack = kind(Network(one_by_one, batch), Threat(norm, {"linf": 0.06, "l2": 0.6}[norm]), 60)
+        state = attack.start(x, y, y, keys_of(5), np.zeros(5, np.int64))
+        age, broken, first = np.zeros(5, np.int64), torch.zeros(5, dtype=torch.bool), torch.zeros_like(x)
+        while (age < attack.rounds).any():
+            going = torch.from_numpy(age < attack.rounds)
+            wrong, points = attack.step(state, age)
+            new = wrong & going & ~broken
+            first[new], broken = points[new], broken | new
+            age += 1
+        found[batch] = (broken, first, state["margin"][~broken], state["best"][~broken], len(calls))
+    for alone, ahead in zip(found[5][:-1], found[21][:-1]):
+        assert torch.equal(alone, ahead)
+    assert found[5][0].any()
+    assert found[21][-1] < 0.8 * found[5][-1]
 
 
 def test_l1_ball_and_box() -> None:

@@ -1,12 +1,15 @@
 """A run that dies goes on where it stopped, alone or in company, and ends as if nothing had happened."""
 
+import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from autolora import Threat, autoattack
+from autolora.attacks.slots import Slots
 from tests.attacks.nets import images, smooth
 
 THREAT = Threat("linf", 0.05)
@@ -61,6 +64,85 @@ def test_progress_of_another_network_is_refused(tmp_path) -> None:
     attack(smooth(4), tmp_path)
     with pytest.raises(ValueError, match="the network"):
         attack(smooth(4, seed=5), tmp_path)
+
+
+@pytest.mark.parametrize("budget", [350, 500, 900])
+def test_a_kill_loses_at_most_one_batch(tmp_path, monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    """Counted: what the second life begins although the first had begun it."""
+    begun: set[tuple] = set()
+
+    def start(slots: Slots, jobs: list) -> dict:
+        begun.update((slots.name, slots.images.ids[image], rank) for image, rank in jobs)
+        return original(slots, jobs)
+
+    original = Slots._start
+    monkeypatch.setattr(Slots, "_start", start)
+    with pytest.raises(KeyboardInterrupt):
+        attack(Dies(budget), tmp_path, batch_size=4)
+    first = begun.copy()
+    begun.clear()
+    attack(smooth(4), tmp_path, batch_size=4)
+    assert len(first) > 8
+    assert len(first & begun) <= 4
+
+
+def noisy(draw: torch.Generator):
+    net = smooth(4)
+    return lambda x: net(x + 0.03 * torch.randn(x.shape, generator=draw))
+
+
+def test_a_random_network_goes_on_too(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits differ in every life; which images are right is what the first life saw."""
+    monkeypatch.setattr("autolora.attacks.autoattack.SAMPLES", 2)
+    x, draw = images(12), torch.Generator().manual_seed(0)
+    y = smooth(4)(x).argmax(1)
+
+    def life():
+        return autoattack(noisy(draw), x, y, THREAT, "rand", progress=tmp_path, batch_size=12, show=False)
+
+    first, second = life(), life()
+    assert torch.equal(first.clean, second.clean)
+    assert torch.equal(first.robust, second.robust)
+    assert torch.equal(first.adversarial, second.adversarial)
+    assert [a.forwards for a in second.attacks] == [0, 0]
+    with pytest.raises(ValueError, match="another evaluation"):
+        autoattack(noisy(draw), x, y, THREAT, "rand", seed=1, progress=tmp_path, batch_size=12, show=False)
+
+
+RANDOM = """
+import os, sys
+import numpy as np, torch
+from autolora import Threat
+from autolora.attacks import autoattack
+from tests.attacks.nets import images, smooth
+
+torch.distributed.init_process_group("gloo")
+torch.set_num_threads(1)
+autoattack.SAMPLES = 2
+rank = torch.distributed.get_rank()
+net, x, draw = smooth(4), images(20), torch.Generator().manual_seed(rank)
+
+def noisy(p):
+    return net(p + 0.05 * torch.randn(p.shape, generator=draw))
+
+y = net(x).argmax(1)
+r = autoattack.autoattack(noisy, x, y, Threat("linf", 0.05), "rand", progress=sys.argv[1], batch_size=10)
+np.savez(f"{sys.argv[1]}/{rank}.end", clean=r.clean, robust=r.robust, adversarial=r.adversarial, fooled=r.fooled)
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree_on_a_random_network(tmp_path, root) -> None:
+    """Each process draws noise of its own; one would attack an image that the other takes for wrong from the start."""
+    (tmp_path / "run.py").write_text(RANDOM)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = [*start, str(tmp_path / "run.py"), str(tmp_path)]
+    ended = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    with np.load(tmp_path / "0.end.npz") as one, np.load(tmp_path / "1.end.npz") as other:
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+        assert not (one["robust"] & ~one["clean"]).any()
 
 
 def test_half_written_files_do_no_harm(tmp_path) -> None:
