@@ -16,8 +16,9 @@ import psutil
 import pytest
 import yaml
 
-from pipelines.rehearsal import Server, wait_for
+from pipelines.rehearsal import PREFECT, Server, wait_for
 from tests.pipelines.conftest import ROOT, git
+from tests.registry.synthetic import make_run
 
 pytestmark = pytest.mark.slow
 
@@ -56,9 +57,9 @@ def clone(template: Path, to: Path, **train: object) -> Path:
     return project
 
 
-def call(server: Server, project: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def call(server: Server, project: Path, *command: str, **extra: str) -> subprocess.CompletedProcess[str]:
     """`python -m ...` as a user gives it."""
-    env = server.environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}"}
+    env = server.environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}"} | extra
     return subprocess.run([sys.executable, "-m", *command], cwd=project, env=env, capture_output=True, text=True)
 
 
@@ -172,6 +173,22 @@ def test_sweep_goes_on_past_a_failed_cell_and_resumes_it(server, toy):
     assert parent_and_children(toy) == (1, 4)
 
 
+@pytest.mark.parametrize("kind", ["dask", "ray"])
+def test_cells_through_the_task_runner_of_dask_or_ray(server, toy, kind):
+    """In a cluster of two workers that is started for it: good cells come back, and why the others failed."""
+    pytest.importorskip(f"prefect_{kind}", reason=f"needs prefect-{kind} (uv pip install prefect-{kind})")
+    home = Path(server.environment["HOME"])
+    (home / "mended").unlink(missing_ok=True)
+    before = prepared(home)
+    done = call(server, toy, "pipelines.sweep", "toy", "--runner", kind, "--at-once", "2")
+    assert done.returncode == 1
+    assert "2 of 4 cells failed" in done.stderr
+    assert "train: method is 'broken'" in done.stdout + done.stderr
+    assert prepared(home) == before + 2
+    rows = read(toy / "reports" / "sweeps" / "toy" / "table.csv")
+    assert [(row["n"], row["failed"]) for row in rows] == [("2", "0"), ("0", "2")]
+
+
 def prepared(home: Path) -> int:
     """How often the stage `prepare` of any toy project has really run."""
     return (home / "prepared.log").read_text().count("prepared") if (home / "prepared.log").exists() else 0
@@ -190,6 +207,54 @@ def parent_and_children(project: Path) -> tuple[int, int]:
     files = {file.path for file in client.list_artifacts(parents[0].info.run_id)}
     assert {"table.csv", "table.md", "table.png"} <= files
     return len(parents), len(runs) - len(parents)
+
+
+def test_cells_fan_out_over_the_workers_of_a_pool(deployed, template, tmp_path):
+    """Two workers in clones of their own, with one cache and one place for progress: both take cells."""
+    server = deployed
+    shared = {"AUTOLORA_WORK": str(tmp_path / "work"), "AUTOLORA_CACHE": str(tmp_path / "cache")}
+    home = Path(server.environment["HOME"])
+    (home / "mended").touch()
+    project, before = clone(template, tmp_path / "project", epochs=10, seconds=0.5), prepared(home)
+    names = ("left", "right")
+    workers = [
+        server.worker(name, shutil.copytree(project, tmp_path / name, symlinks=True), **shared) for name in names
+    ]
+    wait_for("both workers", lambda: all("started" in server.log(name) for name in names))
+    done = call(server, project, "pipelines.sweep", "toy", "--pool", "gpu", **shared)
+    for worker in workers:
+        worker.terminate()
+        worker.wait(60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    taken = [server.log(name).count("Running stage 'train'") for name in names]
+    assert sum(taken) == 4
+    assert all(taken)
+    assert prepared(home) == before + 2  # once per seed
+    assert [row["n"] for row in read(project / "reports" / "sweeps" / "toy" / "table.csv")] == ["2", "2"]
+
+
+def test_promotion_and_deployment_as_deployments(deployed, tmp_path):
+    """Through the server and a worker of the pool `control`, on a registry with one version; a refusal fails."""
+    server = deployed
+    folder = make_run(tmp_path / "run")
+    (folder / "pipelines").symlink_to(ROOT / "pipelines")
+    mlflow = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    env = server.environment | mlflow
+    subprocess.run([sys.executable, "-m", "stages.register"], cwd=folder, env=env, check=True, capture_output=True)
+    worker = server.worker("control", folder, pool="control", **mlflow)
+
+    def ask(deployment: str, **parameters: str) -> int:
+        given = [word for key, value in parameters.items() for word in ("--param", f"{key}={value}")]
+        command = [*PREFECT, "deployment", "run", deployment, *given, "--watch"]
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True).returncode
+
+    assert ask("promote/control", name="synthetic", version="1") == 0
+    assert ask("deploy/control", model="synthetic@champion", to=str(tmp_path / "triton")) == 0
+    assert "versions: [ 1 ]" in (tmp_path / "triton" / "synthetic" / "config.pbtxt").read_text()
+    assert ask("promote/control", name="synthetic", version="1") != 0
+    assert "synthetic version 1 is champion already" in server.log("control")
+    worker.terminate()
+    worker.wait(60)
 
 
 def test_a_worker_killed_in_mid_training_and_another_that_goes_on(deployed, template, tmp_path):
