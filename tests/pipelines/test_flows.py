@@ -176,7 +176,7 @@ def test_sweep_goes_on_past_a_failed_cell_and_resumes_it(server, toy):
 @pytest.mark.parametrize("kind", ["dask", "ray"])
 def test_cells_through_the_task_runner_of_dask_or_ray(server, toy, kind):
     """In a cluster of two workers that is started for it: good cells come back, and why the others failed."""
-    pytest.importorskip(f"prefect_{kind}", reason=f"needs prefect-{kind} (uv pip install prefect-{kind})")
+    pytest.importorskip(f"prefect_{kind}", reason=f"needs prefect-{kind} (uv sync --group clusters)")
     home = Path(server.environment["HOME"])
     (home / "mended").unlink(missing_ok=True)
     before = prepared(home)
