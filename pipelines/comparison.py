@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -182,14 +183,21 @@ def _cell_text(column: str, value: Any) -> str:
     return f"{100 * value:.2f}" if isinstance(value, float) else str(value)
 
 
+def _labels(rows: list[dict[str, Any]]) -> list[str]:
+    """The axes in which rows differ; all of them where there is one row."""
+    axes = [key for key in rows[0] if key not in COLUMNS] if rows else []
+    varied = [key for key in axes if len({str(row[key]) for row in rows}) > 1]
+    return ["  ".join(str(row[key]) for key in varied or axes) for row in rows]
+
+
 def draw(sweep: Sweep, rows: list[dict[str, Any]], file: Path) -> None:
     """Clean and robust accuracy of each row with one standard deviation."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     shown = [row for row in rows if row["n"]]
-    labels = ["  ".join(str(value) for key, value in row.items() if key not in COLUMNS) for row in shown]
-    figure = Figure(figsize=(8, 1.2 + 0.34 * len(shown)), layout="constrained")
+    title, labels = fill(sweep.title, 80), _labels(shown)
+    figure = Figure(figsize=(8, 1.4 + 0.2 * title.count("\n") + 0.34 * len(shown)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for key, colour in (("clean", "#9aa5b1"), ("robust", "#1f6feb")):
@@ -198,8 +206,8 @@ def draw(sweep: Sweep, rows: list[dict[str, Any]], file: Path) -> None:
     axes.set_yticks(range(len(shown)), labels)
     axes.invert_yaxis()
     axes.set_xlabel("accuracy, percent")
-    axes.set_title(sweep.title)
+    axes.set_title(title, fontsize=10, loc="left")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right center")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
