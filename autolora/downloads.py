@@ -50,7 +50,8 @@ def resolve_weights(
     if weights is None:
         return None
     path = fetch(weights, sha256)
-    inside = path.parent.resolve().is_relative_to(Path(pretrained).resolve())  # a link there: DVC reads what it leads to
+    # the folder and not the file: DVC reads what a link leads to, and sees it change
+    inside = path.parent.resolve().is_relative_to(Path(pretrained).resolve())
     if sha256 is None and not inside:
         raise ValueError(
             f"backbone.weights is {weights}, outside {pretrained}/, where DVC does not see it change: "
