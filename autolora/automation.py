@@ -145,7 +145,7 @@ class PairedRate:
     epochs: int
     first: float | None = None  # the rate before the cooldown
     kept: list[float] = field(default_factory=list)  # hits of the kept state, per validation image
-    before: list[float] = field(default_factory=list)  # share of hits in the best window so far
+    before: list[float] = field(default_factory=list)  # share of hits in the window before, per validation image
     hits: list[float] = field(default_factory=list)  # in this window, per validation image
     seen: int = 0  # epochs of this window
     checked: int = 0  # steps at the last check

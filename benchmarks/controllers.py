@@ -2,6 +2,7 @@
 
     python -m benchmarks.controllers run PATH --rules paper best vanilla@0.01 --seeds 0 1 2
     python -m benchmarks.controllers run PATH --rules best vanilla@0.01 --seeds 0 1 2 --on test
+    python -m benchmarks.controllers pair PATH --rules vanilla@0.01 best --seeds 0 1 2
     python -m benchmarks.controllers table
 
 PATH holds data/{cifar100-20,dtd10,trashnet} and weights/ of small robust networks. A rule is one of
@@ -27,6 +28,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from autolora.attacks.pgd import frozen, pgd
+from autolora.automation import rise
 from autolora.data import to_pixels
 from autolora.files import write_json
 from autolora.loading import load_backbone
@@ -134,15 +136,38 @@ def kept(net: str, name: str, rule: str, epochs: int, seed: int) -> Path:
     return RESULTS / f"{net}.{name}.{rule}.{epochs}.{seed}.safetensors"
 
 
-def judged(model: nn.Module, part: Part, threat: Threat) -> dict:
-    """Percent right: clean, and after PGD-20 with a random start."""
+def hits(model: nn.Module, part: Part, threat: Threat) -> tuple[Tensor, Tensor]:
+    """Which images are right: clean, and after PGD-20 with a random start."""
     x, y = to_pixels(part[0]), part[1]
     draw = torch.Generator().manual_seed(0)
     with frozen(model):
         attacked = [pgd(model, a, b, threat, 20, generator=draw) for a, b in zip(x.split(256), y.split(256))]
         with torch.no_grad():
-            clean, robust = (100 * (model(z).argmax(1) == y).double().mean().item() for z in (x, torch.cat(attacked)))
-    return {"n": len(y), "clean": round(clean, 2), "robust": round(robust, 2)}
+            return model(x).argmax(1) == y, model(torch.cat(attacked)).argmax(1) == y
+
+
+def judged(model: nn.Module, part: Part, threat: Threat) -> dict:
+    clean, robust = (round(100 * right.double().mean().item(), 2) for right in hits(model, part, threat))
+    return {"n": len(part[1]), "clean": clean, "robust": robust}
+
+
+def pair(args: argparse.Namespace) -> None:
+    """Two rules on the test part, image by image over all seeds: above zero the second one is better."""
+    for name in args.sets:
+        shares = [paired_hits(args, name, rule) for rule in args.rules]
+        z = [rise(*(share[k].tolist() for share in shares)) for k in (0, 1)]
+        print(f"{name}: {' to '.join(args.rules)}: clean z = {z[0]:.2f}, PGD-20 z = {z[1]:.2f}")
+
+
+def paired_hits(args: argparse.Namespace, name: str, rule: str) -> Tensor:
+    """[2,n]: the share of seeds under which each image is right."""
+    found = []
+    for seed in args.seeds:
+        data = parts(args.path, name, seed)
+        model = backbone(args.path, args.net, data, seed)
+        load_model(model, kept(args.net, name, rule, args.epochs, seed))
+        found.append(torch.stack(hits(model, data["test"], Threat("linf", NETS[args.net][2]))))
+    return torch.stack(found).double().mean(0)
 
 
 def run_all(args: argparse.Namespace) -> None:
@@ -180,17 +205,18 @@ def spread(runs: list[dict], key: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    some = commands.add_parser("run")
-    some.add_argument("path", type=Path)
-    some.add_argument("--net", choices=NETS, default="resnet4b")
-    some.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    some.add_argument("--rules", nargs="+", required=True)
-    some.add_argument("--seeds", nargs="+", type=int, default=[0])
-    some.add_argument("--epochs", type=int, default=60)
+    some, two = commands.add_parser("run"), commands.add_parser("pair")
+    for command in (some, two):
+        command.add_argument("path", type=Path)
+        command.add_argument("--net", choices=NETS, default="resnet4b")
+        command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+        command.add_argument("--rules", nargs="+", required=True)
+        command.add_argument("--seeds", nargs="+", type=int, default=[0])
+        command.add_argument("--epochs", type=int, default=60)
     some.add_argument("--on", choices=("select", "test"), default="select")
     commands.add_parser("table")
     args = parser.parse_args()
-    run_all(args) if args.command == "run" else table()
+    {"run": run_all, "pair": pair, "table": lambda _: table()}[args.command](args)
 
 
 if __name__ == "__main__":
