@@ -38,6 +38,14 @@ class Folded:
             cast(Tensor, target.bias).copy_(bias)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """In its instructions: emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type == "cpu" and bool(supported())
+
+
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
     scale = torch.rsqrt(variance + norm.eps)

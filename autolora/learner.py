@@ -19,7 +19,7 @@ from autolora.attacks.pgd import frozen, pgd, random_in_ball
 from autolora.automation import Controller, scalars
 from autolora.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.data import augmentation, centre, place, take, to_pixels
-from autolora.folding import Folded
+from autolora.folding import Folded, has_bfloat16
 from autolora.inputs import Images, Settings, Split
 from autolora.objectives import METHODS, REFERENCES, Method, Reference
 from autolora.threat import Threat
@@ -196,13 +196,6 @@ def speed(settings: Settings, device: torch.device) -> Speed:
     if settings.precision == "auto" and has_bfloat16(device):
         precisions["auto"] = (low, low if device.type == "cuda" else full)
     return Speed(*precisions[settings.precision], compile=settings.compile is True)
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return device.type == "cpu" and bool(supported())
 
 
 def following(decay: float) -> Callable[..., None]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,15 @@ def ours(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> d
     }
 
 
-def original(path: Path, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> dict[str, Any]:
+def original(
+    path: Path,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    seed: int,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, Any]:
     """What its log says after each attack; its flags from its adversarial images."""
     sys.path.insert(0, str(path))
     from autoattack import AutoAttack
@@ -59,8 +68,8 @@ def original(path: Path, model: nn.Module, x: Tensor, y: Tensor, threat: Threat,
     lines: list[tuple[str, float]] = []
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     attack = AutoAttack(model, norm=norm, eps=threat.eps, seed=seed, version="standard", device="cpu")
-    attack.logger.log = lambda line: lines.append((line, time.process_time()))
-    begin = time.process_time()
+    attack.logger.log = lambda line: lines.append((line, clock()))
+    begin = clock()
     adversarial = attack.run_standard_evaluation(x, y, bs=250)
     said = [(line.split(), at - begin) for line, at in lines if line.startswith("robust accuracy after")]
     after = {words[3].rstrip(":").lower(): float(words[4].rstrip("%")) / 100 for words, _ in said}

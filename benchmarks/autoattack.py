@@ -1,19 +1,24 @@
-"""Processor seconds per attack, ours and the original's, on one network, the same images and one device.
+"""Seconds per attack, ours and the original's, on one network, the same images and the same cores.
 
-    python -m benchmarks.autoattack --reference PATH                    # the four comparisons of SUITE, about 8 minutes
+    python -m benchmarks.autoattack --reference PATH                    # the comparisons of SUITE on one core
+    python -m benchmarks.autoattack --reference PATH --cores 2          # on two, by the clock: nothing else may run
     python -m benchmarks.autoattack --reference PATH --net resnet2b --images 100 --batch 64 [--norm l2 --eps 0.25]
 
 PATH is a checkout of github.com/fra31/auto-attack, which stays outside this repository; without it ours runs alone.
-Sides run one after another, each in a process of its own, so that peak memory can be compared, with one thread, and
-time is processor time, for the machine may be shared. F, the time of one forward of one image in the plain network, is
-measured in the same process, before and after. Sides: `plain`, `fast` (precision="fast") and `folded` (the attacked
-network itself has its batch norms folded into the convolutions), the last two on networks with batch norms only.
+Sides run one after another, in processes of their own, so that peak memory can be compared. On one core both have one
+thread, and time is processor time, for the machine may be shared. On more the original has as many threads and ours as
+many processes of one thread, as `stages.evaluate` starts them; both attack as many times the images.
+
+F, the time of one forward of one image in the plain network, is measured in the same process, before and after. Sides:
+`plain`, `folded` (the attacked network itself has its batch norms folded and its channels last) and `fast`
+(precision="fast").
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -24,10 +29,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from autolora import Threat, autoattack
-from autolora.attacks.prepare import quick_copy
+from autolora.attacks.prepare import quick_copies
+from autolora.attacks.workers import gathered, worker, workers
 from benchmarks.agreement import ATTACKS, SHARED, original
 from tests.zoo import cifar500, load_zoo
 
@@ -44,7 +51,7 @@ class Setup(NamedTuple):
 SUITE = (
     Setup("resnet2b", "linf", "2/255", 88, 64),
     Setup("resnet4b", "linf", "2/255", 40, 32),
-    Setup("resnet20-robust2", "linf", "2/255", 9, 8, ("plain", "fast", "folded")),
+    Setup("resnet20-robust2", "linf", "2/255", 9, 8, ("plain", "folded", "fast")),
     Setup("resnet20-natural", "linf", "2/255", 96, 32),
 )
 
@@ -64,37 +71,41 @@ def forward_seconds(model: nn.Module, x: Tensor, passes: int = 9) -> tuple[float
     return sorted(plain)[passes // 2], sorted(gradient)[passes // 2]
 
 
-def one_side(setup: Setup, name: str, reference: Path | None) -> dict[str, Any]:
-    torch.set_num_threads(1)
+def one_side(setup: Setup, name: str, reference: Path | None, cores: int) -> dict[str, Any]:
+    torch.set_num_threads(cores if name == "original" else 1)
     x, y = cifar500(SHARED)
-    x, y = x[: setup.images].float() / 255, y[: setup.images]
+    x, y = x[: setup.images * cores].float() / 255, y[: setup.images * cores]
     model = load_zoo(SHARED, setup.net).requires_grad_(False)
     threat = Threat(setup.norm, setup.eps)
     probe = x[torch.arange(setup.batch) % len(x)]
     before = forward_seconds(model, probe)
     if name == "original":
         assert reference is not None
-        found = original(reference, model, x, y, threat, 0)
+        clock = time.process_time if cores == 1 else time.perf_counter
+        found = original(reference, model, x, y, threat, 0, clock)
     else:
-        target = quick_copy(model, x[:2]) if name == "folded" else model
+        target = quick_copies(model, x[:2])[1] if name == "folded" else model
         precision = "fast" if name == "fast" else "full"
         report = autoattack(target, x, y, threat, batch_size=setup.batch, precision=precision, show=False)
         found = {
             "after": {a.name: a.robust_accuracy for a in report.attacks},
-            "seconds": {a.name: a.processor_seconds for a in report.attacks},
+            "seconds": {a.name: a.processor_seconds if cores == 1 else a.seconds for a in report.attacks},
             "forwards": {a.name: a.forwards for a in report.attacks},
             "flags": report.robust.int().tolist(),
         }
     after = forward_seconds(model, probe)
     found["F"], found["gradient"] = ((a + b) / 2 for a, b in zip(before, after))
-    found["memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["memory"] = sum(gathered({worker(): peak}).values())
     return found
 
 
-def side(setup: Setup, name: str, reference: Path | None) -> dict[str, Any]:
+def side(setup: Setup, name: str, reference: Path | None, cores: int) -> dict[str, Any]:
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={cores}", "-m"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "side.json"
-        command = [sys.executable, "-m", "benchmarks.autoattack", "--side", name, "--out", str(out)]
+        command = [sys.executable, "-m", *(torchrun if cores > 1 and name != "original" else [])]
+        command += ["benchmarks.autoattack", "--side", name, "--out", str(out), "--cores", str(cores)]
         for key in ("net", "norm", "eps", "images", "batch"):
             command += [f"--{key}", str(getattr(setup, key))]
         command += ["--reference", str(reference)] if reference else []
@@ -102,28 +113,29 @@ def side(setup: Setup, name: str, reference: Path | None) -> dict[str, Any]:
         return json.loads(out.read_text())
 
 
-def compare(setup: Setup, reference: Path | None) -> None:
-    theirs = side(setup, "original", reference) if reference else None
-    sides = {name: side(setup, name, reference) for name in setup.sides}
+def compare(setup: Setup, reference: Path | None, cores: int) -> None:
+    theirs = side(setup, "original", reference, cores) if reference else None
+    sides = {name: side(setup, name, reference, cores) for name in setup.sides}
     first = sides[setup.sides[0]]
-    print(f"\n{setup.net}, {setup.norm} {setup.eps}, {setup.images} images, {sum(first['flags'])} stand; ", end="")
-    print(f"batch {setup.batch}, one thread, torch {torch.__version__}, {platform.machine()}")
+    n = len(first["flags"])
+    print(f"\n{setup.net}, {setup.norm} {setup.eps}, {n} images, {sum(first['flags'])} stand; ", end="")
+    print(f"batch {setup.batch}, {cores} core(s), torch {torch.__version__}, {platform.machine()}")
     print(f"F {1e6 * first['F']:.1f} us an image; an input gradient costs {first['gradient'] / first['F']:.2f} F")
     print("\n| | " + " | ".join(ATTACKS) + " | s in all | ratio | F a survivor | MB | flags that differ |")
     print("|---|" + "---|" * (len(ATTACKS) + 5))
     for name, found in (({"original": theirs} if theirs else {}) | sides).items():
-        print(row(name, found, theirs))
+        print(row(name, found, theirs, cores))
     for name, found in sides.items():
-        rate = found["forwards"]["square"] * found["F"] / max(found["seconds"]["square"], 1e-9)
+        rate = found["forwards"]["square"] * found["F"] / max(found["seconds"]["square"] * cores, 1e-9)
         print(f"{name}: Square makes forwards at {100 * rate:.0f} % of the plain forward rate")
 
 
-def row(name: str, found: dict[str, Any], theirs: dict[str, Any] | None) -> str:
+def row(name: str, found: dict[str, Any], theirs: dict[str, Any] | None, cores: int) -> str:
     """Seconds of each attack, and in brackets what stands after it."""
     cells = [f"{found['seconds'].get(a, 0):.1f} ({100 * found['after'].get(a, 0):.1f})" for a in ATTACKS]
     total = sum(found["seconds"].values())
     standing = sum(found["flags"])
-    per = f"{total / standing / found['F']:.0f}" if standing else "-"
+    per = f"{total * cores / standing / found['F']:.0f}" if standing else "-"
     ratio = f"{sum(theirs['seconds'].values()) / total:.2f}" if theirs else "-"
     differ = str(sum(a != b for a, b in zip(found["flags"], theirs["flags"]))) if theirs else "-"
     return f"| {name} | " + " | ".join(cells) + f" | {total:.1f} | {ratio} | {per} | {found['memory']:.0f} | {differ} |"
@@ -137,16 +149,23 @@ def main() -> None:
     parser.add_argument("--norm", default="linf")
     parser.add_argument("--eps", default="2/255")
     parser.add_argument("--sides", nargs="+", default=["plain"], choices=["plain", "fast", "folded"])
+    parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--reference", type=Path)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     one = Setup(chosen.net, chosen.norm, chosen.eps, chosen.images, chosen.batch, tuple(chosen.sides))
     if chosen.side:
-        chosen.out.write_text(json.dumps(one_side(one, chosen.side, chosen.reference)))
+        if "WORLD_SIZE" in os.environ:
+            dist.init_process_group("gloo")
+        found = one_side(one, chosen.side, chosen.reference, chosen.cores)
+        if worker() == 0:
+            chosen.out.write_text(json.dumps(found))
+        if workers() > 1:
+            dist.destroy_process_group()
         return
     for setup in [one] if chosen.net else SUITE:
-        compare(setup, chosen.reference)
+        compare(setup, chosen.reference, chosen.cores)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from autolora.attacks.apgd import APGD, dlr, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.network import Averaged, Network, from_session
-from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared, quick_copy
+from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared, quick_copies
 from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.slots import Attack, Images, Slots
@@ -70,9 +70,9 @@ def autoattack(
 ) -> Report:
     """x: [n,c,h,w], float in [0,1] or uint8; y: [n]; ids name the images (default: a hash of their pixels).
 
-    `precision="fast"` attacks a quicker copy of the network (batch norm folded; on a GPU also bfloat16), looks at
-    each success again with the network itself in float32, and lets only the last attack (Square) run on the network
-    itself.
+    `precision="fast"` attacks quicker copies of the network (batch norm folded, channels last; all attacks but the
+    last in bfloat16 where the processor has it), looks at each success again with the network itself in float32, and
+    attacks it itself where only a copy was fooled.
     """
     for name, value, allowed in (("version", version, VERSIONS), ("precision", precision, PRECISIONS)):
         if value not in allowed:
@@ -87,9 +87,11 @@ def autoattack(
         judge = Averaged(model, network.batch, SAMPLES) if randomised else network
         before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, randomised)
         diagnostics.require(before)
-        quick = Network(quick_copy(model, x[:2].to(device)), network.batch) if precision == "fast" else network
+        copies = [network, network]
+        if precision == "fast":
+            copies = [Network(c, network.batch) for c in quick_copies(model, x[:2].to(device))]
         plan = partial(plan_of, version, threat.norm)
-        report = _evaluate(network, quick, plan, x, y, names, threat, version, seed, progress, show)
+        report = _evaluate(network, copies, plan, x, y, names, threat, version, seed, progress, show)
         if randomised:  # one pass would say something else each time
             report.fooled = of_the_first(judge.all_logits(report.adversarial, device).argmax(1).cpu())
         works = diagnostics.attack_works(judge, x.to(device), y.to(device), threat, seed, randomised)
@@ -119,7 +121,7 @@ def black_box(
         network = Network(answers, batch_size or default_batch(device_of(answers, x)))
         step = Step("square", partial(SQUARES[threat.norm], queries=queries), every=50)
         plan = partial(_only, step)
-        report = _evaluate(network, network, plan, x, y, names, threat, "square", seed, progress, show)
+        report = _evaluate(network, [network, network], plan, x, y, names, threat, "square", seed, progress, show)
         report.checks = diagnostics.ordered(diagnostics.after(report, x))
     diagnostics.require(report.checks)
     return report
@@ -131,7 +133,7 @@ def _only(step: Step, classes: int) -> tuple[list[Step], str | None]:
 
 def _evaluate(
     network: Network,
-    quick: Network,
+    copies: list[Network],
     plan: Callable[[int], tuple[list[Step], str | None]],
     x: Tensor,
     y: Tensor,
@@ -144,6 +146,7 @@ def _evaluate(
 ) -> Report:
     device = device_of(network.model, x)
     log = Progress(None if folder is None else Path(folder), worker(), network.batch)
+    quick, last = copies  # the last attack is always in float32
     logits = _clean_logits(network, quick, x, y, ids, threat, version, seed, log)
     steps, deviation = plan(logits.shape[1])
     images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
@@ -166,8 +169,7 @@ def _evaluate(
         versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
     )
     for step in steps:
-        final = step is steps[-1]  # the last attack is always on the network itself, in float32
-        _run(step, network if final else quick, network, threat, images, report, log, show)
+        _run(step, last if step is steps[-1] else quick, network, threat, images, report, log, show)
     report.fooled = network.all_logits(report.adversarial, device).argmax(1).cpu()
     return report
 

@@ -129,12 +129,12 @@ def replaced(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:
     return old.index_copy(0, index, new[index]) if len(index) else old
 
 
-def put(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:
-    """The same in place, for an `old` that nobody else holds."""
+def put(old: Tensor, rows: Tensor, new: Tensor, source: Tensor | None = None) -> Tensor:
+    """The same in place, for an `old` that nobody else holds; each row may have a `source` row of its own in `new`."""
     if old.device.type != "cpu":
-        return torch.where(column(rows, old), new, old)
+        return torch.where(column(rows, old), new if source is None else new[source], old)
     index = rows.nonzero().squeeze(1)
-    return old.index_copy_(0, index, new[index]) if len(index) else old
+    return old.index_copy_(0, index, new[index if source is None else source[index]]) if len(index) else old
 
 
 def above(a: Tensor, b: Tensor) -> Tensor:

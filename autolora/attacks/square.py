@@ -1,7 +1,8 @@
 """Square Attack (Andriushchenko et al., 2020): random search over squares, from scores alone.
 
 Each query repaints one square of the image and keeps it where the margin z_y - max z_i falls. Linf: every pixel stays
-at x - eps or x + eps, one sign per channel and square. L2 and L1: a window takes over the energy of another one.
+at x - eps or x + eps, one sign per channel and square. L2 and L1: a window takes over the energy of another one. Most
+squares are a few pixels wide, so only their pixels are gathered, repainted and put back.
 
 Nineteen of twenty queries change nothing. So where fewer rows than a batch are left, the batch is filled up with the
 next queries of each row, as they are if the ones before them fail: exact, as each row goes on after its first success.
@@ -10,6 +11,7 @@ next queries of each row, as they are if the ones before them fail: exact, as ea
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -44,8 +46,6 @@ def side(query: int, height: int, width: int, least: int, share: float = 0.8) ->
 class SquareLinf:
     """The first query is the striped start, then `queries` squares."""
 
-    reads: tuple[str, ...] = ("y", "keys", "best", "margin", "low", "high")
-
     def __init__(self, network: Network, threat: Threat, queries: int = 5000) -> None:
         self.network, self.threat, self.rounds = network, threat, queries + 1
         self.sides: dict[tuple[int, int], np.ndarray] = {}
@@ -53,58 +53,58 @@ class SquareLinf:
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
         n, c, _, w = x.shape
         stripes = signs(uniform(keys, 0, c * w)).view(n, c, 1, w)
-        low, high = (self._painted(x, torch.tensor(sign, device=x.device)) for sign in (-1.0, 1.0))
-        return self._fresh(y, keys, self._painted(x, stripes)) | {"low": low, "high": high}
+        return self._fresh(x, y, keys, (x + self.threat.eps * stripes).clamp_(*self.threat.bounds))
 
-    def _fresh(self, y: Tensor, keys: Tensor, first: Tensor) -> State:
+    def _fresh(self, x: Tensor, y: Tensor, keys: Tensor, first: Tensor) -> State:
         worst = torch.full((len(y),), torch.inf, device=y.device)
-        return {"y": y, "keys": keys, "best": first, "margin": worst}
-
-    def _painted(self, x: Tensor, sign: Tensor) -> Tensor:
-        return (x + self.threat.eps * sign).clamp_(*self.threat.bounds)
+        return {"x": x, "y": y, "keys": keys, "best": first, "margin": worst}
 
     def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
         rows, ahead = turns(age, self.network.batch)
         query, alone = age[rows] + ahead, len(rows) == len(age)
         index = torch.from_numpy(rows).to(s["best"].device)
-        part = s if alone else {name: s[name][index] for name in self.reads}
-        tried = self._tried(part, query)
+        tried, y = self._tried(s, index, query), s["y"][index]
         logits = self.network.logits(tried)
-        margin = logits.gather(1, part["y"][:, None]).squeeze(1) - others(logits, part["y"])
+        margin = logits.gather(1, y[:, None]).squeeze(1) - others(logits, y)
+        wrong = logits.argmax(1) != y
         counts = torch.from_numpy((query < self.rounds) & ((ahead == 0) | (age[rows] > 0))).to(index.device)
-        wrong = logits.argmax(1) != part["y"]
-        better = counts & ((margin < part["margin"]) | wrong)
+        better = counts & ((margin < s["margin"][index]) | wrong)
+        first = index
         if not alone:
             first, better = first_of_each(better, index, len(age))
-            margin, wrong, tried = margin[first], wrong[first] & better, tried[first]
+            margin, wrong = margin[first], wrong[first]
             taken = np.bincount(rows[counts.cpu().numpy()], minlength=len(age))
             age += np.where(better.cpu().numpy(), ahead[first.cpu().numpy()] + 1, np.maximum(taken, 1)) - 1
         s["margin"] = torch.where(better, margin, s["margin"])
-        s["best"] = put(s["best"], better, tried)
-        return wrong, tried
+        s["best"] = put(s["best"], better, tried, first)
+        return wrong & better, s["best"]
 
-    def _tried(self, s: State, query: np.ndarray) -> Tensor:
-        """The point of each row's query; the first query is the start itself."""
-        tried = self._propose(s, query - 1)
-        return put(tried, torch.from_numpy(query == 0).to(tried.device), s["best"]) if (query == 0).any() else tried
+    def _tried(self, s: State, index: Tensor, query: np.ndarray) -> Tensor:
+        """The point of the query in each place, made from the best of its row; the first query is the start itself."""
+        starting = query == 0
+        if starting.all():
+            return s["best"][index]
+        tried = self._propose(s, index, query - 1)
+        return put(tried, torch.from_numpy(starting).to(tried.device), s["best"], index) if starting.any() else tried
 
-    def _propose(self, s: State, age: np.ndarray) -> Tensor:
-        """A whole pixel range up or down inside the window, cut off at x - eps and x + eps."""
-        best = s["best"]
-        _, c, h, w = best.shape
-        u = self._draw(s, age, c * w, 2 + c)
-        inside = window(u[:, 0], u[:, 1], self._sides(age, h, w, 1, best.device), h, w)
-        return torch.addcmul(best, inside, signs(u[:, 2:])[:, :, None, None]).clamp_(s["low"], s["high"])
+    def _propose(self, s: State, index: Tensor, age: np.ndarray) -> Tensor:
+        """x - eps or x + eps inside the window."""
+        tried = s["best"][index]
+        _, c, h, w = tried.shape
+        u = self._draw(s["keys"][index], age, c * w, 2 + c)
+        square = Squares(u[:, 0], u[:, 1], self._sides(age, h, w, 1), h, w)
+        new = square.cut(s["x"], index).add_(self.threat.eps * signs(u[:, 2:, None])).clamp_(*self.threat.bounds)
+        return square.paste(tried, new)
 
-    def _draw(self, s: State, age: np.ndarray, skip: int, count: int) -> Tensor:
+    def _draw(self, keys: Tensor, age: np.ndarray, skip: int, count: int) -> Tensor:
         """The numbers of each row's own query: its counter moves on with its age."""
-        ahead = torch.from_numpy(age).to(s["keys"].device) * count + skip
-        return uniform(shifted(s["keys"], ahead), 0, count)
+        ahead = torch.from_numpy(age).to(keys.device) * count + skip
+        return uniform(shifted(keys, ahead), 0, count)
 
-    def _sides(self, age: np.ndarray, h: int, w: int, least: int, device: torch.device) -> Tensor:
+    def _sides(self, age: np.ndarray, h: int, w: int, least: int) -> np.ndarray:
         if (h, w) not in self.sides:
             self.sides[h, w] = np.array([side(q, h, w, least) for q in range(self.rounds + 1)])
-        return torch.from_numpy(self.sides[h, w][np.minimum(age, self.rounds)]).to(device)
+        return self.sides[h, w][np.minimum(age, self.rounds)]
 
 
 def turns(age: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,13 +123,42 @@ def first_of_each(found: Tensor, row: Tensor, rows: int) -> tuple[Tensor, Tensor
     return first.clamp_max(last), first <= last
 
 
-def window(u: Tensor, v: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
-    """Squares at uniformly drawn places, 1.0 inside and 0.0 outside: [b,1,h,w]."""
-    top, left = (u * (h - sides + 1)).long(), (v * (w - sides + 1)).long()
-    rows = torch.arange(h, device=u.device) - top[:, None]
-    columns = torch.arange(w, device=u.device) - left[:, None]
-    inside_rows, inside_columns = (((d >= 0) & (d < sides[:, None])).float() for d in (rows, columns))
-    return (inside_rows[:, :, None] * inside_columns[:, None, :])[:, None]
+class Squares:
+    """One square in each image, at a uniformly drawn place. All are as long as the largest: smaller ones repeat their
+    last row and column, and `own` is 1.0 for what is no repetition."""
+
+    def __init__(self, u: Tensor, v: Tensor, sides: np.ndarray, h: int, w: int) -> None:
+        self.sides = torch.from_numpy(sides).to(u.device)[:, None]
+        steps = torch.arange(int(sides.max()), device=u.device)
+        self.steps, inside = steps.minimum(self.sides - 1), (steps < self.sides).float()
+        self.rows = (u * (h + 1 - self.sides[:, 0])).long()[:, None] + self.steps
+        self.columns = (v * (w + 1 - self.sides[:, 0])).long()[:, None] + self.steps
+        self.pixels = grid(self.rows * w, self.columns, torch.add)  # places in a row of h * w: [b,1,pixels]
+        self.own = grid(inside, inside, torch.mul)
+
+    def cut(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """The squares of these images, or of those that `index` names: [b,channels,pixels]."""
+        _, c, h, w = images.shape
+        index = torch.arange(len(images), device=images.device) if index is None else index
+        start = index[:, None] * (c * h * w) + torch.arange(c, device=images.device) * (h * w)
+        return images.take(start[:, :, None] + self.pixels)
+
+    def paste(self, images: Tensor, squares: Tensor) -> Tensor:
+        """In place."""
+        b, c, h, w = images.shape
+        images.view(b, c, h * w).scatter_(2, self.pixels.expand(-1, c, -1), squares)
+        return images
+
+    def outside(self, other: Squares) -> Tensor:
+        """1.0 for own pixels that lie in no other's square."""
+        down, across = self.rows - other.rows[:, :1], self.columns - other.columns[:, :1]
+        in_row, in_column = (((d >= 0) & (d < other.sides)).float() for d in (down, across))
+        return self.own * (1 - grid(in_row, in_column, torch.mul))
+
+
+def grid(rows: Tensor, columns: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """[b,m], [b,m] -> [b,1,m*m]"""
+    return join(rows[:, :, None], columns[:, None, :]).flatten(1)[:, None]
 
 
 def signs(u: Tensor) -> Tensor:
@@ -140,7 +169,6 @@ def signs(u: Tensor) -> Tensor:
 class SquareL2(SquareLinf):
     """Windows of two opposite pyramids each; a proposal moves energy from one window to another."""
 
-    reads = ("y", "keys", "best", "margin", "x")
     power = 2  # the pyramids' weights fall with this power of the distance from the centre
 
     def __init__(self, network: Network, threat: Threat, queries: int = 5000) -> None:
@@ -158,10 +186,9 @@ class SquareL2(SquareLinf):
     def budget(self) -> float:
         return self.threat.eps**2
 
-    def inside(self, x: Tensor, delta: Tensor) -> Tensor:
-        """On the surface of the ball, then cut off by the box."""
-        length = column(delta.flatten(1).norm(dim=1), x) + 1e-12
-        return (x + delta * (self.threat.eps / length)).clamp_(*self.threat.bounds)
+    def within(self, x: Tensor, tried: Tensor) -> Tensor:
+        """A proposal spends what the ball allows, no more: only the box cuts it off."""
+        return tried.clamp_(*self.threat.bounds)
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
         n, c, h, w = x.shape
@@ -175,33 +202,31 @@ class SquareL2(SquareLinf):
                 tile = torch.where(u[:, i, j, :1, None, None] < 0.5, bump, bump.T) * signs(u[:, i, j, 1:, None, None])
                 room = delta[:, :, top : top + s, left : left + s]
                 room += tile[:, :, : room.shape[2], : room.shape[3]]
-        return self._fresh(y, keys, self.inside(x, delta)) | {"x": x}
+        delta *= column(self.threat.eps / (self.length(self.energy(delta).sum((1, 2, 3))) + 1e-12), x)
+        return self._fresh(x, y, keys, self.within(x, x + delta))
 
-    def _propose(self, s: State, age: np.ndarray) -> Tensor:
-        x = s["x"]
+    def _propose(self, s: State, index: Tensor, age: np.ndarray) -> Tensor:
+        x, tried = s["x"][index], s["best"][index]
         _, c, h, w = x.shape
-        sides = self._sides(age, h, w, 3, x.device)
-        u = self._draw(s, age, h * w * (c + 1), 5 + c)  # beyond the draws of the start
-        first, second = window(u[:, 0], u[:, 1], sides, h, w), window(u[:, 2], u[:, 3], sides, h, w)
-        delta = s["best"] - x
-        energy = self.energy(delta)
-        spare = (self.budget() - energy.sum((1, 2, 3), keepdim=True)).clamp_min(0) / c
-        both = (energy * torch.maximum(first, second)).sum((2, 3), keepdim=True)
-        within = self.length(energy.mul_(first).sum((2, 3), keepdim=True))
-        new = self._placed(u, sides, h, w) * first * signs(u[:, 5:, None, None]) + delta * first / (within + 1e-12)
-        length = self.length(self.energy(new).sum((2, 3), keepdim=True)) + 1e-12
-        new *= self.length(spare + both, c) / length
-        return self.inside(x, new.add_(delta.mul_((1 - first) * (1 - second))))
+        sides = self._sides(age, h, w, 3)
+        u = self._draw(s["keys"][index], age, h * w * (c + 1), 5 + c)  # beyond the draws of the start
+        first, second = Squares(u[:, 0], u[:, 1], sides, h, w), Squares(u[:, 2], u[:, 3], sides, h, w)
+        clean, other, delta = first.cut(x), second.cut(x), first.cut(tried)
+        delta -= clean
+        energy = self.energy(delta) * first.own
+        both = energy + self.energy(second.cut(tried) - other) * second.outside(first)
+        spare = (self.budget() - self.energy(tried - x).sum((1, 2, 3), keepdim=True)[:, 0]).clamp_min(0) / c
+        within = self.length(energy.sum(2, keepdim=True))
+        new = self._bumps(u[:, 4], first) * signs(u[:, 5:, None]) + delta / (within + 1e-12)
+        length = self.length((self.energy(new) * first.own).sum(2, keepdim=True)) + 1e-12
+        new *= self.length(spare + both.sum(2, keepdim=True), c) / length
+        return self.within(x, first.paste(second.paste(tried, other), new.add_(clean)))
 
-    def _placed(self, u: Tensor, sides: Tensor, h: int, w: int) -> Tensor:
-        """Each row's bump at its first window, every second one turned: [b,1,h,w]."""
-        top, left = (u[:, 0] * (h - sides + 1)).long(), (u[:, 1] * (w - sides + 1)).long()
-        last = min(h, w) - 1
-        rows = (torch.arange(h, device=u.device) - top[:, None]).clamp(0, last)[:, :, None].expand(-1, h, w)
-        columns = (torch.arange(w, device=u.device) - left[:, None]).clamp(0, last)[:, None, :].expand(-1, h, w)
-        turned = (u[:, 4] < 0.5)[:, None, None]
+    def _bumps(self, u: Tensor, square: Squares) -> Tensor:
+        """Each square's bump, every second one turned: [b,1,pixels]."""
+        turned, (rows, columns) = (u < 0.5)[:, None, None], (square.steps[:, :, None], square.steps[:, None, :])
         i, j = torch.where(turned, columns, rows), torch.where(turned, rows, columns)
-        return self._stack(last + 1, u.device)[sides[:, None, None], i, j][:, None]
+        return self._stack(square.steps.shape[1], u.device)[square.sides[:, :, None], i, j].flatten(1)[:, None]
 
     def _stack(self, size: int, device: torch.device) -> Tensor:
         """The bumps of every side up to `size`: [size + 1, size, size]."""
@@ -222,9 +247,9 @@ class SquareL2(SquareLinf):
     def _unit(self, bump: Tensor) -> Tensor:
         return bump / self.length(self.energy(bump).sum()).clamp_min(1e-12)
 
-    def _sides(self, age: np.ndarray, h: int, w: int, least: int, device: torch.device) -> Tensor:
-        sides = super()._sides(age, h, w, least, device)
-        return (sides + (sides % 2 == 0)).clamp_max(min(h, w))  # odd, where the image has room
+    def _sides(self, age: np.ndarray, h: int, w: int, least: int) -> np.ndarray:
+        sides = super()._sides(age, h, w, least)
+        return np.minimum(sides + (sides % 2 == 0), min(h, w))  # odd, where the image has room
 
 
 class SquareL1(SquareL2):
@@ -241,8 +266,8 @@ class SquareL1(SquareL2):
     def budget(self) -> float:
         return self.threat.eps
 
-    def inside(self, x: Tensor, delta: Tensor) -> Tensor:
-        return x + to_ball(x, delta, torch.full((len(x),), self.threat.eps, device=x.device))
+    def within(self, x: Tensor, tried: Tensor) -> Tensor:
+        return x + to_ball(x, tried - x, torch.full((len(x),), self.threat.eps, device=x.device))
 
 
 def pyramid(rows: int, columns: int, power: int) -> Tensor:

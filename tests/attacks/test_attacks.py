@@ -164,9 +164,9 @@ def test_square_l2_proposal_follows_the_paper() -> None:
     attack = SquareL2(Network(net, 4), Threat("l2", eps), 500)
     state = attack.start(x, net(x).argmax(1), net(x).argmax(1), keys_of(4), np.zeros(4, np.int64))
     for age in (3, 40, 150, 400):
-        proposed = attack._propose(state, np.full(4, age))
-        u = attack._draw(state, np.full(4, age), 36 * 4, 8)
-        side = int(attack._sides(np.full(4, age), 6, 6, 3, x.device)[0])
+        proposed = attack._propose(state, torch.arange(4), np.full(4, age))
+        u = attack._draw(state["keys"], np.full(4, age), 36 * 4, 8)
+        side = int(attack._sides(np.full(4, age), 6, 6, 3)[0])
         for i in range(4):
             expected = oracle.square_l2(x[i], state["best"][i], u[i].tolist(), side, eps)
             assert torch.allclose(proposed[i], expected, atol=2e-5)

@@ -142,7 +142,7 @@ def test_doubtful_successes_are_attacked_again(monkeypatch: pytest.MonkeyPatch) 
     net, x = Linear(4), images(16)
     y = net(x).argmax(1)
     monkeypatch.setattr(
-        "autolora.attacks.autoattack.quick_copy", lambda model, example: lambda p: -model(p), raising=True
+        "autolora.attacks.autoattack.quick_copies", lambda model, example: [lambda p: -model(p)] * 2, raising=True
     )
     threat = Threat("linf", 0.02)
     plain = autoattack(net, x, y, threat, version="fast", show=False)
