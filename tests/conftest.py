@@ -1,11 +1,14 @@
 """Shared fixtures: where the real test data lie, one thread, and the GPU marker."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each would spin
 
 ROOT = Path(__file__).resolve().parent.parent
 
