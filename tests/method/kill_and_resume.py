@@ -24,7 +24,8 @@ from autolora.training import finetune
 from tests.method.small import QUICK, THREAT, images, network
 
 SETTINGS = QUICK | {"epochs": 24, "batch_size": 32, "average": 0.9}
-FORK = multiprocessing.get_context("fork")
+SERVER = multiprocessing.get_context("forkserver")  # its children have torch already, and no threads of this process
+SERVER.set_forkserver_preload(["tests.method.kill_and_resume"])
 
 
 def train(work: Path, out: Path) -> None:
@@ -37,7 +38,7 @@ def train(work: Path, out: Path) -> None:
 
 
 def start(work: Path, out: Path) -> multiprocessing.process.BaseProcess:
-    process = FORK.Process(target=train, args=(work, out))
+    process = SERVER.Process(target=train, args=(work, out))
     process.start()
     return process
 

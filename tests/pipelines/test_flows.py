@@ -224,7 +224,7 @@ def test_cells_fan_out_over_the_workers_of_a_pool(deployed, template, tmp_path):
     done = call(server, project, "pipelines.sweep", "toy", "--pool", "gpu", **shared)
     for worker in workers:
         worker.terminate()
-        worker.wait(60)
+        worker.wait(300)
     assert done.returncode == 0, done.stdout + done.stderr
     taken = [server.log(name).count("Running stage 'train'") for name in names]
     assert sum(taken) == 4
@@ -254,7 +254,7 @@ def test_promotion_and_deployment_as_deployments(deployed, tmp_path):
     assert ask("promote/control", name="synthetic", version="1") != 0
     assert "synthetic version 1 is champion already" in server.log("control")
     worker.terminate()
-    worker.wait(60)
+    worker.wait(300)
 
 
 def test_a_worker_killed_in_mid_training_and_another_that_goes_on(deployed, template, tmp_path):
