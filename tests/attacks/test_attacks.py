@@ -158,18 +158,37 @@ def test_square_linf_stays_on_the_corners() -> None:
     assert (changed < 36).all()
 
 
-def test_square_l2_proposal_follows_the_paper() -> None:
+def test_square_linf_proposal_follows_the_paper() -> None:
+    """Rows of different ages at once: squares of different sizes in one batch, one of them of two places."""
+    x, eps, ages, rows = images(4), 0.2, np.array([3, 40, 150, 400, 2]), [0, 1, 2, 3, 1]
+    net = smooth()
+    attack = SquareLinf(Network(net, 5), Threat("linf", eps), 500)
+    state = attack.start(x, net(x).argmax(1), net(x).argmax(1), keys_of(4), np.zeros(4, np.int64))
+    proposed = attack._propose(state, torch.tensor(rows), ages)
+    u = attack._draw(state["keys"][rows], ages, 3 * 6, 5)
+    sides = [square.side(age, 6, 6, 1) for age in ages.tolist()]
+    assert len(set(sides)) > 2
+    for place, (row, side) in enumerate(zip(rows, sides)):
+        top, left = (int(v * (6 - side + 1)) for v in u[place, :2])
+        window = (slice(None), slice(top, top + side), slice(left, left + side))
+        sign = torch.where(u[place, 2:] < 0.5, -1.0, 1.0)[:, None, None]
+        expected = state["best"][row].clone()
+        expected[window] = (x[row][window] + eps * sign).clamp(0, 1)
+        assert torch.equal(proposed[place], expected)
+
+
+@pytest.mark.parametrize("ages", [[3] * 4, [400] * 4, [3, 40, 150, 400]])
+def test_square_l2_proposal_follows_the_paper(ages: list[int]) -> None:
     x, eps = images(4) * 0.6 + 0.2, 0.5
     net = smooth()
     attack = SquareL2(Network(net, 4), Threat("l2", eps), 500)
     state = attack.start(x, net(x).argmax(1), net(x).argmax(1), keys_of(4), np.zeros(4, np.int64))
-    for age in (3, 40, 150, 400):
-        proposed = attack._propose(state, torch.arange(4), np.full(4, age))
-        u = attack._draw(state["keys"], np.full(4, age), 36 * 4, 8)
-        side = int(attack._sides(np.full(4, age), 6, 6, 3)[0])
-        for i in range(4):
-            expected = oracle.square_l2(x[i], state["best"][i], u[i].tolist(), side, eps)
-            assert torch.allclose(proposed[i], expected, atol=2e-5)
+    proposed = attack._propose(state, torch.arange(4), np.array(ages))
+    u = attack._draw(state["keys"], np.array(ages), 36 * 4, 8)
+    sides = attack._sides(np.array(ages), 6, 6, 3).tolist()
+    for i, side in enumerate(sides):
+        expected = oracle.square_l2(x[i], state["best"][i], u[i].tolist(), side, eps)
+        assert torch.allclose(proposed[i], expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(("norm", "kind"), [("linf", SquareLinf), ("l2", SquareL2), ("l1", SquareL1)])
