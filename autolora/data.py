@@ -52,7 +52,7 @@ def cropped(images: Tensor, draws: Tensor, padding: int) -> Tensor:
     rows = top[:, None] + torch.arange(h)  # [n,h]
     across = torch.where(flipped[:, None] > 0, torch.arange(w).flip(0), torch.arange(w))  # [n,w]
     index = [torch.arange(n)[:, None, None], rows[:, :, None], (left[:, None] + across)[:, None, :]]
-    picked = padded[tuple(i.to(images.device) for i in index)]
+    picked = padded[tuple(moved(i, images.device) for i in index)]
     return picked.permute(0, 3, 1, 2)  # channels_last in memory
 
 
@@ -135,18 +135,25 @@ def augmentation(name: str, stored: int, size: int) -> Augmentation:
     }[name]
 
 
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """To a GPU without waiting for what it is at: from memory that the system does not move."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def take(images: Images, index: Tensor, device: torch.device) -> Any:
     """Some images, on the device: from a tensor, or read from an array that may be a memory-mapped file. Rectangles
     stay rectangles, a tensor is a tensor."""
     if isinstance(images, Rectangles):
         return images.take(index, device)
     if isinstance(images, Tensor):
-        return images[index.to(images.device)].to(device)
+        return images[moved(index, images.device)].to(device)
     rows = index.numpy()
     order = np.argsort(rows)  # files are read forwards
     picked = np.empty((len(rows), *images.shape[1:]), images.dtype)
     picked[order] = images[rows[order]]
-    return torch.from_numpy(picked).to(device)
+    return moved(torch.from_numpy(picked), device)
 
 
 def stream(images: Images, batches: Iterable[Tensor], device: torch.device) -> Iterator[Any]:

@@ -69,7 +69,12 @@ def decided(settings: Settings, train: Split) -> Settings:
 def as_split(split: tuple[Any, Any], name: str) -> Split:
     """Images of a shape, type and range that training can use, and as many labels."""
     images, labels = split
-    labels = torch.as_tensor(np.array(labels))
+    labels = np.array(labels)
+    if not np.issubdtype(labels.dtype, np.number):
+        raise ValueError(f"{name} labels are {labels.dtype}: expected {len(images)} whole numbers")
+    labels = torch.as_tensor(labels)
+    if isinstance(images, list | tuple):
+        images = torch.as_tensor(np.array(images))
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         raise ValueError(f"{name} images have the shape {tuple(images.shape)}: expected [n, 3, side, side]")
     if str(images.dtype).removeprefix("torch.") not in ("uint8", "float32", "float64"):
@@ -121,8 +126,9 @@ def count_classes(model: nn.Module, images: Images) -> int:
     try:
         with torch.no_grad(), frozen(model):
             logits = model(centre(image, images.shape[-1]))
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"the network does not take images of {images.shape[-1]} pixels: {error}") from error
-    if logits.ndim != 2:
-        raise ValueError(f"the network gives {tuple(logits.shape)} for one image: expected logits, [1, classes]")
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"the network gives {given} for one image: expected logits, [1, classes]")
     return logits.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from autolora.automation import Scalars
 from autolora.files import replacing, weights_sha256
 from autolora.inputs import Settings, Split
 from autolora.learner import Learner
+from autolora.rectangles import Rectangles
 
 Record = dict[str, Any]
 
@@ -36,16 +38,20 @@ class Progress:
 def checkpoint_file(
     folder: str | Path | None, model: nn.Module, train: Split, val: Split, settings: Settings
 ) -> Path | None:
-    """A stale file is never picked up: other settings, weights, images, labels or torch are another name."""
+    """A stale file is never picked up: other settings, network, weights, images, labels or torch are another name."""
     if folder is None:
         return None
     digest = hashlib.sha256(f"{torch.__version__} {settings}".encode())
-    digest.update(weights_sha256(model.state_dict()).encode())
+    layers = re.sub(" at 0x[0-9a-f]+", "", repr(model))  # where a function lies in memory is another in each process
+    digest.update(f"{layers} {getattr(model, 'spec', None)}".encode())
+    digest.update(weights_sha256(model.state_dict() | dict(model.named_buffers())).encode())
     for images, labels in (train, val):
         for start in range(0, len(images), 1024):
             chunk: Any = images[start : start + 1024]
             digest.update(np.ascontiguousarray(chunk.cpu().numpy() if isinstance(chunk, Tensor) else chunk).data)
         digest.update(labels.numpy().tobytes())
+        if isinstance(images, Rectangles):
+            digest.update(images.shapes.numpy().tobytes())
     return Path(folder) / f"{settings.method}-{digest.hexdigest()[:16]}.pt"
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from autolora import distributed
 from autolora.automation import Measured, scalars
 from autolora.branch import Branch
-from autolora.data import stream, to_pixels
+from autolora.data import moved, stream, to_pixels
 from autolora.inputs import Settings, as_split, check_settings, check_splits, decided
 from autolora.learner import Learner, evaluating, generator, number
 from autolora.resume import Progress, Record, checkpoint_file, keep, restore
@@ -103,6 +103,11 @@ def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None],
     if done.epoch == 0 and learner.branch is not None:
         learner.weights = scalars(fraction(learner.natural_hits()))
     steps = len(batches(learner, 1))
+    if not steps:
+        raise ValueError(
+            f"no batch to train on: {len(learner.labels)} images in batches of {settings.batch_size} for "
+            f"{distributed.world()} process(es), of which each needs at least two images (four for twins)"
+        )
     bar = tqdm(
         total=settings.epochs * steps,
         initial=done.epoch * steps,
@@ -135,6 +140,7 @@ def one_epoch(learner: Learner, done: Progress, bar: tqdm, file: Path | None) ->
     start, epoch = time.perf_counter(), done.epoch + 1
     rate, weights = learner.controller.rate, learner.weights
     losses, cosine = train_epoch(learner, epoch, rate, bar, file)
+    check_weights(learner, epoch, file)
     means = dict(zip(TERMS, losses.mean(0).tolist()))
     accuracy = means["batch_accuracy"]
     if learner.branch is not None:
@@ -173,7 +179,8 @@ def one_epoch(learner: Learner, done: Progress, bar: tqdm, file: Path | None) ->
 def batches(learner: Learner, epoch: int) -> list[Tensor]:
     """The global batches of an epoch, in the order that (seed, epoch) gives."""
     order = torch.randperm(len(learner.labels), generator=generator(learner.settings.seed, "order", epoch))
-    least = 2 * distributed.world()  # batch norm needs two images
+    halves = 2 if "norms" in learner.method.parts else 1  # TWINS cuts a batch in two
+    least = 2 * halves * distributed.world()  # batch norm needs two images
     return [batch for batch in order.split(learner.settings.batch_size) if len(batch) >= least]
 
 
@@ -208,7 +215,8 @@ def prepare(learner: Learner, stored: Tensor, index: Tensor, epoch: int, step: i
     learner.noise.manual_seed(number(seed, "attack", epoch, step))
     draws = learner.augment.draw(len(index), generator(seed, "augment", epoch, step))
     x = to_pixels(learner.augment.apply(stored, distributed.mine(draws))).to(learner.dtype)
-    return x.contiguous(memory_format=torch.channels_last), learner.labels[distributed.mine(index).to(learner.device)]
+    labels = learner.labels[moved(distributed.mine(index), learner.device)]
+    return x.contiguous(memory_format=torch.channels_last), labels
 
 
 def one_step(
@@ -227,15 +235,23 @@ def one_step(
     return torch.stack([t.detach().float() for t in losses]), seen
 
 
+def check_weights(learner: Learner, epoch: int, file: Path | None) -> None:
+    """What an epoch's last step did is seen by no loss."""
+    if not all(torch.isfinite(p).all() for p in learner.trained):
+        raise Diverged(f"weights that are no numbers after epoch {epoch}: {last_good(epoch, file)}")
+
+
+def last_good(epoch: int, file: Path | None) -> str:
+    return f"the last good state, after epoch {epoch - 1}, is in {file}" if file and epoch > 1 else "no state was kept"
+
+
 def check_losses(losses: Tensor, epoch: int, file: Path | None) -> None:
     bad = ~torch.isfinite(losses).all(1) | (losses[:, 0].abs() > DIVERGED)
     if bad.any():
         step = int(bad.int().argmax())
-        kept = (
-            f"the last good state, after epoch {epoch - 1}, is in {file}" if file and epoch > 1 else "no state was kept"
-        )
         raise Diverged(
-            f"training diverged: the loss is {losses[step, 0].item():g} in epoch {epoch}, step {step + 1}; {kept}. "
+            f"training diverged: the loss is {losses[step, 0].item():g} in epoch {epoch}, step {step + 1}; "
+            f"{last_good(epoch, file)}. "
             "Look at the images and the backbone's weights; a baseline may need a lower rate."
         )
 

@@ -46,7 +46,7 @@ def npz(path: Path) -> Iterator[Found]:
     file = _the_npz(path)
     try:
         yield from _arrays(file)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
         raise StageError(f"{file} is broken: {error}; write it again") from None
 
 
@@ -128,7 +128,9 @@ def tiles(path: Path) -> np.ndarray:
     """uint8 [n,32,32,3]"""
     try:
         sheet: Any = np.asarray(Image.open(path).convert("RGB"))
-    except OSError as error:
+    except Image.DecompressionBombError:
+        raise StageError(f"{path} has more pixels than Pillow opens: cut the class into two sheets") from None
+    except Exception as error:  # a decoder fed with broken bytes raises what it likes
         raise StageError(f"{path} cannot be read as an image ({error}): restore or remove it") from None
     height, width, _ = sheet.shape
     if height % TILE or width % TILE:

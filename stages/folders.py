@@ -34,14 +34,28 @@ def folder(path: Path) -> Iterator[Found]:
         raise StageError(f"data.path is {path}: no permission to list it; chmod +rx it") from None
     if not inside:
         raise StageError(f"data.path is {path}: it holds no class folders; expected CLASS/IMAGE or train/CLASS/IMAGE")
-    if "train" in inside and set(inside) <= set(SPLIT_FOLDERS):
+    if _split_folders(path, inside):
         for entry in _entries(path):
             if _kind(entry) == "folder":
-                yield from _classes(path, entry.path, SPLIT_FOLDERS[entry.name])
+                yield from _classes(path, entry.path, SPLIT_FOLDERS[entry.name.lower()])
             else:
                 yield from _beside(path, entry, None)
     else:
         yield from _classes(path, path, None)
+
+
+def _split_folders(path: Path, inside: list[str]) -> bool:
+    """Whether the folders are splits; `train` and another one beside classes can only be a mistake."""
+    splits = [name for name in inside if name.lower() in SPLIT_FOLDERS]
+    if "train" not in [name.lower() for name in splits]:
+        return False
+    if len(splits) > 1 and len(splits) < len(inside):
+        others = ", ".join(show(name) for name in inside if name not in splits)
+        raise StageError(
+            f"data.path is {path}: beside {' and '.join(splits)} lies {others}, which is no split; "
+            "move it away, or rename the folders where these are classes"
+        )
+    return len(splits) == len(inside)
 
 
 def _classes(root: Path, parent: str | Path, split: str | None) -> Iterator[Found]:
@@ -195,6 +209,8 @@ def _row_fault(name: str, label: str, split: str, root: Path) -> str:
         return f"split: {show(split)} is none of train, val, test; correct it, or leave it empty"
     if show(name) != name:
         return NAMED
-    if not (root / name).resolve().is_relative_to(root.resolve()):
-        return OUTSIDE
-    return ""
+    try:
+        inside = (root / name).resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a link to itself
+        return LINKED
+    return "" if inside else OUTSIDE

@@ -30,6 +30,13 @@ class BadImage(Exception):
     """Why an image cannot be used, as `code: what to do`; the code is what stages.validate sorts by."""
 
 
+class NoMemory(BadImage):
+    """That may be another time otherwise: the store does not keep it."""
+
+    def __init__(self) -> None:
+        super().__init__("too large: it does not fit into memory; shrink it, or run AUTOLORA_PROCESSES=1 dvc repro")
+
+
 def read_file(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
@@ -40,6 +47,8 @@ def read_file(path: str) -> bytes:
         raise BadImage("missing: there is no such file") from None
     except OSError as error:
         raise BadImage(f"unreadable: {error.strerror}") from None
+    except MemoryError:
+        raise NoMemory from None
     if not content:
         raise BadImage("empty: the file has no bytes; restore or remove it")
     return content
@@ -80,7 +89,7 @@ def _decoded(
     except UnidentifiedImageError:
         raise BadImage("not an image: no format that is read here; convert it to JPEG or PNG, or remove it") from None
     except MemoryError:
-        raise BadImage("too large: it does not fit into memory; shrink it") from None
+        raise NoMemory from None
     except Exception as error:  # a decoder fed with broken bytes raises what it likes
         raise BadImage(f"broken: {_one_line(error)}; restore or remove it") from None
     return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1)), facts | _statistics(_centre(image, size))
@@ -98,7 +107,7 @@ def _open(content: bytes | np.ndarray, size: int) -> tuple[Image.Image, dict[str
     image = Image.fromarray(content) if isinstance(content, np.ndarray) else _from_bytes(content)
     width, height = image.size
     orientation = 1 if image.format == "JPEG" and "exif" not in image.info else image.getexif().get(ORIENTATION, 1)
-    if orientation in (5, 6, 7, 8):  # a quarter turn
+    if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # a quarter turn; Pillow has turned a TIFF's size
         width, height = height, width
     facts = {"width": width, "height": height, "mode": image.mode}
     if image.format == "JPEG":

@@ -57,7 +57,7 @@ def _watched(source: str, path: Path) -> Iterator[Found]:
 
 
 def _split(rows: list[dict[str, Any]], seed: int, validation_fraction: float, test_fraction: float) -> None:
-    parts = {row["split"] for row in rows if row["split"]}
+    parts = {row["split"] for row in rows if not row["reason"]}  # an image that cannot be used decides nothing
     for row in rows:
         row["split"] = draw(seed, row["sha256"], row["split"], parts, validation_fraction, test_fraction)
 
@@ -85,8 +85,8 @@ def _write_splits(folder: Path, fit: list[dict[str, Any]], store: Store, size: i
         chosen = [row for row in fit if row["split"] == split]
         (folder / split).mkdir()
         write_json(folder / split / "classes.json", classes)
-        np.save(folder / split / "labels.npy", np.array([number[row["label"]] for row in chosen], np.int64))
-        np.save(folder / split / "ids.npy", np.array([row["sha256"] for row in chosen], "S64"))
+        _save(folder / split / "labels.npy", np.array([number[row["label"]] for row in chosen], np.int64))
+        _save(folder / split / "ids.npy", np.array([row["sha256"] for row in chosen], "S64"))
         names = [row["sha256"] for row in chosen]
         if split == "train" and store.size > size:
             _write_rectangles(folder / split, names, store)
@@ -102,8 +102,13 @@ def _natural(label: str) -> tuple:
 def _write_rectangles(folder: Path, names: list[str], store: Store) -> None:
     """Both ends of long images belong to training: all bytes one after the other, and the shapes beside them."""
     shapes = store.shapes(names)
-    np.save(folder / "shapes.npy", shapes)
+    _save(folder / "shapes.npy", shapes)
     _write_array(folder / "images.npy", (int(3 * shapes.prod(1).sum()),), store.read(names))
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with naming(path):
+        np.save(path, values)
 
 
 def _write_array(path: Path, shape: tuple[int, ...], parts: Iterable[np.ndarray]) -> None:

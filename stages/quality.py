@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stages.splits import SPLITS, fraction_that_would_do, place
+from stages.work import StageError
 
 DECODING = ("unreadable", "missing", "empty", "not an image", "too large", "unknown range", "broken")
 PLACEMENT = ("name", "link", "no class", "no label", "split", "empty class")
@@ -21,9 +22,12 @@ _TEXT = ("path", "sha256", "phash", "label", "split", "mode", "near_duplicate", 
 
 def read_manifest(path: str | Path) -> pd.DataFrame:
     """Text stays text: a class may be called NA, None or 007."""
-    return pd.read_csv(
+    table = pd.read_csv(
         path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=dict.fromkeys(STATISTICS, "")
     )
+    if missing := {"path", "sha256", "label", "split", "reason"} - set(table.columns):
+        raise StageError(f"{path} is no manifest: it has no column {' and no column '.join(sorted(missing))}")
+    return table
 
 
 def images(manifest: pd.DataFrame) -> pd.DataFrame:

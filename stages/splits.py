@@ -19,16 +19,21 @@ def place(seed: int, sha256: str, part: str) -> float:
 
 
 def draw(
-    seed: int, sha256: str, given: str | None, parts: set[str], validation_fraction: float, test_fraction: float
+    seed: int, sha256: str, given: str | None, parts: set[str | None], validation_fraction: float, test_fraction: float
 ) -> str:
-    """The split of one image. `parts` are those that the data set brings along: they are never drawn again."""
+    """The split of one image. `parts` are those that the images of the set are given, None among them where some are
+    given none: these are drawn, whatever the others are; and from the given training part what nobody else is in."""
     if given in ("val", "test"):
         return given
-    if "test" not in parts and place(seed, sha256, "test") < test_fraction:
+    if _drawn("test", given, parts) and place(seed, sha256, "test") < test_fraction:
         return "test"
-    if "val" not in parts and place(seed, sha256, "val") < validation_fraction:
+    if _drawn("val", given, parts) and place(seed, sha256, "val") < validation_fraction:
         return "val"
     return "train"
+
+
+def _drawn(part: str, given: str | None, parts: set[str | None]) -> bool:
+    return given is None or not parts & {part, None}
 
 
 def fraction_that_would_do(seed: int, classes: Sequence[Sequence[str]], part: str) -> float:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autolora.files import naming
-from stages.images import BadImage, content_sha256, decode, read_file
+from stages.images import BadImage, NoMemory, content_sha256, decode, read_file
 from stages.work import StageError
 
 CHUNK = 32  # images per task: small enough for a smooth progress bar, large enough to hide the hand-over
@@ -225,6 +225,8 @@ def _look(found: Found) -> tuple[Found, str, dict[str, Any] | None]:
     size = len(content) if isinstance(content, bytes) else content.nbytes
     try:
         pixels, facts = _here["decode"](content, _here["size"])
+    except NoMemory as error:
+        return bare._replace(reason=str(error)), sha256, None
     except BadImage as error:
         return bare, sha256, {"bytes": size, "reason": str(error)}
     return bare, sha256, {**facts, "bytes": size, **_keep(pixels)}

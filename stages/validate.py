@@ -76,7 +76,12 @@ def _reference(path: str | None) -> pd.DataFrame | None:
         return None
     if not Path(path).is_file():
         raise StageError(f"data.reference_manifest is {path}: there is no such file; copy an earlier {MANIFEST} there")
-    return read_manifest(path)
+    table = read_manifest(path)
+    if used(table).empty:
+        raise StageError(
+            f"data.reference_manifest is {path}: none of its images was used, so there is nothing to compare"
+        )
+    return table
 
 
 def _summary(manifest: pd.DataFrame, outcomes: list[Outcome]) -> dict[str, Any]:

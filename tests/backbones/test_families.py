@@ -9,6 +9,7 @@ from autolora.attacks.pgd import pgd
 from autolora.backbones import Spec, as_classifier, build, load_classifier, save_classifier
 from autolora.loading import load_backbone
 from autolora.threat import Threat
+from autolora.training import finetune
 from tests.zoo import ResNet20, SmallCNN
 
 TINY = {
@@ -48,6 +49,18 @@ def test_a_small_one_of_each_family(family, tmp_path):
     again = load_classifier(tmp_path / "m.safetensors")
     assert torch.equal(again(x), model(x))
     assert again.spec.to_json() == model.spec.to_json()
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_autolora_trains_each_family(family):
+    """Branch, attack on the folded copy, losses, a step, and validation: the weights move and stay numbers."""
+    model = load_backbone(classes=3, image_size=32, **TINY[family])
+    x, y = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8), torch.arange(12) % 3
+    tuned = finetune(model, (x, y), (x[:3], y[:3]), Threat("linf", "8/255"), epochs=1, batch_size=6, progress=False)
+    before, after = model.state_dict(), tuned.model.state_dict()
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert all(value.isfinite().all() for value in tuned.branch.factors().values())
 
 
 @pytest.mark.parametrize("family", ["ResNet", "ViT", "plain"])

@@ -255,6 +255,34 @@ def test_faults_in_a_table(workspace):
     assert "repeated: listed twice; remove one" in reasons
 
 
+def test_a_link_to_itself_in_a_table(workspace):
+    good = [f"pictures/{label}/{i}.png,{label}" for label in ("cat", "dog") for i in range(20)]
+    table(workspace, "path,label\n" + "\n".join([*good, "pictures/loop.png,cat"]))
+    (workspace.raw / "pictures/loop.png").symlink_to("loop.png")
+    assert workspace.prepare()["pictures/loop.png"]["reason"].startswith("link: ")
+
+
+def test_a_folder_beside_the_splits(workspace):
+    for name in ("Train", "test", "unlabeled"):
+        fill(workspace.raw / name)
+    with pytest.raises(StageError, match="beside Train and test lies unlabeled, which is no split"):
+        prepare()
+
+
+def test_a_class_called_train(workspace):
+    fill(workspace.raw, classes=["train", "tram"])
+    assert {row["label"] for row in workspace.prepare().values()} == {"train", "tram"}
+
+
+def test_no_memory_now_may_be_memory_later(workspace, monkeypatch):
+    fill(workspace.raw)
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.images._square", lambda image, size: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(StageError, match="too large: it does not fit into memory"):
+            prepare()
+    assert not any(row["reason"] for row in workspace.prepare().values())
+
+
 def test_a_table_without_labels(workspace):
     table(workspace, "path,class\na,b\n")
     with pytest.raises(StageError, match="no column label"):
@@ -279,9 +307,10 @@ def test_an_npz_that_broke_off(workspace):
         prepare()
 
 
-def test_a_sheet_that_is_no_picture(workspace):
+@pytest.mark.parametrize("content", [b"no", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDX" + bytes(30)])
+def test_a_sheet_that_is_no_picture(workspace, content):
     workspace.set(source="sheets")
-    (workspace.raw / "cat.png").write_text("no")
+    (workspace.raw / "cat.png").write_bytes(content)
     with pytest.raises(StageError, match=r"data/raw/cat\.png cannot be read as an image"):
         prepare()
 

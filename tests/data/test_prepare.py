@@ -71,6 +71,25 @@ def test_no_image_moves_when_others_come(workspace):
     assert json.loads(Path("reports/timing/prepare.json").read_text())["decoded"] == 80
 
 
+@pytest.mark.parametrize(
+    "added", ["pictures/cat/70.png,cat,test", "pictures/ghost.png,cat,test", "pictures/cat/71.png,cat,val"]
+)
+def test_no_image_of_a_table_moves_when_one_with_a_split_comes(workspace, added):
+    workspace.set(source="csv")
+    fill(workspace.raw / "pictures", images=75)
+    names = [
+        f"pictures/{label}/{i}.png,{label},{'train' if i % 5 == 0 else ''}"
+        for label in ("cat", "dog")
+        for i in range(60)
+    ]
+    before, after = [], []
+    for found, rows in ((before, names), (after, [*names, added])):
+        (workspace.raw / "labels.csv").write_text("path,label,split\n" + "\n".join(rows))
+        found.append({row["sha256"]: row["split"] for row in workspace.prepare().values() if not row["reason"]})
+    assert before[0].items() <= after[0].items()
+    assert {"train", "val", "test"} == set(before[0].values())
+
+
 def test_training_images_are_stored_larger_and_whole(workspace):
     """Training draws its crops from all of a long image; validation and test images are the middle, as torchvision's
     Resize and CenterCrop make them."""
@@ -203,7 +222,7 @@ def test_sheets_are_real_cifar(workspace, shared):
     cats = evaluation["x"][evaluation["y"] == names.index("cat")]
     others = evaluation["x"][evaluation["y"] != names.index("cat")]
     assert not [1 for image in others if image.tobytes() in shown]
-    assert len(cats) > 0
+    assert [image for image in cats if image.tobytes() in shown]
     workspace.set(source="sheets", path=str(shared / "data/cifar100-20"))
     rows = workspace.prepare()
     assert len(rows) == 12_000

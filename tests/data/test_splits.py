@@ -32,6 +32,9 @@ def test_what_the_data_set_brings_is_kept():
         assert split(name, "test", {"train", "test"}) == "test"
         assert split(name, "train", {"train", "test"}) in ("train", "val")
         assert split(name, "train", {"train", "val", "test"}) == "train"
+    for name in NAMES[:500]:  # where some are given no split, these are drawn, and the given ones stay
+        assert split(name, "train", {"train", None}) == "train"
+        assert split(name, None, {"train", "test", None}) == split(name, None, {None}) == split(name)
     assert {split(name, "train", {"train", "val"}) for name in NAMES[:500]} == {"train", "test"}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import yaml
 from pydantic import BaseModel
 
-from stages.params import Params, UndeclaredParam, check, load
+from stages.params import Data, Finetune, Params, UndeclaredParam, check, load
 from stages.work import StageError
 from tests.house.imports import ROOT
 
@@ -28,6 +30,22 @@ def test_the_shipped_file_is_right():
     params = check(ROOT / "params.yaml")
     assert params.finetune.method == "autolora"
     assert params.threat.value().norm == "linf"
+
+
+def test_what_params_allow_is_what_the_registries_hold():
+    """Written out in stages.params, where the registries, and torch with them, would take seconds to import."""
+    from autolora.data import AUGMENTATIONS
+    from autolora.inputs import PRECISIONS, STATISTICS
+    from autolora.objectives import METHODS, REFERENCES
+    from stages.sources import SOURCES
+
+    allowed = {name: set(get_args(field.annotation)) for name, field in Finetune.model_fields.items()}
+    assert allowed["method"] == set(METHODS)
+    assert allowed["reference"] == {"auto", *REFERENCES}
+    assert allowed["augmentation"] == set(AUGMENTATIONS)
+    assert allowed["precision"] == set(PRECISIONS)
+    assert allowed["statistics"] == set(STATISTICS)
+    assert set(get_args(Data.model_fields["source"].annotation)) == set(SOURCES)
 
 
 @pytest.mark.parametrize(

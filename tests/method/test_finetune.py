@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import autolora
-from autolora import learner, objectives
+from autolora import learner, objectives, training
 from autolora.automation import StepRate
 from autolora.files import weights_sha256
 from autolora.inputs import Settings
+from autolora.loading import load_backbone
 from autolora.objectives import Losses, Method, cross_entropy
 from autolora.rectangles import rectangles
 from autolora.training import Diverged, finetune
@@ -197,6 +198,56 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, method):
     if method == "autolora":
         assert weights_sha256(again.branch.factors()) == weights_sha256(whole.branch.factors())
         assert any("halved" in r["event"] for r in whole.history)
+
+
+def test_a_checkpoint_of_another_network_with_the_same_weights_is_not_picked_up(tmp_path):
+    """What is no weight: the normaliser, and what a layer does."""
+
+    def classifier(**changes):
+        return load_backbone(
+            arch="resnet10t",
+            stem="lowres",
+            classes=3,
+            options={"channels": [4] * 4, "stem_width": 4, **changes.pop("options", {})},
+            **changes,
+        )
+
+    tune(model=classifier(), epochs=1, checkpoints=tmp_path)
+    for changes in ({}, {"mean": [0.1], "std": [0.3]}, {"network_size": 16}, {"options": {"drop_rate": 0.5}}):
+        seen = []
+        tune(
+            model=classifier(**changes),
+            epochs=1,
+            checkpoints=tmp_path,
+            on_epoch=lambda r, seen=seen: seen.append(r["epoch"]),
+        )
+        assert seen == ([1] if changes else [])
+
+
+def test_no_batch_is_no_training():
+    with pytest.raises(ValueError, match="no batch to train on: 3 images in batches of 3"):
+        tune("twins", train=images(3), epochs=1, batch_size=3)
+
+
+def test_twins_leaves_out_a_last_batch_that_it_cannot_halve():
+    records = []
+    tune("twins", train=images(18), epochs=1, batch_size=16, on_epoch=records.append)
+    assert np.isfinite(records[0]["loss"])
+
+
+def test_weights_that_are_no_numbers_are_not_kept(tmp_path, monkeypatch):
+    """The last step of an epoch is seen by no loss."""
+    whole = training.train_epoch
+
+    def spoilt(learner, epoch, *rest):
+        found = whole(learner, epoch, *rest)
+        if epoch == 3:
+            learner.trained[0].data.fill_(torch.inf)
+        return found
+
+    monkeypatch.setattr(training, "train_epoch", spoilt)
+    with pytest.raises(Diverged, match="no numbers after epoch 3: the last good state, after epoch 2, is in"):
+        tune(epochs=4, checkpoints=tmp_path)
 
 
 def test_a_checkpoint_of_another_run_is_not_picked_up(tmp_path):
