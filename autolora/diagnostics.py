@@ -18,8 +18,10 @@ from autolora.attacks.apgd import APGD, start_point
 from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.draws import image_keys
 from autolora.attacks.network import Network, lengths
+from autolora.attacks.prepare import switches
 from autolora.attacks.report import Check, Verdict
 from autolora.files import weights_sha256
+from autolora.statistics import wilson
 from autolora.threat import Threat
 
 if TYPE_CHECKING:
@@ -61,8 +63,10 @@ def require(checks: list[Check]) -> None:
         raise CheckFailed(checks)
 
 
-def before(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: int, randomised: bool) -> list[Check]:
-    """What can be known without an attack, on the first images."""
+def before(
+    network: Network, x: Tensor, y: Tensor, threat: Threat, seed: int, randomised: bool, gradients: bool = True
+) -> list[Check]:
+    """What can be known without an attack, on the first images; without `gradients` from scores alone."""
     few, labels = x[:PROBED], y[:PROBED]
     checks = [evaluating(network.model), pixels(x), radius(threat)]
     require(checks)  # the rest would only say the same in other words
@@ -71,7 +75,8 @@ def before(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: int, ra
         logits_not_softmax(network.all_logits(few)),
         deterministic(network, few, randomised),
         alone_as_in_batch(network.model, few[:8], randomised),
-        gradients_reach(network, few, labels, threat, seed),
+        *([computes_in_float32(network.model, few[:1])] if gradients else []),  # a variant of a file may be of less
+        *([gradients_reach(network, few, labels, threat, seed)] if gradients else []),
     ]
 
 
@@ -83,6 +88,7 @@ def after(report: Report, x: Tensor) -> list[Check]:
         black_box_adds_nothing(report),
         enough_images(report),
         robust_means_clean(report.clean, report.robust),
+        labels_belong(report),
         full_precision(x, report.precision),
     ]
 
@@ -158,7 +164,7 @@ def deterministic(network: Network, x: Tensor, randomised: bool) -> Check:
 
 
 def gradients_reach(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Check:
-    """Only images that are right: an image that is wrong is never attacked."""
+    """At the first images, right or wrong."""
     keys = image_keys(seed, "gradients", [str(i) for i in range(len(x))], x.device)
     zero = {
         "the image": _zero_gradients(network, x, y),
@@ -200,7 +206,7 @@ def truly_broken(report: Report) -> Check:
     if report.version == "rand" and still_right:
         text += " by the mean of many passes, so broken by chance: the number is rather too low"
         return Check(5, name, "warn", text)
-    return _check(5, name, still_right <= 0.002 * len(report.y), text, text)
+    return _check(5, name, still_right <= max(1, 0.002 * len(report.y)), text, text)
 
 
 def black_box_adds_nothing(report: Report) -> Check:
@@ -226,8 +232,28 @@ def enough_images(report: Report) -> Check:
     return Check(11, NAMES[11], "warn" if (high - low) / 2 > WIDE else "pass", text)
 
 
+def labels_belong(report: Report) -> Check:
+    """Labels of other images, or in another order: then the network does no better than one constant answer."""
+    name, n = "labels are those of the images", len(report.y)
+    right, largest = int(report.clean.sum()), int(report.y.bincount().max())
+    text = f"{right} of {n} images are classified correctly; the largest class has {largest}"
+    if right == 0:
+        return Check(10, name, "fail", text)
+    return Check(10, name, "warn" if wilson(right, n)[1] < largest / n else "pass", text)
+
+
+def computes_in_float32(model: Callable[[Tensor], Tensor], x: Tensor) -> Check:
+    name, device = "the network computes in float32", x.device.type
+    tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    with torch.no_grad():
+        kinds = {t.dtype for t in tensors if t.is_floating_point()} | {model(x).dtype}
+    low = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32, torch.float64})
+    low += ["autocast"] * torch.is_autocast_enabled(device)
+    return _check(16, name, not low, "weights and logits are float32", f"{', '.join(low)}: give the float32 network")
+
+
 def full_precision(x: Tensor, precision: str) -> Check:
-    tf32 = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    tf32 = any(switch.fp32_precision in ("tf32", "bf16") for switch in switches())
     if precision != "float32" and not tf32:
         text = "attacked through a quicker copy; each success and all of the last attack are float32"
         return Check(16, NAMES[16], "warn", text)

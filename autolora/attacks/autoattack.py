@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from autolora import diagnostics
@@ -36,6 +36,7 @@ from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.slots import Attack, Images, Slots
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.attacks.workers import gathered, of_the_first, wait, worker, workers
+from autolora.files import weights_sha256
 from autolora.threat import Threat
 
 VERSIONS = ("standard", "plus", "rand", "fast")
@@ -43,6 +44,7 @@ PRECISIONS = ("full", "fast")
 SQUARES = {"linf": SquareLinf, "l2": SquareL2, "l1": SquareL1}
 Done = dict[tuple[int, int], Tensor | None]  # (image, rank) -> the adversarial image, or None
 TARGETS, SAMPLES = 9, 20
+AGAIN = "-again"  # in the names of progress files: what was attacked again on the network itself
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Step:
     name: str
     attack: Callable[[Network, Threat], Attack]
     ranks: int = 1
-    every: int = 1  # steps between looks at which rows are through
+    every: int = 10  # steps between looks at which rows are through, on a GPU
 
 
 def autoattack(
@@ -77,21 +79,21 @@ def autoattack(
     for name, value, allowed in (("version", version, VERSIONS), ("precision", precision, PRECISIONS)):
         if value not in allowed:
             raise ValueError(f"evaluate.{name} is {value!r}: expected one of {', '.join(allowed)}")
+    device = device_of(model, torch.as_tensor(x))
     x, y, names = prepared(x, y, ids)
-    device = device_of(model, x)
     diagnostics.require([diagnostics.evaluating(model)])
     buffers = diagnostics.buffers_hash(model)
     with at_rest(model), full_precision():
         network = Network(model, batch_size or default_batch(device))
+        copies = [network, network]
+        if precision == "fast":
+            copies = [Network(c, network.batch) for c in quick_copies(model, x[:2].to(device))]
         randomised = version == "rand"
         judge = Averaged(model, network.batch, SAMPLES) if randomised else network
         before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, randomised)
         diagnostics.require(before)
-        copies = [network, network]
-        if precision == "fast":
-            copies = [Network(c, network.batch) for c in quick_copies(model, x[:2].to(device))]
         plan = partial(plan_of, version, threat.norm)
-        report = _evaluate(network, copies, plan, x, y, names, threat, version, seed, progress, show)
+        report = _evaluate(network, copies, plan, x, y, names, threat, version, seed, progress, show, device)
         if randomised:  # one pass would say something else each time
             report.fooled = of_the_first(judge.all_logits(report.adversarial, device).argmax(1).cpu())
         works = diagnostics.attack_works(judge, x.to(device), y.to(device), threat, seed, randomised)
@@ -115,14 +117,18 @@ def black_box(
 ) -> Report:
     """Square alone, from scores alone: `model` may also be an onnxruntime session."""
     answers = from_session(model) if hasattr(model, "get_inputs") else model
+    device = device_of(answers, torch.as_tensor(x))
     x, y, names = prepared(x, y, ids)
-    diagnostics.require([diagnostics.evaluating(answers), diagnostics.pixels(x)])
     with at_rest(answers), full_precision():
-        network = Network(answers, batch_size or default_batch(device_of(answers, x)))
+        network = Network(answers, batch_size or default_batch(device))
+        before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, False, gradients=False)
+        diagnostics.require(before)
         step = Step("square", partial(SQUARES[threat.norm], queries=queries), every=50)
         plan = partial(_only, step)
-        report = _evaluate(network, [network, network], plan, x, y, names, threat, "square", seed, progress, show)
-        report.checks = diagnostics.ordered(diagnostics.after(report, x))
+        report = _evaluate(
+            network, [network, network], plan, x, y, names, threat, "square", seed, progress, show, device
+        )
+        report.checks = diagnostics.ordered([*before, *diagnostics.after(report, x)])
     diagnostics.require(report.checks)
     return report
 
@@ -143,11 +149,11 @@ def _evaluate(
     seed: int,
     folder: str | Path | None,
     show: bool,
+    device: torch.device,
 ) -> Report:
-    device = device_of(network.model, x)
     log = Progress(None if folder is None else Path(folder), worker(), network.batch)
     quick, last = copies  # the last attack is always in float32
-    logits = _clean_logits(network, quick, x, y, ids, threat, version, seed, log)
+    logits = _clean_logits(network, quick, x, y, ids, threat, version, seed, log, device)
     steps, deviation = plan(logits.shape[1])
     images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
     predicted = logits.argmax(1).cpu()
@@ -184,12 +190,13 @@ def _clean_logits(
     version: str,
     seed: int,
     log: Progress,
+    device: torch.device,
 ) -> Tensor:
     """Logits of the images themselves, the same in all processes and lives; and the progress folder is claimed."""
-    logits = network.all_logits(x, device_of(network.model, x))
-    determines = _determines(ids, y, threat, version, seed, network, quick)
+    logits = network.all_logits(x, device)
+    determines = _determines(ids, x, y, threat, version, seed, network, quick)
     if version != "rand":
-        log.claim(determines, logits)
+        log.claim(determines, logits[sorted(range(len(ids)), key=ids.__getitem__)[:8]])
         return logits
     if worker() == 0:
         logits = log.claim_at_random(determines, logits)
@@ -238,15 +245,23 @@ def _run(
     log: Progress,
     show: bool,
 ) -> None:
-    """One attack on what stands; the report's flags and images are brought up to date."""
+    """One attack on what stands; the report's flags and images are brought up to date.
+
+    Where a copy's first success on an image is none for the network, nothing that the copy found there counts, and the
+    network itself is attacked: which of the image's later ranks had been tried by then must make no difference.
+    """
     begin, clock = time.perf_counter(), time.process_time()
     spent = network.forwards + (quick.forwards if quick is not network else 0)
     standing = report.robust.nonzero().flatten().tolist()
-    done = _known(step, images, standing, log)
     mine = standing[worker() :: workers()]
-    doubtful = _sweep(step, quick, network, threat, images, mine, done, report.seed, log, show)
+    done = _known(step.name, images, mine, log)
+    again = _known(f"{step.name}{AGAIN}", images, mine, log)
+    doubtful = _sweep(step, step.name, quick, network, threat, images, mine, done, report.seed, log, show)
     if doubtful:
-        _sweep(step, network, network, threat, images, doubtful, done, report.seed, log, show)
+        done = {job: point for job, point in done.items() if job[0] not in doubtful}
+        again = {job: point for job, point in again.items() if job[0] in doubtful}
+        _sweep(step, f"{step.name}{AGAIN}", network, network, threat, images, doubtful, again, report.seed, log, show)
+        done |= again
     done = gathered(done)
     points = {job: point for job, point in done.items() if point is not None}
     for image, rank in sorted(points, reverse=True):  # the lowest rank is written last
@@ -265,16 +280,17 @@ def _run(
     )
 
 
-def _known(step: Step, images: Images, standing: list[int], log: Progress) -> Done:
+def _known(name: str, images: Images, mine: list[int], log: Progress) -> Done:
     wait()
-    known = log.read(step.name)
+    known = log.read(name)
     wait()
-    where = {images.ids[i]: i for i in standing}
+    where = {images.ids[i]: i for i in mine}
     return {(where[name], rank): point for (name, rank), point in known.items() if name in where}
 
 
 def _sweep(
     step: Step,
+    name: str,
     quick: Network,
     network: Network,
     threat: Threat,
@@ -285,14 +301,14 @@ def _sweep(
     log: Progress,
     show: bool,
 ) -> list[int]:
-    """Attack these images; returns those that only the quick copy takes for broken."""
+    """Attack these images, and log it under `name`; returns those whose first success is one on the quick copy only."""
     attack = step.attack(quick, threat)
     slots = Slots(attack, images, step.name, seed, quick.batch, step.every)
     for image, rank in [job for job, point in done.items() if point is not None]:
         slots.broken[image] = min(rank, slots.broken.get(image, rank))
     jobs = [(image, rank) for rank in range(step.ranks) for image in mine if (image, rank) not in done]
     claimed: dict[tuple[int, int], Tensor] = {}
-    doubtful: list[int] = []
+    unseen: dict[int, int] = {}  # image -> the lowest rank whose success is none for the network
 
     def settle() -> None:
         """Successes of the quick copy, seen by the network itself."""
@@ -302,12 +318,12 @@ def _sweep(
                 if label != images.y[job[0]]:
                     keep(job, point)
                 else:
-                    doubtful.append(job[0])
+                    unseen[job[0]] = min(job[1], unseen.get(job[0], job[1]))
             claimed.clear()
 
     def keep(job: tuple[int, int], point: Tensor | None) -> None:
         done[job] = point
-        log.add(step.name, images.ids[job[0]], job[1], point)
+        log.add(name, images.ids[job[0]], job[1], point)
 
     def finish(job: tuple[int, int], point: Tensor | None) -> None:
         if point is None or quick is network:
@@ -317,10 +333,12 @@ def _sweep(
             settle()
 
     with _bar(step.name, len(jobs) * attack.rounds, len(mine), slots, show) as tick:
-        slots.run(jobs, finish, tick, lambda: log.flush(step.name))
+        slots.run(jobs, finish, tick, lambda: log.flush(name))
     settle()
-    log.flush(step.name)
-    return sorted({image for image in doubtful if not any(done.get((image, r)) is not None for r in range(step.ranks))})
+    log.flush(name)
+    return sorted(
+        image for image, rank in unseen.items() if not any(done.get((image, r)) is not None for r in range(rank))
+    )
 
 
 @contextmanager
@@ -344,10 +362,14 @@ def _bar(name: str, steps: int, standing: int, slots: Slots, show: bool) -> Iter
 
 
 def _determines(
-    ids: list[str], y: Tensor, threat: Threat, version: str, seed: int, network: Network, quick: Network
+    ids: list[str], x: Tensor, y: Tensor, threat: Threat, version: str, seed: int, network: Network, quick: Network
 ) -> dict[str, Any]:
-    named = sorted(zip(ids, y.tolist()))
+    """A network that answers at random cannot be told by its logits, so by its weights where it has some."""
+    pixels = (hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in x)
+    named = sorted(zip(ids, pixels, y.tolist()))
+    weights = network.model.state_dict() if isinstance(network.model, nn.Module) else {}
     return {
+        "weights": weights_sha256(weights) if version == "rand" else "",
         "threat": str(threat),
         "eps": threat.eps,
         "version": version,

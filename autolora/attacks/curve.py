@@ -63,9 +63,9 @@ def eps_curve(
     batch_size: int | None = None,
 ) -> list[Point]:
     """The clean accuracy, then one point for each of `radii`; the processes share the radii out."""
+    device = device_of(model, torch.as_tensor(x))
     x, y, names = prepared(x, y, ids)
     with at_rest(model), full_precision():
-        device = device_of(model, x)
         network = Network(model, batch_size or default_batch(device))
         logits = network.all_logits(x, device)
         images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), names)

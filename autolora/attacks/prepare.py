@@ -19,7 +19,7 @@ def prepared(x: Tensor, y: Tensor, ids: Sequence[str] | None) -> tuple[Tensor, T
     x, y = torch.as_tensor(x), torch.as_tensor(y).long().cpu()
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each, and at least one")
-    x = x.cpu().float().div(255) if x.dtype == torch.uint8 else x.detach().cpu().float()
+    x = (x.cpu().float().div(255) if x.dtype == torch.uint8 else x.detach().cpu().float()).contiguous()
     names = [str(i) for i in ids] if ids is not None else _content_ids(x)
     if len(set(names)) != len(x):
         raise ValueError(f"{len(set(names))} different ids for {len(x)} images: every image needs one of its own")
@@ -55,13 +55,22 @@ def at_rest(model: Any) -> Any:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """TF32 off for the length of the attack: the reported number is of float32."""
-    kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """No TF32 and no bfloat16 inside float32, for the length of the attack: the reported number is of float32."""
+    kept = [(switch, switch.fp32_precision) for switch in switches()]
     try:
+        for switch, _ in kept:
+            switch.fp32_precision = "ieee"
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = kept
+        for switch, value in kept:
+            switch.fp32_precision = value
+
+
+def switches() -> list[Any]:
+    """Where torch keeps in what precision float32 is multiplied."""
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    parts = ((cudnn, "conv"), (cudnn, "rnn"), (mkldnn, "conv"), (mkldnn, "rnn"), (mkldnn, "matmul"))
+    return [torch.backends.cuda.matmul, *(getattr(library, part) for library, part in parts)]
 
 
 def default_batch(device: torch.device) -> int:
@@ -77,7 +86,10 @@ def quick_copies(model: Callable[[Tensor], Tensor], example: Tensor) -> tuple[Ca
     """
     if not isinstance(model, nn.Module):
         raise ValueError("evaluate.precision is 'fast': that needs a torch module, whose batch norms can be folded")
-    view = copy.deepcopy(Folded(model, example).view)  # of its own memory, whose layout may change
+    try:
+        view = copy.deepcopy(Folded(model, example).view)  # of its own memory, whose layout may change
+    except Exception as error:  # parametrised weights, traced modules: what torch cannot copy or look into
+        raise ValueError(f"evaluate.precision is 'fast': the network cannot be copied and folded ({error})") from error
     view.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def full(x: Tensor) -> Tensor:

@@ -204,7 +204,7 @@ def test_square_lowers_the_margin_inside_the_ball(norm: str, kind) -> None:
     assert all(points.min() >= 0 and points.max() <= 1 for points in tried)
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("linf", SquareLinf), ("l2", SquareL2)])
+@pytest.mark.parametrize(("norm", "kind"), [("linf", SquareLinf), ("l2", SquareL2), ("l1", SquareL1)])
 def test_square_looks_ahead_without_a_trace(norm: str, kind) -> None:
     """Few rows in a large batch try their next queries at once: the same points, in a fraction of the forwards."""
     net, x = smooth(), images(5)
@@ -218,7 +218,7 @@ def test_square_looks_ahead_without_a_trace(norm: str, kind) -> None:
     found = {}
     for batch in (5, 21):
         calls.clear()
-        attack = kind(Network(one_by_one, batch), Threat(norm, {"linf": 0.06, "l2": 0.6}[norm]), 60)
+        attack = kind(Network(one_by_one, batch), Threat(norm, {"linf": 0.06, "l2": 0.6, "l1": 3.0}[norm]), 60)
         state = attack.start(x, y, y, keys_of(5), np.zeros(5, np.int64))
         age, broken, first = np.zeros(5, np.int64), torch.zeros(5, dtype=torch.bool), torch.zeros_like(x)
         while (age < attack.rounds).any():

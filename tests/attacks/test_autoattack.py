@@ -1,11 +1,17 @@
 """The whole evaluation: exact on linear networks, the same however it is run, and without side effects."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from autolora import Threat, autoattack
-from autolora.attacks.autoattack import black_box, plan_of
+from autolora import Threat, autoattack, diagnostics
+from autolora.attacks.apgd import APGD
+from autolora.attacks.autoattack import SQUARES, black_box, plan_of
+from autolora.attacks.report import Check
+from autolora.attacks.square import SquareL2, SquareLinf
+from autolora.diagnostics import CheckFailed
 from tests.attacks.nets import Linear, images, smooth, stands
 
 EPS = {"linf": 0.03, "l2": 0.25, "l1": 1.0}
@@ -52,6 +58,46 @@ def test_flags_do_not_depend_on_grouping_or_order() -> None:
     assert torch.equal(torch.cat([p.robust for p in parts]), whole.robust[order])
     assert torch.equal(torch.cat([p.adversarial for p in parts]), whole.adversarial[order])
     assert 0 < whole.robust.sum() < 22
+
+
+def test_the_whole_standard_version_does_not_depend_on_grouping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAB and Square too, which `fast` leaves out; with few queries."""
+    monkeypatch.setitem(SQUARES, "linf", partial(SquareLinf, queries=150))
+    net, x = smooth(4), images(11)
+    y, threat = net(x).argmax(1), Threat("linf", 0.05)
+    monkeypatch.setattr(
+        APGD, "_move", lambda self, s, origin, gradient, first: origin
+    )  # something is left for the rest
+    monkeypatch.setattr(diagnostics, "attack_works", lambda *_: Check(10, "attack works", "pass", ""))
+    whole = autoattack(net, x, y, threat, batch_size=4, show=False)
+    parts = [autoattack(net, x[p], y[p], threat, batch_size=4, show=False) for p in torch.arange(11).flip(0).split(3)]
+    assert torch.equal(torch.cat([p.robust for p in parts]).flip(0), whole.robust)
+    assert torch.equal(torch.cat([p.adversarial for p in parts]).flip(0), whole.adversarial)
+    assert sum(a.broken for a in whole.attacks[2:]) > 2
+
+
+@pytest.mark.parametrize("version", ["standard", "plus"])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_whole_versions_are_exact_on_a_linear_network(
+    version: str, classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SQUARES, "linf", partial(SquareLinf, queries=20))
+    net, x = Linear(classes), images(8)
+    y = net(x).argmax(1)
+    exact = stands(net, x, y, "linf", 0.03)
+    near = stands(net, x, y, "linf", 0.0297) != stands(net, x, y, "linf", 0.0303)
+    report = autoattack(net, x, y, Threat("linf", 0.03), version=version, show=False)
+    assert [a.name for a in report.attacks] == [s.name for s in plan_of(version, "linf", classes)[0]]
+    assert torch.equal(report.robust[~near], exact[~near])
+
+
+def test_standard_in_fast_precision_is_that_of_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SQUARES, "l2", partial(SquareL2, queries=60))
+    net, x = smooth(4), images(12)
+    y, threat = net(x).argmax(1), Threat("l2", 0.4)
+    full, fast = (autoattack(net, x, y, threat, precision=p, batch_size=6, show=False) for p in ("full", "fast"))
+    assert (full.robust != fast.robust).sum() <= 1
+    assert 0 < fast.robust.sum() < 12
 
 
 def test_another_seed_draws_other_starts() -> None:
@@ -148,6 +194,45 @@ def test_doubtful_successes_are_attacked_again(monkeypatch: pytest.MonkeyPatch) 
     plain = autoattack(net, x, y, threat, version="fast", show=False)
     fooled = autoattack(net, x, y, threat, version="fast", precision="fast", show=False)
     assert torch.equal(plain.robust, fooled.robust)
+
+
+def test_a_fooled_copy_makes_no_difference_to_grouping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that is often wrong about successes: which ranks had been tried when that was seen must not matter."""
+    net, x = smooth(4), images(16)
+    y, threat = net(x).argmax(1), Threat("linf", 0.05)
+    other = smooth(4, seed=5)
+    copies = [lambda p: net(p) + 0.3 * other(p)] * 2
+    monkeypatch.setattr("autolora.attacks.autoattack.quick_copies", lambda model, example: copies)
+
+    def attacked(part: torch.Tensor, batch: int = 5):
+        return autoattack(net, x[part], y[part], threat, "fast", batch_size=batch, precision="fast", show=False)
+
+    whole, parts = attacked(torch.arange(16)), [attacked(part) for part in torch.arange(16).split(1)]
+    assert torch.equal(torch.cat([p.robust for p in parts]), whole.robust)
+    assert torch.equal(torch.cat([p.adversarial for p in parts]), whole.adversarial)
+    assert 0 < whole.robust.sum() < 16
+
+
+def test_a_copy_that_cannot_be_made_is_named() -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(108, 4)))
+    x = images(4)
+    with pytest.raises(ValueError, match=r"evaluate\.precision is 'fast': the network cannot be copied and folded"):
+        autoattack(
+            torch.jit.trace(net.eval(), x), x, net(x).argmax(1), Threat("linf", 0.1), precision="fast", show=False
+        )
+
+
+def test_images_that_lie_otherwise_in_memory() -> None:
+    net, x = smooth(4), images(5)
+    turned = x.transpose(2, 3).contiguous().transpose(2, 3)
+    reports = [black_box(net, some, net(x).argmax(1), Threat("linf", 0.1), 30, show=False) for some in (x, turned)]
+    assert torch.equal(reports[0].adversarial, reports[1].adversarial)
+
+
+def test_black_box_looks_at_the_network_first() -> None:
+    x = images(6)
+    with pytest.raises(CheckFailed, match="check 6"):
+        black_box(lambda p: smooth(4)(p).softmax(1), x, torch.zeros(6), Threat("linf", 0.1), 30, show=False)
 
 
 def test_black_box_through_onnxruntime(tmp_path) -> None:

@@ -158,9 +158,14 @@ def test_10_attack_made_weak(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_10_labels_permuted() -> None:
     """Labels that are not those of the images: nothing is right, so nothing can be said."""
     net, x = smooth(4), images(12)
-    report = autoattack(net, x, (net(x).argmax(1) + 1) % 4, THREAT, version="fast", show=False)
-    assert report.clean_accuracy == 0
-    assert {c.number: c.verdict for c in report.checks}[10] == "not run"
+    with pytest.raises(CheckFailed, match="labels are those of the images: 0 of 12 images"):
+        autoattack(net, x, (net(x).argmax(1) + 1) % 4, THREAT, version="fast", show=False)
+    x = images(200)
+    y = net(x).argmax(1)
+    many = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    report = autoattack(net, x, y[many], THREAT, version="fast", show=False)
+    assert report.clean_accuracy > 0.2
+    assert any("labels are those of the images" in warning for warning in report.warnings)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -231,9 +236,52 @@ def test_16_low_precision() -> None:
         assert diagnostics.full_precision(x.half(), "float32").verdict == "fail"
         assert diagnostics.full_precision(x, "float32").verdict == "pass"
         assert diagnostics.full_precision(x, "fast").verdict == "warn"
-        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
         assert diagnostics.full_precision(x, "float32").verdict == "fail"
-    assert not torch.backends.cuda.matmul.allow_tf32  # as it was
+    assert torch.backends.cuda.matmul.fp32_precision == "none"  # as it was
+
+
+@pytest.mark.parametrize("kind", ["autocast", "weights", "logits"])
+def test_16_a_network_that_computes_in_bfloat16(kind: str) -> None:
+    net, x = smooth(4), images(8)
+    y = net(x).argmax(1)
+    low = smooth(4).bfloat16()
+    model = {"autocast": net, "weights": low, "logits": lambda p: low(p.bfloat16())}[kind]
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast")
+    with autocast, pytest.raises(CheckFailed, match="check 16, the network computes in float32"):
+        autoattack(_Cast(model).eval() if kind == "weights" else model, x, y, THREAT, version="fast", show=False)
+
+
+class _Cast(torch.nn.Module):
+    """bfloat16 inside, float32 outside."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x.bfloat16()).float()
+
+
+@pytest.mark.parametrize("setting", ["new", "old"])
+def test_16_the_callers_precision_is_put_back(setting: str) -> None:
+    """torch has two ways to say it, and refuses to read the one after the other was used."""
+    net, x = smooth(4), images(8)
+    before = torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision()
+    try:
+        if setting == "new":
+            torch.backends.cudnn.conv.fp32_precision = "tf32"
+        else:
+            torch.set_float32_matmul_precision("medium")
+        kept = torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+        report = autoattack(net, x, net(x).argmax(1), THREAT, version="fast", show=False)
+        assert not any("16" in str(c.number) and c.verdict == "fail" for c in report.checks)
+        assert kept == (torch.backends.mkldnn.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision)
+        if setting == "old":
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 def test_the_attack_inside_training_is_the_same_file() -> None:

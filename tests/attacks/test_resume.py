@@ -66,6 +66,30 @@ def test_progress_of_another_network_is_refused(tmp_path) -> None:
         attack(smooth(4, seed=5), tmp_path)
 
 
+def test_progress_of_another_random_network_is_refused(tmp_path) -> None:
+    attack(smooth(4), tmp_path, version="rand")
+    with pytest.raises(ValueError, match="another evaluation, which differs in weights"):
+        attack(smooth(4, seed=5), tmp_path, version="rand")
+
+
+def test_progress_goes_on_in_another_order_and_not_with_other_pixels(tmp_path) -> None:
+    net, x = smooth(4), images(18)
+    y, ids = net(x).argmax(1), [str(i) for i in range(18)]
+
+    def again(order: torch.Tensor, pixels: torch.Tensor):
+        names = [ids[i] for i in order]
+        return autoattack(net, pixels[order], y[order], THREAT, "fast", 0, names, tmp_path, 4, show=False)
+
+    whole, order = again(torch.arange(18), x), torch.arange(18).flip(0)
+    turned = again(order, x)
+    assert torch.equal(turned.adversarial, whole.adversarial[order])
+    assert sum(a.forwards for a in turned.attacks) == 0
+    other = x.clone()
+    other[15, 0, 0, 0] += 0.001
+    with pytest.raises(ValueError, match="another evaluation"):
+        again(order, other.clamp(0, 1))
+
+
 @pytest.mark.parametrize("budget", [350, 500, 900])
 def test_a_kill_loses_at_most_one_batch(tmp_path, monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     """Counted: what the second life begins although the first had begun it."""
