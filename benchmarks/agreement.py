@@ -67,7 +67,7 @@ def original(
 
     lines: list[tuple[str, float]] = []
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
-    attack = AutoAttack(model, norm=norm, eps=threat.eps, seed=seed, version="standard", device="cpu")
+    attack = AutoAttack(model, norm=norm, eps=threat.eps, seed=seed, version="standard", device=x.device.type)
     attack.logger.log = lambda line: lines.append((line, clock()))
     begin = clock()
     adversarial = attack.run_standard_evaluation(x, y, bs=250)
