@@ -3,9 +3,10 @@
     sudo python -m benchmarks.memory --limit 8 --images 40000     # about 10 GB of photos of 100 classes, at 224 pixels
 
 Writes the photos as `prepare` does (uint8, 256 pixels on the short side, memory-mapped), trains on them with random
-crops, and prints the peak of what the process itself holds and of what the group holds with the kernel's cache of the
-file, which gives way. The network is one convolution: this measures what the data take, whatever the network takes
-on its device. Needs Linux and the right to make a control group (version 1 or 2).
+crops (naturally: an attack on one convolution would tell nothing more, and take long), and prints the peak of what the
+process itself holds and of what the group holds with the kernel's cache of the file, which gives way. The network is one
+convolution: this measures what the data take, whatever the network takes on its device. Needs Linux and the right to
+make a control group (version 1 or 2).
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def train(folder: Path) -> None:
         nn.Conv2d(3, 8, 16, 16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
     )
     begin = time.perf_counter()
-    finetune(model, (images, labels), held_out, Threat("linf", "8/255"), "vanilla", epochs=1, progress=False)
+    finetune(model, (images, labels), held_out, Threat("linf", "8/255"), "natural", epochs=1, progress=False)
     taken = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"{count} images of {CLASSES} classes, {len(flat) / 1e9:.1f} GB: one epoch, {count / taken:.0f} images/s")
