@@ -3,10 +3,9 @@
     sudo python -m benchmarks.memory --limit 8 --images 40000     # about 10 GB of photos of 100 classes, at 224 pixels
 
 Writes the photos as `prepare` does (uint8, 256 pixels on the short side, memory-mapped), trains on them with random
-crops (naturally: an attack on one convolution would tell nothing more, and take long), and prints the peak of what the
-process itself holds and of what the group holds with the kernel's cache of the file, which gives way. The network is one
-convolution: this measures what the data take, whatever the network takes on its device. Needs Linux and the right to
-make a control group (version 1 or 2).
+crops, and prints the peak of what the process itself holds, and of what the group holds with the kernel's cache of the
+file, which gives way. It trains naturally and the network is one convolution: this measures what the data take,
+whatever network and attack take on their device. Needs Linux and the right to make a control group (version 1 or 2).
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.folder:
+        write(chosen.folder, chosen.images)  # here too: cached pages are charged to the group that touched them first
         return train(chosen.folder)
     with tempfile.TemporaryDirectory(dir=".work") as scratch:
-        write(Path(scratch), chosen.images)
-        limited(Path(scratch), int(chosen.limit * 1e9))
+        limited(Path(scratch), int(chosen.limit * 1e9), chosen.images)
 
 
 def write(folder: Path, count: int) -> None:
@@ -55,13 +54,14 @@ def write(folder: Path, count: int) -> None:
             file.write(block[: min(64, count - start) * one])
 
 
-def limited(folder: Path, limit: int) -> None:
+def limited(folder: Path, limit: int, images: int) -> None:
     root, most, peak = next(g for g in GROUPS if g[0].is_dir())
     group = root / f"autolora-{os.getpid()}"
     group.mkdir()
     try:
         (group / most).write_text(str(limit))
         joining = f"echo $$ > {group / 'cgroup.procs'}; exec {sys.executable} -m benchmarks.memory --folder {folder}"
+        joining += f" --images {images}"
         subprocess.run(["sh", "-c", joining], check=True)
         held = int((group / peak).read_text())
         print(f"limit {limit / 1e9:.1f} GB; the group's peak, with the file's cached pages: {held / 1e9:.2f} GB")
