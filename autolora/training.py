@@ -180,7 +180,7 @@ def batches(learner: Learner, epoch: int) -> list[Tensor]:
     """The global batches of an epoch, in the order that (seed, epoch) gives."""
     order = torch.randperm(len(learner.labels), generator=generator(learner.settings.seed, "order", epoch))
     halves = 2 if "norms" in learner.method.parts else 1  # TWINS cuts a batch in two
-    least = 2 * halves * distributed.world()  # batch norm needs two images
+    least = max(2 * distributed.world(), 2 * halves)  # batch norm needs two images
     return [batch for batch in order.split(learner.settings.batch_size) if len(batch) >= least]
 
 

@@ -1,6 +1,7 @@
 """Shared fixtures: where the real test data lie, one thread, and the GPU marker."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import ModuleType
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each would spin
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so are xdist's workers and what they start, and a Prefect
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # worker that is asked to end sends itself a SIGINT
 
 ROOT = Path(__file__).resolve().parent.parent
 
