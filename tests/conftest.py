@@ -10,8 +10,10 @@ from types import ModuleType
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each would spin
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so are xdist's workers and what they start, and a Prefect
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # worker that is asked to end sends itself a SIGINT
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # so a shell starts its background jobs, and they what they start;
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a Prefect worker asked to end sends itself a SIGINT
 
 ROOT = Path(__file__).resolve().parent.parent
 
