@@ -226,6 +226,7 @@ def _look(found: Found) -> tuple[Found, str, dict[str, Any] | None]:
     try:
         pixels, facts = _here["decode"](content, _here["size"])
     except NoMemory as error:
+        _here["known"].discard(sha256)  # a copy of it is looked at too
         return bare._replace(reason=str(error)), sha256, None
     except BadImage as error:
         return bare, sha256, {"bytes": size, "reason": str(error)}

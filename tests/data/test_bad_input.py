@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -275,12 +276,13 @@ def test_a_class_called_train(workspace):
 
 
 def test_no_memory_now_may_be_memory_later(workspace, monkeypatch):
-    fill(workspace.raw)
+    fill(workspace.raw, images=9)
+    shutil.copy(workspace.raw / "cat/0.png", workspace.raw / "cat/copy.png")
     with monkeypatch.context() as patch:
         patch.setattr("stages.images._square", lambda image, size: (_ for _ in ()).throw(MemoryError))
-        with pytest.raises(StageError, match="too large: it does not fit into memory"):
+        with pytest.raises(StageError, match=r"cat/copy\.png: too large: it does not fit into memory"):
             prepare()
-    assert not any(row["reason"] for row in workspace.prepare().values())
+    assert [path for path, row in workspace.prepare().items() if row["reason"]] == ["cat/copy.png"]
 
 
 def test_a_table_without_labels(workspace):

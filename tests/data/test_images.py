@@ -39,8 +39,9 @@ def test_an_image_of_the_right_size_is_not_touched():
     assert np.array_equal(decode(encoded(image), 32)[0], np.asarray(image).transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
+def test_exif_orientation_is_applied(orientation, kind):
     """Stored turned and flagged so, an image comes out upright: all eight cases, by the inverse transpositions."""
     upright = picture(2, 64, 48)
     turn = {
@@ -57,7 +58,7 @@ def test_exif_orientation_is_applied(orientation):
         stored = stored.transpose(step)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    pixels, facts = decode(encoded(stored, "PNG", exif=exif), 32)
+    pixels, facts = decode(encoded(stored, kind, exif=exif), 32)
     assert (facts["width"], facts["height"]) == (64, 48)
     assert np.abs(pixels.astype(int) - decode(encoded(upright), 32)[0]).max() <= 1
 
