@@ -42,7 +42,7 @@ def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, font: object, row: Row, 
     tiles = (row.clean, 0.5 + factor * offset, row.adversarial)
     captions = (
         f"{row.label} / {row.said_clean}",
-        f"x {factor:.0f}, largest {255 * largest:.1f}/255",
+        f"x {factor:.0f}, most {255 * largest:.1f}/255",
         f"-> {row.said_adversarial}",
     )
     for column, (tile, caption, name) in enumerate(zip(tiles, captions, HEADER)):
