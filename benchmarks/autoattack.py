@@ -51,8 +51,8 @@ class Setup(NamedTuple):
 SUITE = (
     Setup("resnet2b", "linf", "2/255", 88, 64),
     Setup("resnet4b", "linf", "2/255", 88, 64),
-    Setup("resnet20-robust2", "linf", "2/255", 9, 8, ("plain", "folded", "fast")),
-    Setup("resnet20-natural", "linf", "2/255", 96, 32),
+    Setup("resnet20-robust2", "linf", "2/255", 24, 16, ("plain", "folded", "fast")),
+    Setup("resnet20-natural", "linf", "8/255", 96, 16),
 )
 
 

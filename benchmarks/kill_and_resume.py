@@ -1,8 +1,8 @@
 """Kill an evaluation with SIGKILL, again and again, and let it go on: its flags must be those of an undisturbed run.
 
-    python -m benchmarks.kill_and_resume            [--kills 4] [--processes 1]
+    python -m benchmarks.kill_and_resume            [--kills 4] [--processes 1] [--precision full]
 
-A small network with random weights, 48 images, all four attacks. Prints what each life of the run left in the progress
+A small network with random weights, 32 images, all four attacks. Prints what each life of the run left in the progress
 folder, and compares flags and adversarial images to the bit. Exit code 1 if they differ.
 """
 
@@ -20,31 +20,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from autolora import Threat, autoattack
+from autolora.attacks.autoattack import PRECISIONS
 from autolora.attacks.report import Report
 
-IMAGES, SIDE = 48, 8
+IMAGES, SIDE, THREAT = 32, 8, Threat("linf", 0.04)
 
 
-def evaluate(progress: Path | None) -> Report:
+def evaluate(progress: Path | None, precision: str) -> Report:
     """The same evaluation in every life."""
     torch.set_num_threads(1)
-    draw = torch.Generator().manual_seed(0)
-    x = (torch.rand(IMAGES, 3, SIDE, SIDE, generator=draw) * 255).round() / 255
-    weight = torch.randn(8, 3 * SIDE * SIDE, generator=draw)
-    deeper = torch.randn(6, 8, generator=draw)
+    torch.manual_seed(0)
+    x = (torch.rand(IMAGES, 3, SIDE, SIDE) * 255).round() / 255
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.Tanh(), nn.Flatten(), nn.Linear(128, 6)
+    )
+    with torch.no_grad():
+        net(x)  # running statistics
+        y = net.eval()(x).argmax(1)
+    return autoattack(net, x, y, THREAT, progress=progress, batch_size=8, precision=precision, show=False)
 
-    def net(pixels: torch.Tensor) -> torch.Tensor:
-        return torch.tanh((pixels.flatten(1) - 0.5) @ weight.T / 4) @ deeper.T
 
-    return autoattack(net, x, net(x).argmax(1), Threat("linf", 0.01), progress=progress, batch_size=8, show=False)
-
-
-def life(folder: Path) -> None:
+def life(folder: Path, precision: str) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         torch.distributed.init_process_group("gloo")
-    report = evaluate(folder / "progress")
+    report = evaluate(folder / "progress", precision)
     if int(os.environ.get("RANK", 0)) == 0:
         np.savez(folder / "end.npz", robust=report.robust.numpy(), adversarial=report.adversarial.numpy())
 
@@ -58,17 +60,17 @@ def known(folder: Path) -> int:
     return total
 
 
-def command(folder: Path, processes: int) -> list[str]:
-    own = ["-m", "benchmarks.kill_and_resume", "--life", str(folder)]
+def command(folder: Path, processes: int, precision: str) -> list[str]:
+    own = ["-m", "benchmarks.kill_and_resume", "--life", str(folder), "--precision", precision]
     if processes == 1:
         return [sys.executable, *own]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *own]
 
 
-def killed(folder: Path, processes: int, patience: float) -> bool:
+def killed(folder: Path, command: list[str], patience: float) -> bool:
     """One life, ended by SIGKILL once it has added something and a random moment has passed; False if it was faster."""
     before, begin = known(folder), time.monotonic()
-    child = subprocess.Popen(command(folder, processes), start_new_session=True, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     while child.poll() is None and known(folder) <= before and time.monotonic() - begin < 300:
         time.sleep(0.02)
     time.sleep(random.uniform(0, patience))
@@ -82,19 +84,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--precision", default="full", choices=PRECISIONS)
     parser.add_argument("--life", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.life:
-        life(arguments.life)
+        life(arguments.life, arguments.precision)
         return 0
-    whole = evaluate(None)
+    whole = evaluate(None, arguments.precision)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        again = command(folder, arguments.processes, arguments.precision)
         for number in range(arguments.kills):
-            if not killed(folder, arguments.processes, 1.0):
+            if not killed(folder, again, 1.0):
                 break
             print(f"killed {number + 1}: {known(folder)} jobs are kept", flush=True)
-        subprocess.run(command(folder, arguments.processes), check=True)
+        subprocess.run(again, check=True)
         with np.load(folder / "end.npz") as end:
             flags = int((end["robust"] != whole.robust.numpy()).sum())
             pixels = int((end["adversarial"] != whole.adversarial.numpy()).sum())

@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from autolora.attacks.pgd import frozen
 from autolora.folding import Folded, has_bfloat16
+
+BUSY = 1e9  # floating point operations of a forward, about: beyond it a CPU does no more of them a second
 
 
 def prepared(x: Tensor, y: Tensor, ids: Sequence[str] | None) -> tuple[Tensor, Tensor, list[str]]:
@@ -73,10 +76,17 @@ def switches() -> list[Any]:
     return [torch.backends.cuda.matmul, *(getattr(library, part) for library, part in parts)]
 
 
-def default_batch(device: torch.device) -> int:
-    """Images per forward, one constant per kind of device: the flags belong to it. On a CPU 64 is about as fast per
-    image as any larger one, and up to 1.7 times as fast as 16 on a small network."""
-    return 64 if device.type == "cpu" else 512
+def default_batch(device: torch.device, model: Callable[[Tensor], Tensor], example: Tensor) -> int:
+    """Images per forward, one constant per network and kind of device: the flags belong to it.
+
+    At the end of an attack it is filled up with copies. So on a CPU it is no larger than keeps the processor busy: 64
+    for a network of a few MFLOP (or of which nothing is known), 8 for one of hundreds.
+    """
+    if device.type != "cpu":
+        return 512
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example[:1])
+    return next((batch for batch in (8, 16, 32) if batch * counter.get_total_flops() >= BUSY), 64)
 
 
 def quick_copies(model: Callable[[Tensor], Tensor], example: Tensor) -> tuple[Callable, Callable]:

@@ -119,11 +119,34 @@ def into_l1_ball(x: np.ndarray, offset: np.ndarray, eps: float) -> np.ndarray:
     return np.sign(offset) * move(high)
 
 
-def square_l2(x: Tensor, best: Tensor, u: list[float], side: int, eps: float) -> Tensor:
-    """One proposal of Square for L2 (Algorithm 3 and appendix): windows of one image [c,h,w], cut out and put back."""
+def square_tiles(x: Tensor, u: list[float], norm: str, eps: float) -> Tensor:
+    """The start of Square for one image: stripes for Linf, a tiling of bumps for L2 and L1."""
     c, h, w = x.shape
-    top, left, top2, left2 = (int(v * (n - side + 1)) for v, n in zip(u[:4], (h, w, h, w)))
-    delta = best - x
+    delta, draw = torch.zeros(c, h, w), iter(u)
+    if norm == "linf":
+        for channel in range(c):
+            for column in range(w):
+                delta[channel, :, column] = eps if next(draw) >= 0.5 else -eps
+        return (x + delta).clamp(0, 1)
+    side = max(h // 5, 1)
+    first = (h - 5 * side) // 2
+    for down in range(h // side):
+        for across in range(w // side):
+            turned, bump = next(draw) < 0.5, two_pyramids(side, norm)
+            for channel in range(c):
+                sign = 1.0 if next(draw) >= 0.5 else -1.0
+                for i in range(side):
+                    for j in range(side):
+                        row, column = first + down * side + i, first + across * side + j
+                        if row < h and column < w:
+                            delta[channel, row, column] += sign * (bump[i, j] if turned else bump[j, i])
+    length = delta.norm() if norm == "l2" else delta.abs().sum()
+    return inside(x, delta / (length + 1e-12) * eps, norm, eps)
+
+
+def two_pyramids(side: int, norm: str) -> Tensor:
+    """The upper half up, the lower half down, each of length 1, and so the whole."""
+    power, length = (2, torch.linalg.vector_norm) if norm == "l2" else (4, lambda t: t.abs().sum())
     bump = torch.zeros(side, side)
     for rows, sign in ((range(side // 2), 1.0), (range(side // 2, side), -1.0)):
         n, half = len(rows), torch.zeros(len(rows), side)
@@ -131,20 +154,45 @@ def square_l2(x: Tensor, best: Tensor, u: list[float], side: int, eps: float) ->
             for j in range(side):
                 distance = max(abs(i - n // 2), abs(j - side // 2))
                 for k in range(distance, max(n // 2 + 1, side // 2 + 1)):
-                    half[i, j] += 1 / (k + 1) ** 2
-        bump[rows.start : rows.stop] = sign * half / half.norm()
-    bump = bump / bump.norm()
+                    half[i, j] += 1 / (k + 1) ** power
+        if n:
+            bump[rows.start : rows.stop] = sign * half / length(half)
+    return bump / length(bump)
+
+
+def inside(x: Tensor, delta: Tensor, norm: str, eps: float) -> Tensor:
+    """Ball and box at once for L1; for L2 the length is right already."""
+    if norm == "l1":
+        shape, flat = delta.shape, (t.flatten().double().numpy() for t in (x, delta))
+        delta = torch.from_numpy(into_l1_ball(*flat, eps)).float().view(shape)
+    return (x + delta).clamp(0, 1)
+
+
+def square_window(x: Tensor, best: Tensor, u: list[float], side: int, norm: str, eps: float) -> Tensor:
+    """One proposal of Square for L2 (Algorithm 3 and appendix) or L1: windows of one image [c,h,w] cut and put back."""
+    c, h, w = x.shape
+    top, left, top2, left2 = (int(v * (n - side + 1)) for v, n in zip(u[:4], (h, w, h, w)))
+    delta, bump = best - x, two_pyramids(side, norm)
     bump = bump.T if u[4] < 0.5 else bump
-    spare = max(eps**2 - float((delta**2).sum()), 0.0) / c
     new, cut = torch.zeros(c, side, side), delta.clone()
     for channel in range(c):
         here = delta[channel, top : top + side, left : left + side]
         union = torch.zeros(h, w, dtype=torch.bool)
         union[top : top + side, left : left + side] = True
         union[top2 : top2 + side, left2 : left2 + side] = True
-        energy = spare + float((delta[channel][union] ** 2).sum())
-        raw = bump * (-1.0 if u[5 + channel] < 0.5 else 1.0) + here / (float(here.norm()) + 1e-12)
-        new[channel] = raw / (raw.norm() + 1e-12) * math.sqrt(energy)
+        raw = bump * (-1.0 if u[5 + channel] < 0.5 else 1.0)
+        if norm == "l2":
+            spare = max(eps**2 - float((delta**2).sum()), 0.0) / c
+            length = math.sqrt(spare + float((delta[channel][union] ** 2).sum()))
+            raw = raw + here / (float(here.norm()) + 1e-12)
+            new[channel] = raw / (raw.norm() + 1e-12) * length
+        else:
+            spare = max(eps - float(delta.abs().sum()), 0.0) / c
+            length = c * (spare + float(delta[channel][union].abs().sum()))
+            raw = raw + here / (float(here.abs().sum()) + 1e-12)
+            new[channel] = raw / (raw.abs().sum() + 1e-12) * length
         cut[channel, top2 : top2 + side, left2 : left2 + side] = 0
     cut[:, top : top + side, left : left + side] = new
-    return (x + cut / (cut.norm() + 1e-12) * eps).clamp(0, 1)
+    if norm == "l2":
+        cut = cut / (cut.norm() + 1e-12) * eps
+    return inside(x, cut, norm, eps)

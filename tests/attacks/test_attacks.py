@@ -178,17 +178,31 @@ def test_square_linf_proposal_follows_the_paper() -> None:
 
 
 @pytest.mark.parametrize("ages", [[3] * 4, [400] * 4, [3, 40, 150, 400]])
-def test_square_l2_proposal_follows_the_paper(ages: list[int]) -> None:
-    x, eps = images(4) * 0.6 + 0.2, 0.5
+@pytest.mark.parametrize(("kind", "norm", "eps"), [(SquareL2, "l2", 0.5), (SquareL1, "l1", 3.0)])
+def test_square_l2_and_l1_proposals_follow_the_paper(kind, norm: str, eps: float, ages: list[int]) -> None:
+    x = images(4) * 0.6 + 0.2
     net = smooth()
-    attack = SquareL2(Network(net, 4), Threat("l2", eps), 500)
+    attack = kind(Network(net, 4), Threat(norm, eps), 500)
     state = attack.start(x, net(x).argmax(1), net(x).argmax(1), keys_of(4), np.zeros(4, np.int64))
     proposed = attack._propose(state, torch.arange(4), np.array(ages))
     u = attack._draw(state["keys"], np.array(ages), 36 * 4, 8)
     sides = attack._sides(np.array(ages), 6, 6, 3).tolist()
     for i, side in enumerate(sides):
-        expected = oracle.square_l2(x[i], state["best"][i], u[i].tolist(), side, eps)
+        expected = oracle.square_window(x[i], state["best"][i], u[i].tolist(), side, norm, eps)
         assert torch.allclose(proposed[i], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("side", [6, 11, 17])
+@pytest.mark.parametrize(
+    ("kind", "norm", "eps"), [(SquareLinf, "linf", 0.1), (SquareL2, "l2", 0.5), (SquareL1, "l1", 3.0)]
+)
+def test_square_starts_as_the_paper_does(kind, norm: str, eps: float, side: int) -> None:
+    """Also where five tiles do not fill the image."""
+    x, keys = images(3, side), keys_of(3)
+    y = torch.zeros(3, dtype=torch.long)
+    state = kind(Network(smooth(side=side), 3), Threat(norm, eps), 10).start(x, y, y, keys, np.zeros(3, np.int64))
+    for i, u in enumerate(uniform(keys, 0, 4 * side * side).tolist()):
+        assert torch.allclose(state["best"][i], oracle.square_tiles(x[i], u, norm, eps), atol=2e-5)
 
 
 @pytest.mark.parametrize(("norm", "kind"), [("linf", SquareLinf), ("l2", SquareL2), ("l1", SquareL1)])

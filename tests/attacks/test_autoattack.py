@@ -1,5 +1,6 @@
 """The whole evaluation: exact on linear networks, the same however it is run, and without side effects."""
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from autolora import Threat, autoattack, diagnostics
 from autolora.attacks.apgd import APGD
 from autolora.attacks.autoattack import SQUARES, black_box, plan_of
+from autolora.attacks.network import Network
 from autolora.attacks.report import Check
+from autolora.attacks.slots import Images, Slots
 from autolora.attacks.square import SquareL2, SquareLinf
 from autolora.diagnostics import CheckFailed
 from tests.attacks.nets import Linear, images, smooth, stands
@@ -220,6 +223,36 @@ def test_a_copy_that_cannot_be_made_is_named() -> None:
         autoattack(
             torch.jit.trace(net.eval(), x), x, net(x).argmax(1), Threat("linf", 0.1), precision="fast", show=False
         )
+
+
+@pytest.mark.parametrize("kind", [partial(APGD, steps=30), partial(SquareLinf, queries=60)])
+def test_looking_seldom_changes_nothing(kind) -> None:
+    """On a GPU finished rows are looked for after several steps only."""
+    net, x = smooth(4), images(14)
+    targets = net(x).argsort(1, descending=True)[:, 1:]
+    known = Images(x, net(x).argmax(1), targets, [str(i) for i in range(14)])
+    found: dict[int, list] = {}
+    for every in (1, 7):
+        slots = Slots(kind(Network(net, 5), Threat("linf", 0.06)), known, "attack", seed=0, batch=5)
+        slots.every, done = every, {}
+        slots.run([(image, rank) for rank in range(2) for image in range(14)], done.__setitem__)
+        lowest = {job[0]: job for job in sorted(done, reverse=True) if done[job] is not None}
+        found[every] = [(job, done[job]) for _, job in sorted(lowest.items())]
+    assert 0 < len(found[1]) < 14
+    assert [job for job, _ in found[1]] == [job for job, _ in found[7]]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(found[1], found[7]))
+
+
+def test_progress_is_shown_where_somebody_looks(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, net = images(6), smooth(4)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    report = autoattack(net, x, net(x).argmax(1), Threat("linf", 0.05), "fast", batch_size=3)
+    last = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line.startswith("apgd-ce")][-1]
+    stand = round(6 * report.attacks[0].robust_accuracy)
+    assert last.startswith(f"apgd-ce: {stand} of 6 stand 100%")
+    assert last.rstrip().endswith("00:00 left")
+    autoattack(net, x, net(x).argmax(1), Threat("linf", 0.05), "fast", batch_size=3, show=False)
+    assert not capsys.readouterr().err
 
 
 def test_images_that_lie_otherwise_in_memory() -> None:

@@ -176,10 +176,11 @@ def test_half_written_files_do_no_harm(tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_with_sigkill(root, processes: int) -> None:
+@pytest.mark.parametrize(("processes", "precision"), [(1, "full"), (2, "full"), (2, "fast")])
+def test_killed_with_sigkill(root, processes: int, precision: str) -> None:
     """Also the shared run: two gloo processes started by torchrun end with the flags of one."""
-    command = [sys.executable, "-m", "benchmarks.kill_and_resume", "--kills", "2", "--processes", str(processes)]
+    command = [sys.executable, "-m", "benchmarks.kill_and_resume", "--kills", "2"]
+    command += ["--processes", str(processes), "--precision", precision]
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "killed 1" in ended.stdout
