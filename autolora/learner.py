@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,6 @@ from autolora.data import augmentation, centre, place, take, to_pixels
 from autolora.folding import Folded, has_bfloat16
 from autolora.inputs import Images, Settings, Split
 from autolora.objectives import METHODS, REFERENCES, Method, Reference
-from autolora.threat import Threat
 
 ATTACK_STEPS = 10
 View = Callable[[Tensor], Tensor]
@@ -46,7 +46,9 @@ class Learner:
         self.augment = augmentation(settings.augmentation, train[0].shape[-1], self.size)
         self.controller = self._controller()
         self.optimiser = self._optimiser()
-        self.folded = Folded(self.model, self.pixels(take(self.val_images, torch.arange(2) % len(val[1]), device)))
+        example = self.pixels(take(self.val_images, torch.arange(2) % len(val[1]), device))
+        self.folded = Folded(self.model, example)
+        self.folded_shipped = self.folded if self.average is None else Folded(self.average.module, example)
         self.attack_view, self.call = self._views()
         self.weights = scalars(0.0)  # of the coming epoch
         self.global_batch = settings.batch_size
@@ -153,18 +155,20 @@ class Learner:
             return self.hits(model, self.val_images, self.val_labels)
 
     def robust_hits(self) -> Tensor:
-        """The same after PGD-10 without random start, in full precision."""
+        """The same after PGD-10 without random start: attacked in the form that training attacks, judged in full."""
+        self.folded_shipped.refresh()
         with frozen(self.shipped()) as model:
-            return self.hits(model, self.val_images, self.val_labels, self.settings.threat)
+            attacked = partial(self._in, self.speed.attack, self.folded_shipped.view)
+            return self.hits(model, self.val_images, self.val_labels, attacked)
 
-    def hits(self, view: View, images: Images, labels: Tensor, threat: Threat | None = None) -> Tensor:
-        """bool [n], the same in every process."""
+    def hits(self, view: View, images: Images, labels: Tensor, attacked: View | None = None) -> Tensor:
+        """bool [n], the same in every process; of images as they are, or as an attack on the `attacked` leaves them."""
         right = torch.zeros(len(labels), device=self.device)
         size = self.settings.batch_size  # what fits in training fits here
         for index in distributed.mine(torch.arange(len(labels))).split(size):
             x, at = self.pixels(take(images, index, self.device)), index.to(self.device)
-            if threat is not None:
-                x = pgd(view, x, labels[at], threat, ATTACK_STEPS, random_start=False)
+            if attacked is not None:
+                x = pgd(attacked, x, labels[at], self.settings.threat, ATTACK_STEPS, random_start=False)
             with torch.no_grad():
                 right[at] = (view(x).argmax(1) == labels[at]).float()
         distributed.add([right])

@@ -10,6 +10,7 @@ from torch import nn
 
 import autolora
 from autolora import learner, objectives, training
+from autolora.attacks.pgd import pgd
 from autolora.automation import StepRate
 from autolora.files import weights_sha256
 from autolora.inputs import Settings
@@ -330,6 +331,16 @@ def test_averaged_weights_are_the_ones_that_ship():
     last, averaged = tune(epochs=2), tune(epochs=2, average=0.99)
     assert digest(last) != digest(averaged)
     assert [r["loss"] for r in last.history] == [r["loss"] for r in averaged.history]  # training itself is the same
+
+
+@pytest.mark.parametrize(("average", "precision"), [(None, "float32"), (0.9, "float32"), (0.9, "bfloat16")])
+def test_validation_attacks_what_ships_and_the_network_itself_judges(average, precision):
+    """Whatever copy the attack is made on."""
+    tuned = tune(epochs=2, val=images(60, 1), average=average, precision=precision)
+    x, y = images(60, 1)
+    x, y = torch.from_numpy(x).float() / 255, torch.from_numpy(y)
+    stands = tuned.model(pgd(tuned.model, x, y, THREAT, 10, random_start=False)).argmax(1) == y
+    assert tuned.best["val_robust"] == pytest.approx(stands.float().mean().item(), abs=1 / 60 + 1e-6)
 
 
 # --- switches --------------------------------------------------------------------------------------------------------
