@@ -2,6 +2,7 @@
 
     python -m benchmarks.agreement run --reference PATH --net resnet2b --norm linf --eps 2/255 --seeds 0 1 2
     python -m benchmarks.agreement run --net resnet2b --norm linf --eps 2/255 --seeds 0          # ours alone
+    python -m benchmarks.agreement run --net resnet2b --batch 32 [--threads 2]   # ours in another shape of the forwards
     python -m benchmarks.agreement table
 
 PATH is a checkout of github.com/fra31/auto-attack, which stays outside this repository. Networks and images lie in
@@ -42,8 +43,8 @@ class Counted(nn.Module):
         return self.model(x)
 
 
-def ours(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> dict[str, Any]:
-    report = autoattack(model, x, y, threat, seed=seed)
+def ours(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch: int | None) -> dict[str, Any]:
+    report = autoattack(model, x, y, threat, seed=seed, batch_size=batch)
     return {
         "clean": report.clean_accuracy,
         "after": {a.name: a.robust_accuracy for a in report.attacks},
@@ -83,13 +84,15 @@ def original(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     x, y = cifar500(SHARED)
     x, y = x[: arguments.images].float() / 255, y[: arguments.images]
     threat = Threat(arguments.norm, arguments.eps)
+    shape = f"-b{arguments.batch}" * (arguments.batch is not None) + f"-t{arguments.threads}" * (arguments.threads > 1)
+    side = "original" if arguments.reference else f"ours{shape}"
     for seed in arguments.seeds:
         name = f"{arguments.net}.{threat.norm}.{arguments.eps.replace('/', '_')}.{len(x)}"
-        path = RUNS / f"{name}.{'original' if arguments.reference else 'ours'}.{seed}.json"
+        path = RUNS / f"{name}.{side}.{seed}.json"
         if path.exists():
             continue
         model = Counted(load_zoo(SHARED, arguments.net)).eval()
@@ -97,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
         if arguments.reference:
             found = original(arguments.reference, model, x, y, threat, seed)
         else:
-            found = ours(model, x, y, threat, seed)
+            found = ours(model, x, y, threat, seed, arguments.batch)
         found |= {"wall": time.perf_counter() - begin, "cpu": time.process_time() - cpu, "forwards": model.forwards}
         write_json(path, found)
         print(
@@ -109,8 +112,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def table(_: argparse.Namespace) -> None:
-    """One row per network and threat: clean | after each attack: ours / the original's mean [spread] | disagreement."""
-    setups = sorted({path.name.rsplit(".", 3)[0] for path in RUNS.glob("*.json")})
+    """One row per network, threat and side; ours is compared with the original, ours in another shape with ours."""
+    names = [path.name.rsplit(".", 3)[:2] for path in RUNS.glob("*.json")]
+    setups = sorted({setup for setup, _ in names})
+    shapes = sorted({side for _, side in names} - {"ours", "original"})
     print(
         "| network, threat, images | by | seeds | clean | "
         + " | ".join(ATTACKS)
@@ -118,10 +123,11 @@ def table(_: argparse.Namespace) -> None:
     )
     print("|---|---|---|---|" + "---|" * (len(ATTACKS) + 3))
     for setup in setups:
-        sides = {side: _load(setup, side) for side in ("ours", "original")}
+        sides = {side: _load(setup, side) for side in ("ours", "original", *shapes)}
+        against = {"ours": sides["original"], "original": sides["original"][1:]}
         for side, found in sides.items():
             if found:
-                print(_row(setup, side, found, sides["original"] if side == "ours" else sides["original"][1:]))
+                print(_row(setup, side, found, against.get(side, sides["ours"])))
 
 
 def _load(setup: str, side: str) -> list[dict[str, Any]]:
@@ -161,6 +167,8 @@ def main() -> None:
     runs.add_argument("--eps", default="2/255")
     runs.add_argument("--images", type=int, default=500)
     runs.add_argument("--seeds", type=int, nargs="+", default=[0])
+    runs.add_argument("--batch", type=int, help="of ours; default: what autoattack takes")
+    runs.add_argument("--threads", type=int, default=1)
     runs.set_defaults(act=run)
     commands.add_parser("table").set_defaults(act=table)
     arguments = parser.parse_args()
