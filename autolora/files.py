@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and the hashes by which they are known."""
+"""Files that are either whole or absent, locks, and the hashes by which files are known."""
 
 from __future__ import annotations
 
@@ -50,6 +50,27 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+class AtWork(RuntimeError):
+    """Somebody else holds the lock."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """`path` is the lock itself; it dies with its holder, also where that is killed. On Windows there is none."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AtWork(f"another process is at work in {path.parent}: wait for it, or stop it") from None
+        yield
 
 
 def write_text(path: str | Path, text: str) -> None:

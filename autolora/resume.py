@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from autolora import distributed
 from autolora.automation import Scalars
-from autolora.files import replacing, weights_sha256
+from autolora.files import locked, replacing, weights_sha256
 from autolora.inputs import Settings, Split
 from autolora.learner import Learner
 from autolora.rectangles import Rectangles
@@ -53,6 +54,13 @@ def checkpoint_file(
         if isinstance(images, Rectangles):
             digest.update(images.shapes.numpy().tobytes())
     return Path(folder) / f"{settings.method}-{digest.hexdigest()[:16]}.pt"
+
+
+@contextmanager
+def alone(file: Path | None) -> Iterator[None]:
+    """Two runs never train the same key at once; of processes that train it together the first holds the lock."""
+    with locked(file.with_suffix(".lock")) if file is not None and distributed.rank() == 0 else nullcontext():
+        yield
 
 
 def keep(learner: Learner, done: Progress, file: Path | None) -> None:

@@ -29,7 +29,7 @@ from autolora.branch import Branch
 from autolora.data import moved, stream, to_pixels
 from autolora.inputs import Settings, as_split, check_settings, check_splits, decided
 from autolora.learner import Learner, evaluating, generator, number
-from autolora.resume import Progress, Record, checkpoint_file, keep, restore
+from autolora.resume import Progress, Record, alone, checkpoint_file, keep, restore
 from autolora.threat import Threat
 
 DIVERGED = 1e4  # a loss above this never comes back
@@ -86,7 +86,7 @@ def finetune(
     with distributed.group():
         where = pick_device(device)
         file = checkpoint_file(checkpoints, model, train, val, chosen)
-        with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        with alone(file), torch.random.fork_rng([where] if where.type == "cuda" else []):
             learner = Learner(model, train, val, chosen, where)
             return fit(learner, file, on_epoch or (lambda record: None), progress and distributed.rank() == 0)
 

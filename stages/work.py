@@ -7,7 +7,6 @@ is a hash of all that determines the work (`AUTOLORA_WORK` moves `.work`, to sha
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, cast
 
-from autolora.files import write_json
+from autolora.files import AtWork, locked, write_json
 
 UNWRITABLE = {getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST"]}
 
@@ -70,13 +69,12 @@ def code_key() -> str:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Two processes never work on the same key at once; the lock dies with its holder."""
-    with open(folder / "lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StageError(f"another process is at work in {folder}: wait for it, or stop it") from None
-        yield
+    """Two processes never work on the same key at once."""
+    try:
+        with locked(folder / "lock"):
+            yield
+    except AtWork as error:
+        raise StageError(str(error)) from None
 
 
 def cores() -> int:

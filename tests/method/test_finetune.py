@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import autolora
 from autolora import learner, objectives, training
 from autolora.attacks.pgd import pgd
 from autolora.automation import StepRate
-from autolora.files import weights_sha256
+from autolora.files import AtWork, weights_sha256
 from autolora.inputs import Settings
 from autolora.loading import load_backbone
 from autolora.objectives import Losses, Method, cross_entropy
@@ -225,6 +226,16 @@ def test_a_checkpoint_of_another_network_with_the_same_weights_is_not_picked_up(
         assert seen == ([1] if changes else [])
 
 
+def test_two_calls_never_train_the_same_key_at_once(tmp_path):
+    def second(record):
+        tune(epochs=1, seed=1, checkpoints=tmp_path)  # another key
+        with pytest.raises(AtWork, match="another process is at work"):
+            tune(epochs=1, checkpoints=tmp_path)
+
+    tune(epochs=1, checkpoints=tmp_path, on_epoch=second)
+    tune(epochs=1, checkpoints=tmp_path)
+
+
 def test_no_batch_is_no_training():
     with pytest.raises(ValueError, match="no batch to train on: 3 images in batches of 3"):
         tune("twins", train=images(3), epochs=1, batch_size=3)
@@ -364,6 +375,15 @@ def test_precision(monkeypatch, precision, has, attack, train):
 def test_weights_stay_float32_in_bfloat16_training():
     tuned = tune(precision="bfloat16", epochs=1)
     assert all(p.dtype == torch.float32 for p in tuned.model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_is_the_same_training():
+    plain, compiled = (tune(epochs=1, train=images(40), compile=switch) for switch in (False, True))
+    assert compiled.history[0]["loss"] == pytest.approx(plain.history[0]["loss"], rel=1e-3)
+    for name, value in plain.model.state_dict().items():
+        assert torch.allclose(compiled.model.state_dict()[name], value, atol=1e-3), name
 
 
 def test_the_stage_hands_on_what_params_and_library_both_know():
