@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from autolora import Threat, autoattack
 from autolora.attacks.prepare import quick_copies
@@ -78,6 +79,22 @@ def forward_seconds(model: nn.Module, x: Tensor, passes: int = 9) -> tuple[float
     return sorted(plain)[passes // 2], sorted(gradient)[passes // 2]
 
 
+def operations(model: nn.Module, x: Tensor) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x[:1])
+    return counter.get_total_flops()
+
+
+def matrix_seconds(device: str, size: int = 1024, passes: int = 9) -> float:
+    """The median time of a product of two matrices: what the processor can do at best."""
+    a, times = torch.rand(size, size, device=device), []
+    for _ in range(passes):
+        begin = clock(device, 1)
+        a @ a
+        times.append(clock(device, 1) - begin)
+    return sorted(times)[passes // 2]
+
+
 def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device: str) -> dict[str, Any]:
     torch.set_num_threads(cores if name == "original" else 1)
     x, y = cifar500(SHARED)
@@ -103,6 +120,7 @@ def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device
         }
     after = forward_seconds(model, probe)
     found["F"], found["gradient"] = ((a + b) / 2 for a, b in zip(before, after))
+    found["of peak"] = operations(model, probe) / found["F"] / (2 * 1024**3 / matrix_seconds(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     found["memory"] = sum(gathered({worker(): peak}).values())
     return found
@@ -129,7 +147,10 @@ def compare(setup: Setup, reference: Path | None, cores: int, device: str) -> No
     n = len(first["flags"])
     print(f"\n{setup.net}, {setup.norm} {setup.eps}, {n} images, {sum(first['flags'])} stand; ", end="")
     print(f"batch {setup.batch}, {cores} core(s) of {device}, torch {torch.__version__}, {platform.machine()}")
-    print(f"F {1e6 * first['F']:.1f} us an image; an input gradient costs {first['gradient'] / first['F']:.2f} F")
+    print(
+        f"F {1e6 * first['F']:.1f} us an image, {100 * first['of peak']:.0f} % of the operations a second of a product "
+        f"of matrices; an input gradient costs {first['gradient'] / first['F']:.2f} F"
+    )
     print("\n| | " + " | ".join(ATTACKS) + " | s in all | ratio | F a survivor | MB | flags that differ |")
     print("|---|" + "---|" * (len(ATTACKS) + 5))
     for name, found in (({"original": theirs} if theirs else {}) | sides).items():

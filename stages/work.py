@@ -30,10 +30,15 @@ class StageError(Exception):
 
 
 def main(stage: Callable[[], None]) -> None:
-    """Run a stage; what a user can mend becomes one line on stderr and exit code 1, not a traceback."""
+    """Run a stage; what a user can mend becomes one line on stderr and exit code 1, not a traceback.
+
+    A ValueError of ours reads like one of a library's, so AUTOLORA_TRACEBACK=1 shows where it came from.
+    """
     try:
         stage()
     except (StageError, ValueError, FileNotFoundError) as error:
+        if os.environ.get("AUTOLORA_TRACEBACK"):
+            raise
         sys.exit(f"{stage.__name__}: {error}")
     except OSError as error:
         if error.errno not in UNWRITABLE:

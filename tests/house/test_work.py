@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -32,12 +33,15 @@ def test_a_failure_reads_well():
     assert "goes on where it stopped" in full
 
 
-def test_a_fault_of_ours_keeps_its_traceback():
-    def prepare():
-        raise ZeroDivisionError
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
+    def prepare(error):
+        raise error
 
     with pytest.raises(ZeroDivisionError):
-        main(prepare)
+        main(partial(prepare, ZeroDivisionError()))
+    monkeypatch.setenv("AUTOLORA_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="whose"):
+        main(partial(prepare, ValueError("whose?")))
 
 
 def test_the_same_work_has_the_same_folder(tmp_path, monkeypatch):

@@ -80,9 +80,10 @@ def test_vanilla(seed):
         check_network(learner, w, stats)
 
 
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("reference", ["paper", "released"])
-def test_twins(reference):
-    learner, w, stats = start(0, "twins", reference)
+def test_twins(reference, seed):
+    learner, w, stats = start(seed, "twins", reference)
     names = [f"{n}.{p}" for n in oracle.NORMS for p in ("weight", "bias")]
     frozen = {f"frozen {n}": w[n].detach().clone().requires_grad_(True) for n in names}
     frozen_stats, velocity = {k: v.clone() for k, v in stats.items()}, {}
