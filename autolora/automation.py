@@ -138,13 +138,15 @@ class PairedRate:
     """The first rate for as long as it helps, then a straight line to zero.
 
     Whether it helps is asked over windows of optimiser steps, by a paired test on the same validation images. The
-    newest state is kept unless it is surely worse than the one that was kept before.
+    newest state is kept unless it is surely worse than the one that was kept before, or than the best there was: small
+    losses would add up.
     """
 
     rate: float
     epochs: int
     first: float | None = None  # the rate before the cooldown
     kept: list[float] = field(default_factory=list)  # hits of the kept state, per validation image
+    peak: list[float] = field(default_factory=list)  # hits of the state that had most, per validation image
     before: list[float] = field(default_factory=list)  # share of hits in the window before, per validation image
     hits: list[float] = field(default_factory=list)  # in this window, per validation image
     seen: int = 0  # epochs of this window
@@ -153,8 +155,9 @@ class PairedRate:
 
     def observe(self, measured: Measured) -> Verdict:
         right = [float(r) for r in measured.right]
-        worse = bool(self.kept) and rise(self.kept, right) < -SURE
+        worse = any(rise(state, right) < -SURE for state in (self.kept, self.peak) if state)
         self.kept = self.kept if worse else right
+        self.peak = max(self.peak, right, key=sum)
         if self.cooling:
             return self._cool(best=not worse)
         self.hits = [a + b for a, b in zip(self.hits, right)] if self.hits else right

@@ -261,6 +261,8 @@ def gradient_cosine(learner: Learner, x: Tensor, y: Tensor, most: int = 64) -> f
     count = distributed.part(min(most, learner.global_batch))
     assert learner.attacked is not None
     extractor = [p for n, p in learner.model.named_parameters() if n not in learner.head and p.requires_grad]
+    if not extractor:  # a network that is its head alone
+        return None
     natural, adversarial = (
         _flat_gradient(learner, images[:count], y[:count], extractor) for images in (x, learner.attacked)
     )

@@ -112,6 +112,7 @@ def prepare(raw: Path, size: int) -> None:
     """The stage itself, where nothing was prepared before."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"] |= {"source": "folder", "path": str(raw), "image_size": size, "stored_size": None}
+    os.environ.pop("AUTOLORA_WORK", None)  # it would hold what an earlier round decoded
     with tempfile.TemporaryDirectory() as workspace, chdir(workspace):
         Path("params.yaml").write_text(yaml.safe_dump(params))
         shutil.copy(ROOT / "dvc.yaml", ".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from stages.work import StageError
 TILE = 32  # pixels per side of a tile on a sheet
 # The names under which images and labels are found in an .npz file, and the split that they mean.
 NAMES: list[tuple[str, str, str | None]] = [("x", "y", None), ("images", "labels", None)]
-NAMES += [(f"x_{s}", f"y_{s}", s) for s in ("train", "val", "test")]
-NAMES += [(f"{s}_images", f"{s}_labels", s) for s in ("train", "val", "test")]
+NAMES += [(f"x_{name}", f"y_{name}", split) for name, split in SPLIT_FOLDERS.items()]
+NAMES += [(f"{name}_images", f"{name}_labels", split) for name, split in SPLIT_FOLDERS.items()]
 
 
 def digits(path: Path) -> Iterator[Found]:
@@ -56,6 +57,11 @@ def _arrays(file: Path) -> Iterator[Found]:
         pairs = [pair for pair in NAMES if {pair[0], pair[1]} <= names]
         if not pairs:
             raise StageError(f"{file} holds {', '.join(sorted(names))}: expected x and y, or x_train and y_train, ...")
+        left = sorted(names - {name for pair in pairs for name in pair})
+        if left := [name for name in left if re.fullmatch("x(_.*)?|(.*_)?images", name)]:
+            raise StageError(
+                f"{file}: {', '.join(left)} would be left out: expected labels beside it, as y_test to x_test"
+            )
         classes = _whole(archive, "classes") if "classes" in names else None
         for images, labels, split in pairs:
             yield from _pair(archive, images, _names(_whole(archive, labels), classes), split)
@@ -115,8 +121,14 @@ def _channels_last(image: np.ndarray) -> np.ndarray:
 
 def sheets(path: Path) -> Iterator[Found]:
     """One lossless picture per class, CLASS.png or train/CLASS.png, of 32 x 32 tiles row by row, as CIFAR is shown."""
-    files = [(file, SPLIT_FOLDERS.get(file.parent.name)) for file in sorted(path.glob("*/*.png"))]
-    files = [pair for pair in files if pair[1]] or [(file, None) for file in sorted(path.glob("*.png"))]
+    files = [(file, SPLIT_FOLDERS.get(file.parent.name.lower())) for file in sorted(path.glob("*/*.png"))]
+    beside: list[tuple[Path, str | None]] = [(file, None) for file in sorted(path.glob("*.png"))]
+    if files and (beside or not all(split for _, split in files)):
+        odd = next(file for file, split in [*beside, *files] if not split)
+        raise StageError(
+            f"data.path is {path}: {odd.relative_to(path)} lies beside folders of splits; move it into one"
+        )
+    files = files or beside
     if not files:
         raise StageError(f"data.path is {path}: for data.source: sheets it holds CLASS.png, or train/CLASS.png, ...")
     for file, split in files:

@@ -71,10 +71,12 @@ def evaluate() -> None:
 def surroundings(images: Images) -> list[Check]:
     """Checks 12, 14 and 15, before any work is done."""
     recorded = read_json(FINETUNED)["weights_sha256"] if FINETUNED.exists() else {}
-    evaluated = {path.stem: shipped(path)[1]["weights_sha256"] for path in (MERGED, NATURAL)}
+    merged, natural = shipped(MERGED)[1], shipped(NATURAL)[1]
+    robust = merged["weights_sha256"] if merged["alpha"] == "0" else merged.get("robust_sha256", "none")
+    evaluated = {"robust": robust, "natural": natural["weights_sha256"]}
     checks = [
         nothing_chosen(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]),
-        weights_match(evaluated, {"natural": recorded["natural"]} if recorded else {}),
+        weights_match(evaluated, recorded),
         splits_apart(read_manifest(MANIFEST), images.ids),
     ]
     require(checks)

@@ -16,12 +16,16 @@ from PIL import Image
 from stages.store import Found
 from stages.work import StageError
 
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+SPLIT_FOLDERS |= {"test": "test", "testing": "test"}
+FOREIGN = {".heic", ".heif", ".jxl", ".svg", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # pictures not read here
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*")  # of JPEG, PNG, GIF and TIFF
 CLUTTER = {"thumbs.db", "desktop.ini"}  # what file managers leave behind; names that begin with a dot are passed over
 LINKED = "link: it leads to a folder, in a circle or to nothing, and is not followed; put the images there themselves"
 OUTSIDE = "link: it points out of data.path; copy the image there"
 UNLISTED = "unreadable: no permission to list the folder; chmod +rx it"
 NAMED = "name: not plain text in UTF-8 on one line; rename it"
+WRITTEN = "name: not plain text in UTF-8 on one line; save the table as UTF-8, or rename the image"
 
 
 def folder(path: Path) -> Iterator[Found]:
@@ -47,7 +51,7 @@ def folder(path: Path) -> Iterator[Found]:
 def _split_folders(path: Path, inside: list[str]) -> bool:
     """Whether the folders are splits; `train` and another one beside classes can only be a mistake."""
     splits = [name for name in inside if name.lower() in SPLIT_FOLDERS]
-    if "train" not in [name.lower() for name in splits]:
+    if "train" not in {SPLIT_FOLDERS[name.lower()] for name in splits}:
         return False
     if len(splits) > 1 and len(splits) < len(inside):
         others = ", ".join(show(name) for name in inside if name not in splits)
@@ -75,7 +79,7 @@ def _beside(root: Path, entry: os.DirEntry, split: str | None) -> Iterator[Found
     """What lies where class folders are expected: a README is welcome, an image or a link to a folder is a mistake."""
     if _kind(entry) == "link":
         yield Found(_shown(root, entry.path), "", split, None, LINKED)
-    elif is_image_name(entry.name):
+    elif is_image(entry):
         reason = "no class: it lies beside the class folders; move it into one"
         yield Found(_shown(root, entry.path), "", split, None, reason)
 
@@ -131,15 +135,24 @@ def _fault(entry: os.DirEntry, root: Path) -> str:
         return "not an image: neither a file nor a folder; remove it"
     if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
         return OUTSIDE
-    if not is_image_name(entry.name):
+    if not is_image(entry):
+        suffix = Path(entry.name).suffix
+        if suffix.lower() in FOREIGN:
+            return f"not an image: {suffix} is not read here; convert it to JPEG or PNG"
         return f"ignored: files named {Path(entry.name).suffix} hold no images; nothing to do"
     return ""
 
 
-def is_image_name(name: str) -> bool:
-    """By its ending: of an image format, or none at all."""
-    suffix = Path(name).suffix.lower()
-    return not suffix or suffix in Image.registered_extensions()
+def is_image(entry: os.DirEntry) -> bool:
+    """By its ending: of an image format, or none at all; with another ending by its first bytes."""
+    suffix = Path(entry.name).suffix.lower()
+    if not suffix or suffix in Image.registered_extensions():
+        return True
+    try:
+        with open(entry.path, "rb") as file:
+            return file.read(8).startswith(BEGINNINGS)
+    except OSError:
+        return False
 
 
 def show(path: str) -> str:
@@ -164,6 +177,7 @@ def table(path: Path) -> Iterator[Found]:
     file = _the_table(path)
     with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         reader = csv.DictReader(lines)
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
         missing = {"path", "label"} - set(reader.fieldnames or ())
         if missing:
             raise StageError(f"{file} has no column {' and no column '.join(sorted(missing))}: needed are path, label")
@@ -208,7 +222,7 @@ def _row_fault(name: str, label: str, split: str, root: Path) -> str:
     if split and split.lower() not in SPLIT_FOLDERS:
         return f"split: {show(split)} is none of train, val, test; correct it, or leave it empty"
     if show(name) != name:
-        return NAMED
+        return WRITTEN
     try:
         inside = (root / name).resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):  # a link to itself

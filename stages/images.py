@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import stat
 import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 DECODER = 3  # part of the key under which decoded images are kept: raise it when the pixels change
 # Formats that Pillow decodes by itself, each known by its first bytes: no PostScript, nothing that starts a program.
@@ -24,6 +26,7 @@ WHITE = (255, 255, 255, 255)
 LONGEST = 4  # of a longer image the ends are cut off; stages.validate warns of it
 VALUES = np.arange(256)
 ORIENTATION = 0x0112  # the EXIF tag
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # long comments are no fault of the pixels
 
 
 class BadImage(Exception):
@@ -39,6 +42,8 @@ class NoMemory(BadImage):
 
 def read_file(path: str) -> bytes:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise BadImage("unreadable: a folder or a device, and no file; name an image")
         with open(path, "rb") as file:
             content = file.read()
     except PermissionError:
@@ -106,7 +111,7 @@ def _statistics(square: Image.Image) -> dict[str, Any]:
 def _open(content: bytes | np.ndarray, size: int) -> tuple[Image.Image, dict[str, Any]]:
     image = Image.fromarray(content) if isinstance(content, np.ndarray) else _from_bytes(content)
     width, height = image.size
-    orientation = 1 if image.format == "JPEG" and "exif" not in image.info else image.getexif().get(ORIENTATION, 1)
+    orientation = _orientation(image)
     if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # a quarter turn; Pillow has turned a TIFF's size
         width, height = height, width
     facts = {"width": width, "height": height, "mode": image.mode}
@@ -116,6 +121,17 @@ def _open(content: bytes | np.ndarray, size: int) -> tuple[Image.Image, dict[str
     if orientation != 1:
         image = ImageOps.exif_transpose(image)
     return image, facts
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "JPEG" and "exif" not in image.info:
+        return 1
+    if image.format not in ("JPEG", "TIFF"):
+        image.load()  # in a PNG the EXIF may stand behind the pixels; whether these are whole is no question of EXIF
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # broken EXIF in a PNG or WebP raises what it likes; the pixels are whole
+        return 1
 
 
 def _from_bytes(content: bytes) -> Image.Image:
@@ -143,7 +159,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     """16-bit integers by their full range, floats from 0 to 1; any other range is unknown."""
     low, high = float(values.min()), float(values.max())
     if np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 65535:
-        return np.round(values / 257).astype(np.uint8)
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounded; 257 is odd
     if low >= 0 and high <= 1:
         return np.round(values * 255).astype(np.uint8)
     raise BadImage(f"unknown range: values from {low:g} to {high:g}; save it with 8 or 16 bits")

@@ -32,10 +32,10 @@ def _reads(dep: str | Mapping[str, Any], test: str) -> bool:
 
 
 def weights_match(evaluated: Mapping[str, str], recorded: Mapping[str, str]) -> Check:
-    """sha256 by file name: what was loaded, and what the stages before wrote down."""
+    """sha256 by name: what was loaded, or for a merged network what it was made of, and what `finetune` wrote down."""
     for name, digest in evaluated.items():
-        if recorded.get(name, digest) != digest:
-            text = f"{name} has the weights {digest[:12]}, on record are {recorded[name][:12]}"
+        if recorded.get(name) != digest:
+            text = f"{name} has the weights {digest[:12]}, on record are {recorded.get(name, 'none')[:12]}"
             return Check(14, NAMES[14], "fail", text)
     return Check(14, NAMES[14], "pass", ", ".join(f"{name} {digest[:12]}" for name, digest in evaluated.items()))
 

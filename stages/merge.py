@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from autolora.backbones import load_classifier, save_classifier
+from autolora.backbones import load_classifier, read_notes, save_classifier
 from autolora.branch import fold, load_deltas
 from autolora.dial import Point, choose, interpolate, judge
 from autolora.files import file_sha256, replacing, write_text
@@ -27,6 +27,7 @@ from stages.params import load
 from stages.work import StageError, code_key, main, only_one, timed, work_dir
 
 FINETUNED, VALIDATION = Path("models/finetuned"), Path("data/prepared/val")
+ROBUST = FINETUNED / "robust.safetensors"
 MERGED, CURVE = Path("models/merged.safetensors"), Path("reports/alpha_curve.csv")
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -47,7 +48,8 @@ def merge() -> None:
         curve = _curve(ends, _settings(ends, asked, toward), params.threat.value())
         along = [point for point in curve if point.toward == toward]
         chosen, why = choose(along) if asked == "auto" else (_find(along, float(asked)), "set in params.yaml")
-        digest = _write(_network(ends, chosen.toward, chosen.alpha), chosen, params.threat.value(), why)
+        network = _network(ends, chosen.toward, chosen.alpha)
+        digest = _write(network, chosen, params.threat.value(), why, read_notes(ROBUST)["weights_sha256"])
         _write_curve(curve, chosen)
         record |= {"weights_sha256": digest, "alpha": chosen.alpha, "why": why}
         tqdm.write(f"merge: alpha = {chosen.alpha:g} toward {chosen.toward}: {why}")
@@ -104,9 +106,10 @@ def _find(points: list[Point], alpha: float) -> Point:
     return next(point for point in points if point.alpha == alpha)
 
 
-def _write(network: Any, chosen: Point, threat: Threat, why: str) -> str:
+def _write(network: Any, chosen: Point, threat: Threat, why: str, made_of: str) -> str:
     clean, robust = chosen.accuracies
     notes = {"alpha": f"{chosen.alpha:g}", "toward": chosen.toward, "threat": str(threat), "why": why}
+    notes["robust_sha256"] = made_of  # what was fine-tuned; stages.evaluate compares
     return save_classifier(network, MERGED, **notes, val_clean=f"{clean:.6f}", val_robust=f"{robust:.6f}")
 
 

@@ -8,9 +8,10 @@ It never stops at a bad image: the row says why the image was left out, and stag
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from PIL import __version__ as pillow
@@ -41,9 +42,14 @@ def prepare() -> None:
         rows = list(store.decode(_watched(data.source, Path(data.path)), processes_asked_for() or cores()))
         _split(rows, params.seed, data.validation_fraction, data.test_fraction)
         leave_out_copies(rows)
-        fit = [row for row in rows if not row["reason"]] or _nothing(rows)
+        fit = [row for row in rows if not row["reason"]]
+        if not fit:
+            _write_manifest(rows)
+            raise StageError(_nothing(rows))
         _mark_near_duplicates(fit, store)
         record |= {"images": len(rows), "decoded": store.decoded}
+        for left in PREPARED.parent.glob(f".{PREPARED.name}.*.part"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with replacing_folder(PREPARED) as part:
             _write_splits(part, fit, store, data.image_size)
             _write_manifest(rows)
@@ -71,9 +77,9 @@ def _mark_near_duplicates(rows: list[dict[str, Any]], store: Store) -> None:
         rows[left]["near_duplicate"] = f"{rows[right]['path']} ({splits[right]})"
 
 
-def _nothing(rows: list[dict[str, Any]]) -> NoReturn:
+def _nothing(rows: list[dict[str, Any]]) -> str:
     reasons = "\n".join(f"  {row['path']}: {row['reason']}" for row in rows[:20])
-    raise StageError(f"no image can be used; the first of {len(rows)} found:\n{reasons}")
+    return f"no image can be used; the first of {len(rows)} found ({MANIFEST} has all):\n{reasons}"
 
 
 def _write_splits(folder: Path, fit: list[dict[str, Any]], store: Store, size: int) -> None:

@@ -16,6 +16,7 @@ from stages.work import StageError
 
 DECODING = ("unreadable", "missing", "empty", "not an image", "too large", "unknown range", "broken")
 PLACEMENT = ("name", "link", "no class", "no label", "split", "empty class")
+MOST = 0.5  # of the images, that a part may take to have one of each class
 STATISTICS = ("mean", "std", "width", "height", "bytes")
 _TEXT = ("path", "sha256", "phash", "label", "split", "mode", "near_duplicate", "reason")
 
@@ -58,26 +59,38 @@ def classes(manifest: pd.DataFrame, seed: int, fractions: dict[str, float]) -> p
     counts = fit.groupby(["label", "split"]).size()
     counts = counts.reindex(pd.MultiIndex.from_product([sorted(set(fit["label"])), SPLITS], names=["class", "split"]))
     table = counts.fillna(0).astype(int).rename("images").reset_index()
-    remedies = {
-        split: _remedy(fit, split, seed, fractions) for split in table.loc[table["images"] == 0, "split"].unique()
-    }
-    table["remedy"] = [remedies.get(split, "") if n == 0 else "" for split, n in zip(table["split"], table["images"])]
+    empty = table[table["images"] == 0]
+    remedies = {split: _remedies(fit, split, seed, fractions) for split in empty["split"].unique()}
+    table["remedy"] = [
+        remedies[split][label] if n == 0 else ""
+        for label, split, n in zip(table["class"], table["split"], table["images"])
+    ]
     table["place"] = table["class"] + " (" + table["split"] + ")"
     table["train_images"] = table["images"].where(table["split"] == "train")
     table["rarer_than_largest"] = table["train_images"].max() / table["train_images"].where(table["train_images"] > 0)
     return table
 
 
-def _remedy(fit: pd.DataFrame, split: str, seed: int, fractions: dict[str, float]) -> str:
-    key = {"val": "data.validation_fraction", "test": "data.test_fraction"}.get(split)
-    if key is None or not is_drawn(fit, split, seed, fractions):
-        return f"add images of it to {split}, or remove the class"
-    pool = fit if split == "test" else fit[fit["split"] != "test"]
-    members = [group.tolist() for _, group in pool.groupby("label")["sha256"]]
-    fraction = fraction_that_would_do(seed, members, split)
-    if fraction > 0.5:
-        return f"the class is too small for {split}: add images, or remove it"
-    return f"{key}: {fraction} would do (it is {fractions[split]})"
+def _remedies(fit: pd.DataFrame, split: str, seed: int, fractions: dict[str, float]) -> dict[str, str]:
+    """By class. The fraction is one that does for every class that is large enough."""
+    key = {"val": "data.validation_fraction", "test": "data.test_fraction"}.get(split, "")
+    drawn = bool(key) and is_drawn(fit, split, seed, fractions)
+    sizes, needed = fit.groupby("label").size(), {}
+    for label in sizes.index[sizes >= len(SPLITS)]:
+        pool = fit[(fit["label"] == label) & ((fit["split"] != "test") | (split == "test"))]
+        needed[label] = fraction_that_would_do(seed, [pool["sha256"].tolist()], split)
+    enough = max((fraction for fraction in needed.values() if fraction <= MOST), default=0.0)
+    found = {}
+    for label, n in sizes.items():
+        if n < len(SPLITS):
+            found[label] = f"the class has {n} image(s), too few for {len(SPLITS)} parts: add images, or remove it"
+        elif not drawn:
+            found[label] = f"add images of it to {split}, or remove the class"
+        elif needed[label] > MOST:
+            found[label] = f"the class is too small for {split}: add images, or remove it"
+        else:
+            found[label] = f"{key}: {enough} would do (it is {fractions[split]})"
+    return found
 
 
 def is_drawn(fit: pd.DataFrame, split: str, seed: int, fractions: dict[str, float]) -> bool:

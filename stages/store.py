@@ -123,6 +123,7 @@ def _looked_at(chunks: Iterator[list[Found]], workers: int, arguments: tuple) ->
         return
     # Forked, they have nothing to import; this process has no thread of its own yet (stages.prepare sees to tqdm's).
     context = get_context("fork" if sys.platform == "linux" else "spawn")
+    under_way(Path(arguments[0]))  # notes of a run that was killed whole
     with ProcessPoolExecutor(workers, context, _start_beside, arguments) as pool:
         try:
             yield from _ordered(pool, chain(first, chunks), 3 * workers)
@@ -136,7 +137,7 @@ def under_way(folder: Path) -> list[str]:
     """What each decoding process was at; its note is removed."""
     found = []
     for note in sorted(folder.glob("at-*")):
-        found += note.read_text(encoding="utf-8").split("\n")[:1]
+        found.append(note.read_bytes().split(b"\n")[0].decode("utf-8", "replace"))  # a path may lie over a longer one
         note.unlink()
     return list(filter(None, found))
 
@@ -170,7 +171,16 @@ def _read_index(path: Path) -> dict[str, dict[str, Any]]:
             except ValueError:
                 continue  # the process died while it wrote this line
             index[entry.pop("sha256")] = entry
-    return index
+    sizes = {shard.name: shard.stat().st_size for shard in path.parent.glob("pixels-*")}
+    return {name: entry for name, entry in index.items() if _is_there(entry, sizes)}
+
+
+def _is_there(entry: dict[str, Any], sizes: dict[str, int]) -> bool:
+    """Pixels that a lost disk cache, or somebody, took away are decoded again."""
+    if "shard" not in entry:
+        return True
+    height, width = entry["shape"]
+    return entry["offset"] + 3 * height * width <= sizes.get(entry["shard"], 0)
 
 
 def _row(found: Found, sha256: str, entry: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def validate() -> None:
         write_json(DOCS / "quality.json", quality)  # stays when the stage fails and DVC drops its own
         _write_offending(outcomes)
         if quality["critical"]:
-            raise StageError(_stop(outcomes))
+            raise StageError(_stop(outcomes, params.data.on_bad_image))
         write_json(QUALITY, quality)
 
 
@@ -126,7 +126,7 @@ def _write_offending(outcomes: list[Outcome]) -> None:
             writer.writerows((severity, o.check.name, row, detail) for row, detail in o.failed)
 
 
-def _stop(outcomes: list[Outcome]) -> str:
+def _stop(outcomes: list[Outcome], on_bad_image: str) -> str:
     lines = ["the data is not fit to train on"]
     for outcome in (o for o in outcomes if not o.passed and o.check.critical):
         lines.append(f"{len(outcome.failed)} of {outcome.of} {outcome.check.about}:")
@@ -134,7 +134,16 @@ def _stop(outcomes: list[Outcome]) -> str:
         if len(outcome.failed) > LISTED:
             lines.append(f"  ... and {len(outcome.failed) - LISTED} more")
     lines.append(f"All of them: {DOCS}/offending.csv; the whole report: {DOCS}/index.html.")
-    lines.append("Mend the data, or set data.on_bad_image: skip to go on without the images at fault.")
+    names = {o.check.name for o in outcomes if not o.passed and o.check.critical}
+    can_skip = on_bad_image == "stop" and names != {"empty_classes"}
+    lines.append(
+        "Mend the data"
+        + (
+            ", or set data.on_bad_image: skip to go on without the images at fault."
+            if can_skip
+            else " and run it again."
+        )
+    )
     return "\n".join(lines)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -91,13 +92,13 @@ def autoattack(
             copies = [Network(c, network.batch) for c in quick_copies(model, x[:2].to(device))]
         randomised = version == "rand"
         judge = Averaged(model, network.batch, SAMPLES) if randomised else network
-        before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, randomised)
+        before = diagnostics.before(network, x.to(device), y.to(device), names, threat, seed, randomised)
         diagnostics.require(before)
         plan = partial(plan_of, version, threat.norm)
         report = _evaluate(network, copies, plan, x, y, names, threat, version, seed, progress, show, device)
         if randomised:  # one pass would say something else each time
             report.fooled = of_the_first(judge.all_logits(report.adversarial, device).argmax(1).cpu())
-        works = diagnostics.attack_works(judge, x.to(device), y.to(device), threat, seed, randomised)
+        works = diagnostics.attack_works(judge, x.to(device), report, randomised)
         unmoved = diagnostics.buffers_unmoved(model, buffers)
         report.checks = diagnostics.ordered([*before, unmoved, works, *diagnostics.after(report, x)])
     diagnostics.require(report.checks)
@@ -122,14 +123,16 @@ def black_box(
     x, y, names = prepared(x, y, ids)
     with at_rest(answers), full_precision():
         network = Network(answers, batch_size or default_batch(device, answers, x.to(device)))
-        before = diagnostics.before(network, x.to(device), y.to(device), threat, seed, False, gradients=False)
+        buffers = diagnostics.buffers_hash(answers)
+        before = diagnostics.before(network, x.to(device), y.to(device), names, threat, seed, False, gradients=False)
         diagnostics.require(before)
         step = Step("square", partial(SQUARES[threat.norm], queries=queries), every=50)
         plan = partial(_only, step)
         report = _evaluate(
             network, [network, network], plan, x, y, names, threat, "square", seed, progress, show, device
         )
-        report.checks = diagnostics.ordered([*before, *diagnostics.after(report, x)])
+        unmoved = diagnostics.buffers_unmoved(answers, buffers)
+        report.checks = diagnostics.ordered([*before, unmoved, *diagnostics.after(report, x)])
     diagnostics.require(report.checks)
     return report
 
@@ -154,8 +157,9 @@ def _evaluate(
 ) -> Report:
     log = Progress(None if folder is None else Path(folder), worker(), network.batch)
     quick, exact = copies
-    logits = _clean_logits(network, quick, x, y, ids, threat, version, seed, log, device)
+    logits = network.all_logits(x, device)
     steps, deviation = plan(logits.shape[1])
+    logits = _claimed(logits, steps, network, quick, x, y, ids, threat, version, seed, log)
     images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
     predicted = logits.argmax(1).cpu()
     report = Report(
@@ -181,7 +185,9 @@ def _evaluate(
     return report
 
 
-def _clean_logits(
+def _claimed(
+    logits: Tensor,
+    steps: list[Step],
     network: Network,
     quick: Network,
     x: Tensor,
@@ -191,17 +197,28 @@ def _clean_logits(
     version: str,
     seed: int,
     log: Progress,
-    device: torch.device,
 ) -> Tensor:
-    """Logits of the images themselves, the same in all processes and lives; and the progress folder is claimed."""
-    logits = network.all_logits(x, device)
+    """The progress folder is claimed; logits of the images themselves, the same in all processes and lives."""
     determines = _determines(ids, x, y, threat, version, seed, network, quick)
+    determines["steps"] = [[step.name, step.ranks, step.attack(network, threat).rounds] for step in steps]
     if version != "rand":
-        log.claim(determines, logits[sorted(range(len(ids)), key=ids.__getitem__)[:8]])
+        few = sorted(range(len(ids)), key=ids.__getitem__)[:8]
+        told = logits[few]
+        if any(step.name != "square" for step in steps):  # the same logits may come with other gradients
+            told = torch.cat([told, _slopes(network, x[few].to(told.device), y[few].to(told.device))], 1)
+        log.claim(determines, told)
         return logits
     if worker() == 0:
         logits = log.claim_at_random(determines, logits)
     return of_the_first(logits.cpu()).to(logits.device)
+
+
+def _slopes(network: Network, x: Tensor, y: Tensor) -> Tensor:
+    """Four numbers of each image that tell its gradient's direction: [n,4]."""
+    _, _, g = network.gradient(x, lambda z, rows: F.cross_entropy(z, y[rows], reduction="none"))
+    unit = F.normalize(g.flatten(1) / g.flatten(1).abs().amax(1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny))
+    signs = torch.randint(0, 2, (unit.shape[1], 4), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    return unit @ signs.to(unit.device)
 
 
 def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | None]:

@@ -52,7 +52,11 @@ def random_in_ball(x: Tensor, threat: Threat, generator: torch.Generator | None)
 
 
 def ascent_direction(gradient: Tensor, threat: Threat) -> Tensor:
-    return gradient.sign() if threat.norm == "linf" else gradient / _l2(gradient)
+    if threat.norm == "linf":
+        return gradient.sign()
+    largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / largest.view(-1, 1, 1, 1)  # a sure network's gradients are far below what may be squared
+    return scaled / _l2(scaled)
 
 
 def project(perturbed: Tensor, x: Tensor, threat: Threat) -> Tensor:

@@ -13,6 +13,7 @@ from autolora.attacks import apgd, pgd
 from autolora.attacks.network import Averaged
 from autolora.attacks.prepare import full_precision
 from autolora.attacks.report import Report
+from autolora.attacks.slots import Slots
 from autolora.diagnostics import NAMES, CheckFailed
 from stages.lineage import nothing_chosen, splits_apart, weights_match
 from tests.attacks.nets import Linear, images, smooth
@@ -182,12 +183,45 @@ def test_5_and_10_judge_a_random_network_by_many_passes(seed: int) -> None:
     assert "many passes" in found["adversarial images are misclassified"].detail
 
 
-def test_10_attack_made_weak_on_a_random_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_10_attack_made_weak_on_a_random_network(sound: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apgd.APGD, "_move", lambda self, s, origin, gradient, first: origin)
     net = smooth(4)
     x = images(12)
+    y = net(x).argmax(1)
+    stands = torch.ones(12, dtype=torch.bool)
+    report = dataclasses.replace(sound, y=y, clean=stands, robust=stands, ids=[str(i) for i in range(12)])
     network = Averaged(lambda p: net(p + 0.01 * torch.randn_like(p)), 12, 20)
-    assert diagnostics.attack_works(network, x, net(x).argmax(1), THREAT, 0, True).verdict == "fail"
+    assert diagnostics.attack_works(network, x, report, True).verdict == "fail"
+
+
+def test_10_successes_that_get_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each attack climbs as it should, and what surrounds it forgets what it found."""
+    step = Slots._step
+
+    def forgets(slots: Slots) -> None:
+        step(slots)
+        slots.state["found"][:] = False
+
+    monkeypatch.setattr(Slots, "_step", forgets)
+    net, x = smooth(4), images(12)
+    with pytest.raises(CheckFailed, match="reported to stand, and fall to APGD-CE alone"):
+        autoattack(net, x, net(x).argmax(1), THREAT, version="fast", show=False)
+
+
+def test_probes_are_of_all_classes_and_right() -> None:
+    """A set sorted by class, of which the network knows only the last."""
+    net, x = smooth(4), images(130)
+    y = net(x).argmax(1)
+    y[:64] = (y[:64] + 1) % 4
+    report = autoattack(net, x, y, THREAT, version="fast", show=False)
+    assert next(c for c in report.checks if c.name == NAMES[10]).verdict == "pass"
+
+
+def test_10_a_sure_network_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients are too small to be squared in float32, and still have a direction."""
+    net, x = smooth(4), images(16)
+    report = autoattack(lambda p: 60 * net(p), x, net(x).argmax(1), Threat("l2", 0.5), version="fast", show=False)
+    assert next(c for c in report.checks if c.name == NAMES[10]).verdict == "pass"
 
 
 def test_11_too_few_images(sound: Report) -> None:
@@ -215,8 +249,9 @@ def test_13_robust_but_wrong(sound: Report) -> None:
 
 
 def test_14_other_weights() -> None:
-    assert weights_match({"natural": "a" * 64}, {"natural": "a" * 64}).verdict == "pass"
+    assert weights_match({"natural": "a" * 64}, {"natural": "a" * 64, "branch": "c" * 64}).verdict == "pass"
     assert weights_match({"natural": "a" * 64}, {"natural": "b" * 64}).verdict == "fail"
+    assert weights_match({"natural": "a" * 64}, {}).verdict == "fail"  # nobody wrote down what was trained
 
 
 def test_15_leakage() -> None:

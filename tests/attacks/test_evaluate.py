@@ -45,9 +45,10 @@ def workspace(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     write_json(test / "classes.json", [f"kind {k}" for k in range(CLASSES)])
     rows = [{"sha256": i, "split": "test", "near_duplicate": ""} for i in ids]
     write_manifest([*rows, {"sha256": "f" * 64, "split": "train", "near_duplicate": ""}])
-    save_classifier(net, "models/merged.safetensors", alpha="0.25", threat="linf:1/255")
+    notes = {"alpha": "0.25", "threat": "linf:1/255", "robust_sha256": "a" * 64}
+    save_classifier(net, "models/merged.safetensors", **notes)
     natural = save_classifier(classifier(1), "models/finetuned/natural.safetensors")
-    write_json("models/finetuned/finetuned.json", {"weights_sha256": {"natural": natural}})
+    write_json("models/finetuned/finetuned.json", {"weights_sha256": {"natural": natural, "robust": "a" * 64}})
     settings = yaml.safe_load((root / "params.yaml").read_text())
     settings["evaluate"] = {"version": "fast", "images": 16}
     settings["threat"] = {"norm": "linf", "eps": "1/255"}

@@ -1,5 +1,6 @@
 """A run that dies goes on where it stopped, alone or in company, and ends as if nothing had happened."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 from autolora import Threat, autoattack
+from autolora.attacks.autoattack import black_box
 from autolora.attacks.slots import Slots
+from autolora.diagnostics import CheckFailed
 from tests.attacks.nets import images, smooth
 
 THREAT = Threat("linf", 0.05)
@@ -64,6 +67,33 @@ def test_progress_of_another_network_is_refused(tmp_path) -> None:
     attack(smooth(4), tmp_path)
     with pytest.raises(ValueError, match="the network"):
         attack(smooth(4, seed=5), tmp_path)
+
+
+class Misleading(torch.autograd.Function):
+    """The same logits, and gradients that point nowhere."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.sin(1e4 * gradient)
+
+
+def test_progress_of_a_network_with_other_gradients_is_refused(tmp_path) -> None:
+    """What was found with gradients that mislead must not stand once they are mended."""
+    with contextlib.suppress(CheckFailed):
+        attack(lambda x: smooth(4)(Misleading.apply(x)), tmp_path)
+    with pytest.raises(ValueError, match="another evaluation, which differs in the network"):
+        attack(smooth(4), tmp_path)
+
+
+def test_progress_of_fewer_queries_is_refused(tmp_path) -> None:
+    net, x = smooth(4), images(6)
+    black_box(net, x, net(x).argmax(1), THREAT, queries=5, progress=tmp_path, show=False)
+    with pytest.raises(ValueError, match="differs in steps"):
+        black_box(net, x, net(x).argmax(1), THREAT, queries=40, progress=tmp_path, show=False)
 
 
 def test_progress_of_another_random_network_is_refused(tmp_path) -> None:

@@ -112,6 +112,36 @@ def test_nothing_usable_stops_and_names_what_was_found(workspace):
     (workspace.raw / "cat/a.png").write_text("no")
     with pytest.raises(StageError, match=r"(?s)no image can be used.*cat/a\.png: not an image"):
         prepare()
+    assert list(workspace.manifest()) == ["cat/a.png"]
+
+
+def test_names_that_are_not_ascii(workspace):
+    """More images than one process does alone: each notes what it is at."""
+    fill(workspace.raw, ("Äpfel", "猫"), images=150)
+    rows = workspace.prepare()
+    assert len(rows) == 300
+    assert not any(row["reason"] for row in rows.values())
+
+
+def test_pictures_by_their_content_and_such_as_are_not_read_here(workspace):
+    fill(workspace.raw)
+    cat = workspace.raw / "cat"
+    (cat / "photo.jpg_large").write_bytes(encoded(picture(80), "JPEG"))
+    (cat / "2020.05.05 cat").write_bytes(encoded(picture(81)))
+    (cat / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (workspace.raw / "beside.jpeg_large").write_bytes(encoded(picture(82), "JPEG"))
+    rows = workspace.prepare()
+    assert not rows["cat/photo.jpg_large"]["reason"]
+    assert not rows["cat/2020.05.05 cat"]["reason"]
+    assert rows["cat/IMG_1.HEIC"]["reason"].startswith("not an image: .HEIC is not read here; convert it")
+    assert rows["beside.jpeg_large"]["reason"].startswith("no class:")
+
+
+def test_what_was_prepared_in_part_by_a_killed_run_is_removed(workspace):
+    fill(workspace.raw)
+    (workspace.folder / "data/.prepared.99999.part/train").mkdir(parents=True)
+    workspace.prepare()
+    assert not list((workspace.folder / "data").glob(".prepared.*"))
 
 
 @pytest.mark.parametrize(
@@ -256,6 +286,21 @@ def test_faults_in_a_table(workspace):
     assert "repeated: listed twice; remove one" in reasons
 
 
+def test_a_pipe_and_a_folder_in_a_table(workspace):
+    fill(workspace.raw, ("a", "b"))
+    os.mkfifo(workspace.raw / "pipe.png")
+    table(workspace, "path,label\na/0.png,a\npipe.png,a\na,a\n")
+    rows = workspace.prepare()
+    assert rows["pipe.png"]["reason"].startswith("unreadable: a folder or a device")
+    assert rows["a"]["reason"].startswith("unreadable: a folder or a device")
+
+
+def test_columns_of_a_table_in_capitals(workspace):
+    fill(workspace.raw, ("a", "b"))
+    table(workspace, "Path,Label,Split\na/0.png,a,train\na/1.png,a,test\nb/0.png,b,val\n")
+    assert [row["split"] for row in workspace.prepare().values()] == ["train", "test", "val"]
+
+
 def test_a_link_to_itself_in_a_table(workspace):
     good = [f"pictures/{label}/{i}.png,{label}" for label in ("cat", "dog") for i in range(20)]
     table(workspace, "path,label\n" + "\n".join([*good, "pictures/loop.png,cat"]))
@@ -323,6 +368,10 @@ def test_a_sheet_that_is_no_picture(workspace, content):
         ({"x": np.zeros((4, 8, 8, 3), np.float32), "y": np.arange(4)}, "x is float32"),
         ({"x": np.zeros((4, 8, 8), np.uint8), "y": np.arange(3)}, "x has 4 images, and there are 3 labels"),
         ({"pictures": np.zeros((4, 8, 8), np.uint8)}, "holds pictures: expected x and y"),
+        (
+            {"x": np.zeros((4, 8, 8), np.uint8), "y": np.arange(4), "x_test": np.zeros((4, 8, 8), np.uint8)},
+            "x_test would be left out: expected labels beside it",
+        ),
         ({"x": np.zeros((4, 8), np.uint8), "y": np.arange(4)}, r"x is uint8 \(4, 8\)"),
         (
             {"x": np.zeros((4, 8, 8), np.uint8), "y": np.arange(4), "classes": ["a"]},

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from stages.images import BadImage, content_sha256, decode, dhash, read_file
 from tests.data.conftest import picture
@@ -92,6 +93,14 @@ def test_every_mode_becomes_rgb(mode):
     pixels, facts = decode(encoded(image, "TIFF"), 32)
     assert facts["mode"] == mode
     assert np.abs(pixels.astype(int) - grey).max() <= 2
+
+
+def test_damage_beside_the_pixels_is_no_damage():
+    """Broken EXIF in a PNG, and a very long comment."""
+    image, text = Image.fromarray(np.full((16, 16, 3), 90, np.uint8)), PngInfo()
+    text.add_text("comment", "x" * 2_000_000, zip=True)
+    for content in (encoded(image, exif=b"Exif\0\0nonsense"), encoded(image, pnginfo=text)):
+        assert (decode(content, 16)[0] == 90).all()
 
 
 def test_what_is_transparent_lies_on_white():

@@ -79,6 +79,20 @@ def test_processes_change_nothing(tmp_path, kept):
     assert len(one.index) == 300
 
 
+@pytest.mark.parametrize("how", ["cut", "gone"])
+def test_pixels_that_went_missing_are_decoded_again(kept, how):
+    arrays = [Found(str(i), "a", None, np.full((16, 16), i, np.uint8)) for i in range(10)]
+    first = kept()
+    names = [row["sha256"] for row in first.decode(arrays)]
+    pixels = first.pixels(names)
+    (shard,) = first.folder.glob("pixels-*")
+    os.truncate(shard, shard.stat().st_size - 100) if how == "cut" else shard.unlink()
+    again = kept()
+    list(again.decode(arrays))
+    assert again.decoded == (1 if how == "cut" else 10)
+    assert np.array_equal(again.pixels(names), pixels)
+
+
 def test_a_crash_loses_only_what_was_under_way(tmp_path, kept):
     arrays = [Found(str(i), "a", None, np.full((8, 8 + i), i % 256, np.uint8)) for i in range(400)]
     with pytest.raises(RuntimeError, match="power cut"):

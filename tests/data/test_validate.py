@@ -94,7 +94,10 @@ def test_a_class_with_one_image(workspace):
     fill(workspace.raw, classes=["unicorn"], images=1, first=500)
     message = stopped(workspace)
     assert "unicorn (" in message
-    assert "the class is too small" in message or "add images" in message
+    assert "the class has 1 image(s), too few for 3 parts: add images, or remove it" in message
+    assert "would do" not in message
+    workspace.set(on_bad_image="skip")
+    assert "set data.on_bad_image: skip" not in stopped(workspace)  # it is, and cannot help
 
 
 def test_near_duplicates_across_given_splits(workspace):

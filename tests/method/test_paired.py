@@ -83,6 +83,18 @@ def test_a_state_is_kept_unless_it_is_surely_worse():
     assert len(kept) >= 18
 
 
+@pytest.mark.parametrize("fall", [0.004, 0.008])
+def test_a_slow_decline_does_not_add_up(fall):
+    """Robust overfitting: no epoch is surely worse than the one before, the last ones are than the best."""
+    chances = [0.4 if e < 15 else 0.4 - fall * (e - 15) for e in range(60)]
+    kept = [
+        [chances[epoch - 1] for epoch, verdict, _ in run(chances, steps=5, seed=s) if verdict.best][-1]
+        for s in range(20)
+    ]
+    assert sum(kept) / len(kept) > 0.35
+    assert min(kept) > 0.31
+
+
 def test_what_collapsed_is_brought_back_before_the_cooldown():
     verdict = run([0.5] * 19 + [0.1] * 5)[19][1]
     assert (verdict.cooling, verdict.restore, verdict.best) == (True, True, False)
