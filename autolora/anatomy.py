@@ -48,10 +48,12 @@ def block_layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
     Contract: (name, layer) with `model.get_submodule(name) is layer`; each layer once; shortcut convolutions,
     squeeze-and-excitation, attention and MLP layers count (19 of ResNet-18, 52 of ResNet-50); grouped convolutions
     come with their `groups`. The packed input projection of torch.nn.MultiheadAttention is a bare parameter and no
-    layer, so it is not listed. Empty when there is nothing between stem and head: the caller decides what that means.
+    layer, so it is not listed; nor is a layer whose weight is computed (parametrised) or that of a layer before it.
+    Empty when there is nothing between stem and head: the caller decides what that means.
     """
     outside = {*head_names(model), *stem_names(model)}
-    return [(name, layer) for name, layer in _layers(model) if name not in outside]
+    weights = {name for name, _ in model.named_parameters()}
+    return [(name, layer) for name, layer in _layers(model) if name not in outside and f"{name}.weight" in weights]
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:

@@ -122,6 +122,7 @@ class AutoRate:
 WINDOW = 200  # optimiser steps between two checks (at least INTERVAL epochs): on small data an epoch has a dozen
 COOLDOWN = 5  # the last fifth of the epochs, or as many once nothing rises any more
 SURE = 1.645  # one-sided 5 %
+SURER = 2.5  # against the best of many, of which chance alone makes one look good
 
 
 def rise(before: Sequence[float], now: Sequence[float]) -> float:
@@ -155,7 +156,7 @@ class PairedRate:
 
     def observe(self, measured: Measured) -> Verdict:
         right = [float(r) for r in measured.right]
-        worse = any(rise(state, right) < -SURE for state in (self.kept, self.peak) if state)
+        worse = bool(self.kept) and (rise(self.kept, right) < -SURE or rise(self.peak, right) < -SURER)
         self.kept = self.kept if worse else right
         self.peak = max(self.peak, right, key=sum)
         if self.cooling:

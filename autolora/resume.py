@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from autolora import distributed
 from autolora.automation import Scalars
 from autolora.files import locked, replacing, weights_sha256
 from autolora.inputs import Settings, Split
-from autolora.learner import Learner
+from autolora.learner import Learner, speed
+from autolora.objectives import METHODS
 from autolora.rectangles import Rectangles
 
 Record = dict[str, Any]
+LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their version, or by the files here
 
 
 @dataclass
@@ -37,12 +40,14 @@ class Progress:
 
 
 def checkpoint_file(
-    folder: str | Path | None, model: nn.Module, train: Split, val: Split, settings: Settings
+    folder: str | Path | None, model: nn.Module, train: Split, val: Split, settings: Settings, device: torch.device
 ) -> Path | None:
-    """A stale file is never picked up: other settings, network, weights, images, labels or torch are another name."""
+    """A stale file is never picked up: other settings, network, weights, images, labels, code, kind of device or torch
+    are another name."""
     if folder is None:
         return None
-    digest = hashlib.sha256(f"{torch.__version__} {settings}".encode())
+    digest = hashlib.sha256(f"{torch.__version__} {settings} {speed(settings, device)} {device.type}".encode())
+    digest.update(code(model, settings))
     layers = re.sub(" at 0x[0-9a-f]+", "", repr(model))  # where a function lies in memory is another in each process
     digest.update(f"{layers} {getattr(model, 'spec', None)}".encode())
     digest.update(weights_sha256(model.state_dict() | dict(model.named_buffers())).encode())
@@ -54,6 +59,19 @@ def checkpoint_file(
         if isinstance(images, Rectangles):
             digest.update(images.shapes.numpy().tobytes())
     return Path(folder) / f"{settings.method}-{digest.hexdigest()[:16]}.pt"
+
+
+def code(model: nn.Module, settings: Settings) -> bytes:
+    """The files of this library, and what others wrote: the network's own layers and the method's objective."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    written = {type(module) for module in model.modules()} | {METHODS[settings.method].objective}
+    for thing in sorted(written, key=lambda t: f"{t.__module__}.{t.__qualname__}"):
+        if thing.__module__.split(".")[0] not in LIBRARIES:
+            with suppress(OSError, TypeError):  # typed into a shell, or compiled
+                digest.update(inspect.getsource(thing).encode())
+    return digest.digest()
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def finetune(
     chosen = decided(chosen, train)
     with distributed.group():
         where = pick_device(device)
-        file = checkpoint_file(checkpoints, model, train, val, chosen)
+        file = checkpoint_file(checkpoints, model, train, val, chosen, where)
         with alone(file), torch.random.fork_rng([where] if where.type == "cuda" else []):
             learner = Learner(model, train, val, chosen, where)
             return fit(learner, file, on_epoch or (lambda record: None), progress and distributed.rank() == 0)

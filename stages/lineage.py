@@ -13,22 +13,41 @@ from typing import Any
 from autolora.attacks.report import Check
 from autolora.diagnostics import NAMES
 
-BEFORE = ("finetune", "merge")  # where a choice could be made
+MADE_BY = ("finetune", "merge")  # what must lie before `evaluate`; these and all that they build on could choose
 
 
 def nothing_chosen(stages: Mapping[str, Any], test: str = "data/prepared/test") -> Check:
-    """No stage before `evaluate` depends on the test part, so none can have read it for a choice."""
-    readers = [name for name in BEFORE if any(_reads(dep, test) for dep in stages.get(name, {}).get("deps", []))]
+    """No stage that the evaluated network comes from depends on the test part, so none has read it for a choice."""
+    behind = [name for name in _behind("evaluate", stages) if not _touches(stages[name].get("outs", []), test)]
+    if missing := [name for name in MADE_BY if name not in behind]:
+        return Check(12, NAMES[12], "fail", f"dvc.yaml has no stage {' and '.join(missing)} before evaluate")
+    readers = [name for name in behind if _touches(stages[name].get("deps", []), test)]
     if readers:
         return Check(12, NAMES[12], "fail", f"{', '.join(readers)} depends on {test}")
-    return Check(12, NAMES[12], "pass", f"neither {' nor '.join(BEFORE)} depends on {test}")
+    return Check(12, NAMES[12], "pass", f"of {', '.join(behind)} none depends on {test}")
 
 
-def _reads(dep: str | Mapping[str, Any], test: str) -> bool:
-    """Is `test` this dependency, inside it, or around it? One with settings of its own is {path: settings}."""
-    paths = [dep] if isinstance(dep, str) else dep
-    parts = [f"{path.rstrip('/')}/" for path in paths]
-    return any(f"{test}/".startswith(part) or part.startswith(f"{test}/") for part in parts)
+def _behind(name: str, stages: Mapping[str, Any]) -> list[str]:
+    """All stages whose outputs this one builds on, near or far."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        deps = stages.get(waiting.pop(), {}).get("deps", [])
+        for other in stages.keys() - found - {name}:
+            if any(_touches(deps, out) for out in _paths(stages[other].get("outs", []))):
+                found.add(other)
+                waiting.append(other)
+    return [other for other in stages if other in found]
+
+
+def _paths(entries: Iterable[Any]) -> list[str]:
+    """An entry with settings of its own is {path: settings}."""
+    return [path.rstrip("/") for entry in entries for path in ([entry] if isinstance(entry, str) else entry)]
+
+
+def _touches(entries: Iterable[Any], path: str) -> bool:
+    """Is one of these the path, inside it, or around it?"""
+    return any(f"{path}/".startswith(f"{p}/") or f"{p}/".startswith(f"{path}/") for p in _paths(entries))
 
 
 def weights_match(evaluated: Mapping[str, str], recorded: Mapping[str, str]) -> Check:

@@ -233,12 +233,26 @@ def test_11_too_few_images(sound: Report) -> None:
 
 
 def test_12_a_choice_on_the_test_part() -> None:
-    stages = {"finetune": {"deps": ["data/prepared/train"]}, "merge": {"deps": ["data/prepared/val"]}}
+    stages = {
+        "prepare": {"outs": ["data/prepared"]},
+        "finetune": {"deps": ["data/prepared/train"], "outs": ["models/finetuned"]},
+        "merge": {"deps": ["data/prepared/val", "models/finetuned/robust"], "outs": [{"models/m": {"cache": False}}]},
+        "evaluate": {"deps": ["data/prepared/test", "models/m"]},
+    }
     assert nothing_chosen(stages).verdict == "pass"
+    assert nothing_chosen({}).verdict == "fail"
+    pick = {"deps": ["data/prepared/test"], "outs": ["models/picked"]}  # another stage that chooses
+    assert nothing_chosen(stages | {"pick": pick}).verdict == "pass"  # for nobody
+    merge = stages["merge"] | {"deps": ["models/picked", "models/finetuned"]}
+    assert nothing_chosen(stages | {"pick": pick, "merge": merge}).verdict == "fail"
     inside = "data/prepared/test/images.npy"
+
+    def merging(dep):
+        return stages | {"merge": stages["merge"] | {"deps": [dep, "models/finetuned"]}}
+
     for dep in ("data/prepared/test", "data/prepared/", "data", inside, {"data/prepared/test": {"cache": False}}):
-        assert nothing_chosen(stages | {"merge": {"deps": [dep]}}).verdict == "fail"
-    assert nothing_chosen(stages | {"merge": {"deps": ["data/prepared/test_images"]}}).verdict == "pass"
+        assert nothing_chosen(merging(dep)).verdict == "fail"
+    assert nothing_chosen(merging("data/prepared/test_images")).verdict == "pass"
 
 
 def test_13_robust_but_wrong(sound: Report) -> None:

@@ -2,7 +2,10 @@
 
 import copy
 import dataclasses
+import importlib.util
+import linecache
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -224,6 +227,44 @@ def test_a_checkpoint_of_another_network_with_the_same_weights_is_not_picked_up(
             on_epoch=lambda r, seen=seen: seen.append(r["epoch"]),
         )
         assert seen == ([1] if changes else [])
+
+
+@pytest.mark.parametrize("what", ["spectral", "tied", "alone"])
+def test_layers_that_cannot_have_a_branch_are_left_out(what):
+    """A weight that is computed, one that two layers share, and a network that is its head alone."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)]
+    if what == "spectral":
+        nn.utils.parametrizations.spectral_norm(layers[1])
+    if what == "tied":
+        layers.append(nn.Conv2d(4, 4, 3, padding=1))
+        layers[3].weight = layers[2].weight
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    if what == "alone":
+        tuned = tune("vanilla", model=nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), epochs=1)
+        assert tuned.history[0]["gradient_cosine"] is None
+        return
+    tuned = tune(model=model, epochs=1)
+    assert tuned.branch.names == {"spectral": ["2"], "tied": ["1", "2"]}[what]
+
+
+def test_a_checkpoint_of_other_code_is_not_picked_up(tmp_path):
+    """The same class, weights and layers; its forward was mended."""
+
+    def network(body: str):
+        (tmp_path / "mine.py").write_text(f"from tests.oracle.steps import Small\nclass Mine(Small):\n{body}")
+        linecache.clearcache()
+        spec = importlib.util.spec_from_file_location("mine", tmp_path / "mine.py")
+        sys.modules["mine"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        torch.manual_seed(0)
+        return module.Mine(3)
+
+    forward = "    def forward(self, x):\n        return super().forward(x{})\n"
+    seen = []
+    for body in (forward.format(""), forward.format(""), forward.format(" * 0.5")):
+        tune(model=network(body), epochs=1, checkpoints=tmp_path, on_epoch=lambda record, body=body: seen.append(body))
+    assert seen == [forward.format(""), forward.format(" * 0.5")]
 
 
 def test_two_calls_never_train_the_same_key_at_once(tmp_path):

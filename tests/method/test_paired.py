@@ -80,7 +80,7 @@ def test_a_state_is_kept_unless_it_is_surely_worse():
     events = run([0.5] * 10 + [0.2] * 3 + [0.5] * 10)
     kept = {epoch for epoch, verdict, _ in events if verdict.best}
     assert {11, 12, 13}.isdisjoint(kept)
-    assert len(kept) >= 18
+    assert len(kept) >= 16  # of 20: chance alone makes the best of many look good
 
 
 @pytest.mark.parametrize("fall", [0.004, 0.008])
