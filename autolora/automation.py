@@ -158,7 +158,7 @@ class PairedRate:
         right = [float(r) for r in measured.right]
         worse = bool(self.kept) and (rise(self.kept, right) < -SURE or rise(self.peak, right) < -SURER)
         self.kept = self.kept if worse else right
-        self.peak = max(self.peak, right, key=sum)
+        self.peak = max(self.peak or right, right, key=sum)
         if self.cooling:
             return self._cool(best=not worse)
         self.hits = [a + b for a, b in zip(self.hits, right)] if self.hits else right

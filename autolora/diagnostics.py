@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -305,6 +306,24 @@ def attack_works(network: Network, x: Tensor, report: Report, randomised: bool =
     shares = " / ".join(f"{100 * c.standing:.0f}" for c in (half, short, twice, far, long))
     good = f"{shares} % of {len(right)} images stand half, one and two eps, a huge radius, and 50 steps for 20"
     return _check(10, NAMES[10], not faults, good, "; ".join(faults))
+
+
+def curve_agrees(report: Report, curve: Sequence[tuple[float, float, str]]) -> Check:
+    """(radius, accuracy, by what): the quick attack's accuracies fall, and no number here is above it at its radius."""
+    shares = [accuracy for _, accuracy, _ in curve]
+    slack = 1 / len(report.y) + (0.2 if report.version == "rand" else 0.02)
+    quick = min((accuracy for eps, accuracy, _ in curve if eps <= report.threat.eps), default=1.0)
+    faults = [
+        text
+        for fault, text in (
+            (any(b > a + slack for a, b in pairwise(shares)), "accuracy rises with the radius"),
+            (shares[-1] > 0.1, f"{100 * shares[-1]:.0f} % stand a radius at which nothing can"),
+            (report.robust_accuracy > quick + slack, f"a quick attack leaves {100 * quick:.1f} %, this one more"),
+        )
+        if fault
+    ]
+    good = " / ".join(f"{100 * share:.0f}" for share in shares) + " % at growing radii"
+    return _check(10, "the curve agrees", not faults, good, "; ".join(faults))
 
 
 def huge(threat: Threat, size: int) -> float:

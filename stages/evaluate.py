@@ -27,7 +27,7 @@ from autolora.attacks.curve import Point, eps_curve
 from autolora.attacks.prepare import device_of
 from autolora.attacks.report import Check, Report
 from autolora.backbones import Classifier, load_classifier, read_notes
-from autolora.diagnostics import ordered, require
+from autolora.diagnostics import curve_agrees, ordered, require
 from autolora.files import read_json, replacing, write_json, write_text
 from autolora.statistics import mcnemar
 from stages.lineage import nothing_chosen, read_manifest, splits_apart, weights_match
@@ -109,7 +109,10 @@ def attacked(params: Any, images: Images, path: Path) -> Evidence:
         progress=work_dir("evaluate", model=path.stem, **determines),
         precision=section.precision,
     )
-    return Evidence(notes, report, eps_curve(model, x, y, threat, params.seed, images.ids))
+    curve = eps_curve(model, x, y, threat, params.seed, images.ids)
+    report.checks = ordered([*report.checks, curve_agrees(report, curve)])
+    require(report.checks)
+    return Evidence(notes, report, curve)
 
 
 def shipped(path: Path) -> tuple[Classifier, dict[str, str]]:

@@ -224,6 +224,18 @@ def test_10_a_sure_network_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(c for c in report.checks if c.name == NAMES[10]).verdict == "pass"
 
 
+def test_10_a_curve_that_disagrees(sound: Report) -> None:
+    def curve(*shares: float):
+        return [(0.05 * (i + 1), share, "apgd") for i, share in enumerate(shares)]
+
+    report = dataclasses.replace(sound, robust=torch.arange(100) < 40, y=torch.zeros(100), clean=torch.arange(100) < 90)
+    assert report.robust_accuracy == 0.4
+    assert diagnostics.curve_agrees(report, curve(0.42, 0.2, 0.0)).verdict == "pass"
+    assert "rises" in diagnostics.curve_agrees(report, curve(0.42, 0.5, 0.0)).detail
+    assert "nothing can" in diagnostics.curve_agrees(report, curve(0.42, 0.3, 0.2)).detail
+    assert "this one more" in diagnostics.curve_agrees(report, curve(0.3, 0.2, 0.0)).detail
+
+
 def test_11_too_few_images(sound: Report) -> None:
     assert diagnostics.enough_images(sound).verdict == "warn"
     many = dataclasses.replace(sound, robust=torch.arange(2000) < 1000, y=torch.zeros(2000))

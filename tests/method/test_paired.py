@@ -95,6 +95,10 @@ def test_a_slow_decline_does_not_add_up(fall):
     assert min(kept) > 0.31
 
 
+def test_nothing_right_at_first():
+    assert all(verdict.best for _, verdict, _ in run([-1.0] * 3 + [0.5] * 3))
+
+
 def test_what_collapsed_is_brought_back_before_the_cooldown():
     verdict = run([0.5] * 19 + [0.1] * 5)[19][1]
     assert (verdict.cooling, verdict.restore, verdict.best) == (True, True, False)
