@@ -31,10 +31,11 @@ def test_deps_are_the_import_closure(name):
 
 
 def test_nothing_before_evaluate_reads_the_test_part():
-    for name in ("finetune", "merge"):
-        assert nothing_chosen({name: STAGES[name]}).verdict == "pass"
+    assert nothing_chosen(STAGES).verdict == "pass"
+    for name in ("validate", "finetune", "merge"):
         for planted in ("data/prepared", "data/prepared/test", "data/prepared/test/labels.npy"):
-            assert nothing_chosen({name: {"deps": [*STAGES[name]["deps"], planted]}}).verdict == "fail"
+            reading = STAGES[name] | {"deps": [*STAGES[name]["deps"], planted]}
+            assert nothing_chosen(STAGES | {name: reading}).verdict == "fail"
 
 
 def test_later_params_do_not_train_again():
