@@ -79,7 +79,7 @@ def _beside(root: Path, entry: os.DirEntry, split: str | None) -> Iterator[Found
     """What lies where class folders are expected: a README is welcome, an image or a link to a folder is a mistake."""
     if _kind(entry) == "link":
         yield Found(_shown(root, entry.path), "", split, None, LINKED)
-    elif is_image(entry):
+    elif _kind(entry) == "file" and is_image(entry):  # to open a pipe would wait for ever
         reason = "no class: it lies beside the class folders; move it into one"
         yield Found(_shown(root, entry.path), "", split, None, reason)
 

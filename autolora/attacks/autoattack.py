@@ -86,7 +86,7 @@ def autoattack(
     diagnostics.require([diagnostics.evaluating(model)])
     buffers = diagnostics.buffers_hash(model)
     with at_rest(model), full_precision():
-        network = Network(model, batch_size or default_batch(device, model, x.to(device)))
+        network = Network(model, batch_size or default_batch(device, model, x[:1].to(device)))
         copies = [network, network]
         if precision == "fast":
             copies = [Network(c, network.batch) for c in quick_copies(model, x[:2].to(device))]
@@ -122,7 +122,7 @@ def black_box(
     device = device_of(answers, torch.as_tensor(x))
     x, y, names = prepared(x, y, ids)
     with at_rest(answers), full_precision():
-        network = Network(answers, batch_size or default_batch(device, answers, x.to(device)))
+        network = Network(answers, batch_size or default_batch(device, answers, x[:1].to(device)))
         buffers = diagnostics.buffers_hash(answers)
         before = diagnostics.before(network, x.to(device), y.to(device), names, threat, seed, False, gradients=False)
         diagnostics.require(before)

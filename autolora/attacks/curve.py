@@ -66,7 +66,7 @@ def eps_curve(
     device = device_of(model, torch.as_tensor(x))
     x, y, names = prepared(x, y, ids)
     with at_rest(model), full_precision():
-        network = Network(model, batch_size or default_batch(device, model, x.to(device)))
+        network = Network(model, batch_size or default_batch(device, model, x[:1].to(device)))
         logits = network.all_logits(x, device)
         images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), names)
         clean = logits.argmax(1).cpu() == y

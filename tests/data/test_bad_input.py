@@ -128,6 +128,7 @@ def test_pictures_by_their_content_and_such_as_are_not_read_here(workspace):
     cat = workspace.raw / "cat"
     (cat / "photo.jpg_large").write_bytes(encoded(picture(80), "JPEG"))
     (cat / "2020.05.05 cat").write_bytes(encoded(picture(81)))
+    os.mkfifo(workspace.raw / "pipe.xyz")
     (cat / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
     (workspace.raw / "beside.jpeg_large").write_bytes(encoded(picture(82), "JPEG"))
     rows = workspace.prepare()
