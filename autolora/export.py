@@ -49,16 +49,23 @@ def export_onnx(
     """Write one file, whole or not at all; returns its sha256. `image_size` is for modules that are no Classifier."""
     if pixels not in PIXELS:
         raise ValueError(f"export.input is {pixels!r}: expected one of {', '.join(PIXELS)}")
+    content = as_onnx(model, _image_shape(model, image_size), evidence, pixels)
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def as_onnx(
+    model: nn.Module, shape: tuple[int, int, int], evidence: Mapping[str, str] | None = None, pixels: str = "float32"
+) -> bytes:
+    """The file's content; it has been run, and answers as the module does."""
     _refuse_training(model)
     _refuse_size(model)
-    shape = _image_shape(model, image_size)
     exported = _convert(model, shape, pixels)
     _strip(exported)
     _annotate(exported, dict(evidence or {}), shape, pixels)
     content = exported.SerializeToString(deterministic=True)
     _check_batches(model, content, shape)
-    write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
+    return content
 
 
 def _refuse_training(model: nn.Module) -> None:

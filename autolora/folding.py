@@ -141,7 +141,7 @@ def _is_norm(module: nn.Module) -> bool:
 def _after(norm: nn.Module) -> nn.Module:
     """What a norm does beside normalising: timm's BatchNormAct2d also drops and activates."""
     rest = [copy.deepcopy(child) for child in norm.children()]
-    return nn.Sequential(*rest).eval() if rest else nn.Identity()
+    return (nn.Sequential(*rest) if rest else nn.Identity()).eval()
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -99,7 +99,7 @@ def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device
     torch.set_num_threads(cores if name == "original" else 1)
     x, y = cifar500(SHARED)
     x, y = x[: setup.images * cores].float().div(255).to(device), y[: setup.images * cores].to(device)
-    model = load_zoo(SHARED, setup.net).requires_grad_(False).to(device)
+    model = load_zoo(SHARED, setup.net).to(device)  # as loaded: whether parameters are frozen is each side's own affair
     threat = Threat(setup.norm, setup.eps)
     probe = x[torch.arange(setup.batch) % len(x)]
     before = forward_seconds(model, probe)
@@ -107,7 +107,7 @@ def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device
         assert reference is not None
         found = original(reference, model, x, y, threat, 0, lambda: clock(device, cores))
     else:
-        target = quick_copies(model, x[:2])[1] if name == "folded" else model
+        target = quick_copies(model, x[:2]).full if name == "folded" else model
         precision = "fast" if name == "fast" else "full"
         report = autoattack(target, x, y, threat, batch_size=setup.batch, precision=precision, show=False)
         found = {

@@ -31,7 +31,16 @@ from autolora.attacks.apgd import APGD, dlr, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.network import Averaged, Network, from_session
-from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared, quick_copies
+from autolora.attacks.prepare import (
+    Copies,
+    at_rest,
+    default_batch,
+    device_of,
+    full_precision,
+    likely,
+    prepared,
+    quick_copies,
+)
 from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.slots import Attack, Images, Slots
@@ -56,7 +65,7 @@ class Step:
     attack: Callable[[Network, Threat], Attack]
     ranks: int = 1
     every: int = 10  # steps between looks at which rows are through, on a GPU
-    exact: bool = False  # in float32 also with precision="fast": what the quicker attacks leave meets these
+    copy: str = "half"  # of Copies, for precision="fast"; what the quicker attacks leave meets one in float32
 
 
 def autoattack(
@@ -87,9 +96,9 @@ def autoattack(
     buffers = diagnostics.buffers_hash(model)
     with at_rest(model), full_precision():
         network = Network(model, batch_size or default_batch(device, model, x[:1].to(device)))
-        copies = [network, network]
+        copies = Copies(network, network, network)
         if precision == "fast":
-            copies = [Network(c, network.batch) for c in quick_copies(model, x[:2].to(device))]
+            copies = Copies(*(Network(c, network.batch) for c in quick_copies(model, x[:2].to(device))))
         randomised = version == "rand"
         judge = Averaged(model, network.batch, SAMPLES) if randomised else network
         before = diagnostics.before(network, x.to(device), y.to(device), names, threat, seed, randomised)
@@ -129,7 +138,18 @@ def black_box(
         step = Step("square", partial(SQUARES[threat.norm], queries=queries), every=50)
         plan = partial(_only, step)
         report = _evaluate(
-            network, [network, network], plan, x, y, names, threat, "square", seed, progress, show, device
+            network,
+            Copies(network, network, network),
+            plan,
+            x,
+            y,
+            names,
+            threat,
+            "square",
+            seed,
+            progress,
+            show,
+            device,
         )
         unmoved = diagnostics.buffers_unmoved(answers, buffers)
         report.checks = diagnostics.ordered([*before, unmoved, *diagnostics.after(report, x)])
@@ -143,7 +163,7 @@ def _only(step: Step, classes: int) -> tuple[list[Step], str | None]:
 
 def _evaluate(
     network: Network,
-    copies: list[Network],
+    copies: Copies[Network],
     plan: Callable[[int], tuple[list[Step], str | None]],
     x: Tensor,
     y: Tensor,
@@ -156,10 +176,9 @@ def _evaluate(
     device: torch.device,
 ) -> Report:
     log = Progress(None if folder is None else Path(folder), worker(), network.batch)
-    quick, exact = copies
     logits = network.all_logits(x, device)
     steps, deviation = plan(logits.shape[1])
-    logits = _claimed(logits, steps, network, quick, x, y, ids, threat, version, seed, log)
+    logits = _claimed(logits, steps, network, copies.half, x, y, ids, threat, version, seed, log)
     images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
     predicted = logits.argmax(1).cpu()
     report = Report(
@@ -175,12 +194,15 @@ def _evaluate(
         adversarial=x.clone(),
         fooled=predicted,
         attacks=[],
-        precision="float32" if quick is network else "fast",
+        precision="float32" if copies.half is network else "fast",
         device=device.type,
         versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
     )
     for step in steps:
-        _run(step, exact if step.exact or step is steps[-1] else quick, network, threat, images, report, log, show)
+        copy = "full" if step is steps[-1] and step.copy == "half" else step.copy
+        _run(step, getattr(copies, copy), network, threat, images, report, log, show)
+    if used := getattr(copies.scores.model, "version", ""):
+        report.versions["onnxruntime"] = used
     report.fooled = network.all_logits(report.adversarial, device).argmax(1).cpu()
     return report
 
@@ -226,9 +248,9 @@ def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | No
     targets = min(TARGETS, classes - 1)
     gradient = APGDL1 if norm == "l1" else APGD
     few = min(5, targets) if norm == "l1" else targets
-    apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), few, exact=True)
+    apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), few, copy="full")
     fab_t = Step("fab-t", TargetedFAB, targets)
-    black_box = Step("square", SQUARES[norm], every=50, exact=True)
+    black_box = Step("square", SQUARES[norm], every=50, copy="scores")
     steps = {
         "standard": [Step("apgd-ce", gradient, 5 if norm == "l1" else 1), apgd_t, fab_t, black_box],
         "fast": [Step("apgd-ce", gradient), apgd_t],

@@ -191,7 +191,7 @@ def test_doubtful_successes_are_attacked_again(monkeypatch: pytest.MonkeyPatch) 
     net, x = Linear(4), images(16)
     y = net(x).argmax(1)
     monkeypatch.setattr(
-        "autolora.attacks.autoattack.quick_copies", lambda model, example: [lambda p: -model(p)] * 2, raising=True
+        "autolora.attacks.autoattack.quick_copies", lambda model, example: [lambda p: -model(p)] * 3, raising=True
     )
     threat = Threat("linf", 0.02)
     plain = autoattack(net, x, y, threat, version="fast", show=False)
@@ -204,7 +204,7 @@ def test_a_fooled_copy_makes_no_difference_to_grouping(monkeypatch: pytest.Monke
     net, x = smooth(4), images(16)
     y, threat = net(x).argmax(1), Threat("linf", 0.05)
     other = smooth(4, seed=5)
-    copies = [lambda p: net(p) + 0.3 * other(p)] * 2
+    copies = [lambda p: net(p) + 0.3 * other(p)] * 3
     monkeypatch.setattr("autolora.attacks.autoattack.quick_copies", lambda model, example: copies)
     fine = Check(10, "attack works", "pass", "")  # it would not be: such a copy hides what the network falls to
     monkeypatch.setattr(diagnostics, "attack_works", lambda *_: fine)
