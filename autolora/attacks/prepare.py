@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -63,15 +64,33 @@ def at_rest(model: Any) -> Any:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """No TF32 and no bfloat16 inside float32, for the length of the attack: the reported number is of float32."""
-    kept = [(switch, switch.fp32_precision) for switch in switches()]
+    """No TF32 and no bfloat16 inside float32, for the length of the attack: the reported number is of float32.
+
+    cuDNN's older switch moves along: while the two say different things, torch's own exporter fails on asking for it.
+    """
+    kept, older = [(switch, switch.fp32_precision) for switch in switches()], _older_switch()
     try:
+        _older_switch(older and False)
         for switch, _ in kept:
             switch.fp32_precision = "ieee"
         yield
     finally:
+        _older_switch(older)
         for switch, value in kept:
             switch.fp32_precision = value
+
+
+def _older_switch(value: bool | None = None) -> bool | None:
+    """What it says now; None where the caller has set the newer ones beside it. It is set to `value`, unless None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are newer ones
+        try:
+            now = torch.backends.cudnn.allow_tf32
+        except RuntimeError:
+            now = None
+        if value is not None:
+            torch.backends.cudnn.allow_tf32 = value
+    return now
 
 
 def switches() -> list[Any]:
