@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from autolora.files import naming
 from stages.images import BadImage, NoMemory, content_sha256, decode, read_file
@@ -202,6 +203,7 @@ def _start(folder: str, size: int, decode: Decode, known: set[str]) -> None:
 
 def _start_beside(*arguments: Any) -> None:
     """In a process of several: who is killed can say nothing, so it notes what it is at."""
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads, and would wait for them
     _start(*arguments)
     _here["note"] = os.open(Path(arguments[0]) / f"at-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 

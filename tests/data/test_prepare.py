@@ -105,11 +105,12 @@ def test_training_images_are_stored_larger_and_whole(workspace):
     for index, name in enumerate(workspace.ids()["train"]):
         expected = steps(Image.open(workspace.raw / rows[name]["path"]))
         assert shapes[index].tolist() == list(expected.shape[1:])
-        assert np.array_equal(whole[index : index + 1].reshape(expected.shape), expected)
+        assert np.abs(whole[index : index + 1].reshape(expected.shape).astype(int) - expected.numpy()).max() <= 1
     assert {tuple(s) for s in shapes.tolist()} == {(32, 38), (60, 32)}
     steps = v2.Compose([v2.Resize(32), v2.CenterCrop(24), v2.PILToTensor()])
     for name, image in zip(workspace.ids()["test"], workspace.array("test", "images"), strict=True):
-        assert np.array_equal(image, steps(Image.open(workspace.raw / rows[name]["path"])))
+        expected = steps(Image.open(workspace.raw / rows[name]["path"]))
+        assert np.abs(image.astype(int) - expected.numpy()).max() <= 1  # torch resizes, up to a rounding as Pillow
 
 
 def test_all_images_of_one_shape_or_not_are_read_by_training(workspace):
