@@ -4,6 +4,7 @@ import sys
 from functools import partial
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from autolora import Threat, autoattack, diagnostics
 from autolora.attacks.apgd import APGD
 from autolora.attacks.autoattack import SQUARES, black_box, plan_of
 from autolora.attacks.network import Network
+from autolora.attacks.prepare import full_precision, quick_copies
 from autolora.attacks.report import Check
 from autolora.attacks.slots import Images, Slots
 from autolora.attacks.square import SquareL2, SquareLinf
@@ -166,16 +168,20 @@ def test_rand_averages_over_a_random_network() -> None:
     assert report.robust_accuracy < 0.5
 
 
-def test_fast_precision_is_verified() -> None:
-    """The folded copy's successes are the network's own, and the flags those of full precision."""
+def normed() -> torch.nn.Module:
+    """With a batch norm that has seen images."""
     torch.manual_seed(0)
     body = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten(),
         torch.nn.Linear(288, 5),
     )  # fmt: skip
     body(images(64))
-    body.eval()
-    x = images(24)
+    return body.eval()
+
+
+def test_fast_precision_is_verified() -> None:
+    """The folded copy's successes are the network's own, and the flags those of full precision."""
+    body, x = normed(), images(24)
     y = body(x).argmax(1)
     threat = Threat("linf", 0.02)
     full = autoattack(body, x, y, threat, version="fast", show=False)
@@ -184,6 +190,45 @@ def test_fast_precision_is_verified() -> None:
     assert (body(fast.adversarial).argmax(1) != y)[fast.found].all()
     assert fast.precision == "fast"
     assert any(c.number == 16 and c.verdict == "warn" for c in fast.checks)
+
+
+def test_scores_come_from_onnxruntime_in_fast_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands meets Square there: the record says so, an answer depends on nothing but its image, and successes
+    are the network's own."""
+    monkeypatch.setitem(SQUARES, "linf", partial(SquareLinf, queries=40))
+    net, x = normed(), images(20)
+    y = net(x).argmax(1)
+    copies = quick_copies(net, x[:2])
+    network, order = Network(copies.scores, 8), torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    logits = network.logits(x)
+    assert copies.scores.version == onnxruntime.__version__
+    assert torch.equal(network.logits(x[order]), logits[order])
+    assert (logits - net(x)).abs().max() <= 1e-4 * logits.abs().max()
+    report = autoattack(net, x, y, Threat("linf", 0.01), precision="fast", batch_size=8, show=False)
+    assert report.versions["onnxruntime"] == onnxruntime.__version__
+    assert (net(report.adversarial).argmax(1) != y)[report.found].all()
+    full = autoattack(net, x, y, Threat("linf", 0.01), batch_size=8, show=False)
+    assert (full.robust != report.robust).sum() <= 1
+    assert "onnxruntime" not in full.versions
+
+
+def test_a_network_without_onnx_form_answers_itself() -> None:
+    class Complex(torch.nn.Module):
+        def forward(self, p: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvals(p[:, 0] + 6 * torch.eye(6)).real.sort(dim=1).values[:, :4]
+
+    net, x = Complex().eval(), images(4)
+    copies = quick_copies(net, x[:2])
+    assert torch.equal(copies.scores(x), net(x))
+    assert copies.scores.version == ""
+
+
+def test_torch_can_be_asked_for_its_switches_within_an_attack() -> None:
+    """Older ways to set TF32 fail where the newer ones say something else, and torch's exporter uses them."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision
+    with full_precision(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        assert not torch.backends.cudnn.allow_tf32
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision) == before
 
 
 def test_doubtful_successes_are_attacked_again(monkeypatch: pytest.MonkeyPatch) -> None:
