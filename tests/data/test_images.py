@@ -167,6 +167,69 @@ def test_files_that_cannot_be_read(tmp_path):
         read_file(str(tmp_path))
 
 
+KINDS = {
+    "420": {},
+    "444": {"subsampling": 0},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 2},
+    "coarse": {"quality": 5},
+    "rgb": {"keep_rgb": True},
+    "grey": {},
+}
+
+
+def jpeg(kind: str, width: int = 61, height: int = 47) -> bytes:
+    image = picture(7, width, height)
+    return encoded(image.convert("L") if kind == "grey" else image, "JPEG", **KINDS[kind])
+
+
+def without_torchvision(monkeypatch: pytest.MonkeyPatch, content: bytes, size: int) -> tuple | str:
+    """What comes of it where Pillow decodes."""
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.images.decode_jpeg", lambda _: (_ for _ in ()).throw(RuntimeError("not here")))
+        return outcome(content, size)
+
+
+def outcome(content: bytes, size: int) -> tuple | str:
+    try:
+        pixels, facts = decode(content, size)
+    except BadImage as error:
+        return str(error)
+    return pixels.tobytes(), facts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plain_jpeg_is_pillows_to_the_bit(kind, monkeypatch):
+    for width, height in ((61, 47), (64, 64), (33, 90), (1, 1)):
+        content = jpeg(kind, width, height)
+        assert outcome(content, 47) == without_torchvision(monkeypatch, content, 47)
+
+
+@pytest.mark.parametrize("kind", ["420", "progressive", "grey"])
+def test_damaged_jpegs_get_the_same_verdict_from_both_decoders(kind, monkeypatch):
+    """Cut anywhere, or with bytes changed: what Pillow cannot read is refused in its words. One of libjpeg's warnings
+    is no verdict; both keep the pixels."""
+    content, draw = jpeg(kind), np.random.default_rng(0)
+    damaged = [content[:end] for end in range(1, len(content), 37)]
+    for _ in range(60):
+        changed = bytearray(content)
+        for place in draw.integers(2, len(content), 3):
+            changed[place] = draw.integers(256)
+        damaged.append(bytes(changed))
+    verdicts = [(outcome(some, 47), without_torchvision(monkeypatch, some, 47)) for some in damaged]
+    assert all(ours == theirs for ours, theirs in verdicts)
+    assert {isinstance(ours, str) for ours, _ in verdicts} == {True, False}
+
+
+def test_a_jpeg_that_is_turned_or_far_too_large_is_pillows_affair(monkeypatch):
+    monkeypatch.setattr("stages.images.decode_jpeg", lambda _: pytest.fail("not plain"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decode(encoded(picture(1, 64, 48), "JPEG", exif=exif), 32)
+    decode(encoded(picture(1, 640, 480), "JPEG"), 32)
+    decode(encoded(picture(1, 64, 48).convert("CMYK"), "JPEG"), 32)
+
+
 def test_the_name_of_an_image_is_its_content():
     import hashlib
 
