@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autolora import Threat, autoattack
-from autolora.attacks.prepare import quick_copies
+from autolora.attacks.copies import quick_copies
 from autolora.attacks.workers import gathered, worker, workers
 from benchmarks.agreement import ATTACKS, SHARED, original
 from tests.zoo import cifar500, load_zoo

@@ -29,18 +29,10 @@ from tqdm import tqdm
 from autolora import diagnostics
 from autolora.attacks.apgd import APGD, dlr, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1
+from autolora.attacks.copies import Copies, quick_copies
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.network import Averaged, Network, from_session
-from autolora.attacks.prepare import (
-    Copies,
-    at_rest,
-    default_batch,
-    device_of,
-    full_precision,
-    likely,
-    prepared,
-    quick_copies,
-)
+from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.slots import Attack, Images, Slots

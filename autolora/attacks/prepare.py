@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autolora.attacks.network import from_session
 from autolora.attacks.pgd import frozen
-from autolora.export import ExportError, as_onnx
-from autolora.folding import Folded, has_bfloat16
-from autolora.runtime import BadModel, open_session
 
 BUSY = 1e9  # floating point operations of a forward, about: beyond it a CPU does no more of them a second
 
@@ -70,7 +63,7 @@ def full_precision() -> Iterator[None]:
     """
     kept, older = [(switch, switch.fp32_precision) for switch in switches()], _older_switch()
     try:
-        _older_switch(older and False)
+        _older_switch(None if older is None else False)
         for switch, _ in kept:
             switch.fp32_precision = "ieee"
         yield
@@ -111,59 +104,3 @@ def default_batch(device: torch.device, model: Callable[[Tensor], Tensor], examp
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(example[:1])
     return next((batch for batch in (8, 16, 32) if batch * counter.get_total_flops() >= BUSY), 64)
-
-
-Answers = Callable[[Tensor], Tensor]
-T = TypeVar("T")
-
-
-class Copies(NamedTuple, Generic[T]):
-    """The network's function, faster: which copy an attack may use depends on what it asks for."""
-
-    half: T  # up to bfloat16 where the processor has it
-    full: T  # up to float32's rounding
-    scores: T  # the same, without gradients
-
-
-def quick_copies(model: Answers, example: Tensor) -> Copies[Answers]:
-    """All have the batch norms folded into the convolutions; torch's keep their channels last."""
-    if not isinstance(model, nn.Module):
-        raise ValueError("evaluate.precision is 'fast': that needs a torch module, whose batch norms can be folded")
-    try:
-        view = copy.deepcopy(Folded(model, example).view)  # of its own memory, whose layout may change
-    except Exception as error:  # parametrised weights, traced modules: what torch cannot copy or look into
-        raise ValueError(f"evaluate.precision is 'fast': the network cannot be copied and folded ({error})") from error
-    view.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def full(x: Tensor) -> Tensor:
-        return view(x.contiguous(memory_format=torch.channels_last))
-
-    def half(x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return full(x).float()
-
-    device, (c, h, w) = example.device, example.shape[1:]
-    scores = full if device.type != "cpu" else InOnnxruntime(view, (c, h, w), full)
-    return Copies(half if has_bfloat16(device) else full, full, scores)
-
-
-class InOnnxruntime:
-    """The network as onnxruntime runs it: on a CPU up to 1.5 times as fast, since a convolution takes its activation
-    with it and finds its weights packed. It is converted (seconds) when it is first asked; `otherwise` answers where
-    it has no ONNX form."""
-
-    def __init__(self, model: nn.Module, shape: tuple[int, int, int], otherwise: Answers) -> None:
-        self.model, self.shape, self.otherwise = model, shape, otherwise
-        self.version = ""  # of onnxruntime, once it answers
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.answers(x)
-
-    @cached_property
-    def answers(self) -> Answers:
-        try:
-            session = open_session(as_onnx(self.model, self.shape), threads=torch.get_num_threads())
-        except (ExportError, BadModel):
-            return self.otherwise
-        self.version = onnxruntime.__version__
-        return from_session(session)
