@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autolora.rectangles import Rectangles, middle, sampled
+from autolora.rectangles import Rectangles, middle, moved, sampled
 
 Images = Tensor | np.ndarray | Rectangles
 AUGMENTATIONS = ("auto", "crop_flip", "crop", "rrc_flip", "none")
@@ -45,14 +45,14 @@ def draw_crops(n: int, generator: torch.Generator, padding: int, flips: float = 
 
 
 def cropped(images: Tensor, draws: Tensor, padding: int) -> Tensor:
-    """One gather for the whole batch."""
+    """One gather for the whole batch; its index is made where the images are."""
     n, _, h, w = images.shape
-    top, left, flipped = draws.unbind(1)
+    top, left, flipped = moved(draws, images.device).unbind(1)
     padded = F.pad(images, (padding,) * 4).permute(0, 2, 3, 1)
-    rows = top[:, None] + torch.arange(h)  # [n,h]
-    across = torch.where(flipped[:, None] > 0, torch.arange(w).flip(0), torch.arange(w))  # [n,w]
-    index = [torch.arange(n)[:, None, None], rows[:, :, None], (left[:, None] + across)[:, None, :]]
-    picked = padded[tuple(moved(i, images.device) for i in index)]
+    image, down, across = (torch.arange(k, device=images.device) for k in (n, h, w))
+    rows = top[:, None] + down  # [n,h]
+    columns = left[:, None] + torch.where(flipped[:, None] > 0, across.flip(0), across)  # [n,w]
+    picked = padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)  # channels_last in memory
 
 
@@ -82,21 +82,25 @@ def boxes(draws: Tensor, shapes: Tensor) -> Tensor:
 def resized_crop(images: Tensor | Rectangles, draws: Tensor, size: int) -> Tensor:
     if isinstance(images, Rectangles):
         return sampled(images, boxes(draws, images.shapes), size)
-    return resized(images, boxes(draws, torch.tensor(images.shape[-2:]).expand(len(images), 2)), size)
+    shape = torch.tensor(images.shape[-2:], device=draws.device)
+    return resized(images, boxes(draws, shape.expand(len(images), 2)), size)
 
 
 def resized(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """Each image's box at size x size, bilinear: one sampling for the whole batch. Floats in [0,1]."""
+    """Each image's box at size x size, bilinear: one sampling for the whole batch. Floats in [0,1].
+
+    Six numbers an image go to the images' device, where the grid is made: two for each pixel, 51 MB for 128 at 224.
+    """
     n, _, h, w = images.shape
     top, left, height, width, flipped = boxes.unbind(1)
-    theta = torch.zeros(n, 2, 3)
+    theta = boxes.new_zeros(n, 2, 3)
     theta[:, 0, 0] = torch.where(flipped > 0, -1.0, 1.0) * width / w
     theta[:, 1, 1] = height / h
     theta[:, 0, 2] = (2 * left + width) / w - 1
     theta[:, 1, 2] = (2 * top + height) / h - 1
     pixels = to_pixels(images)
-    grid = F.affine_grid(theta, [n, 3, size, size], align_corners=False).to(pixels)
-    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False).clamp_(0, 1)
+    grid = F.affine_grid(moved(theta, images.device), [n, 3, size, size], align_corners=False)
+    return F.grid_sample(pixels, grid.to(pixels.dtype), padding_mode="border", align_corners=False).clamp_(0, 1)
 
 
 def centre(images: Tensor | Rectangles, size: int) -> Tensor:
@@ -133,13 +137,6 @@ def augmentation(name: str, stored: int, size: int) -> Augmentation:
         "rrc_flip": Augmentation(lambda n, g: draw_boxes(n, g), lambda x, d: resized_crop(x, d, size)),
         "none": Augmentation(lambda n, g: torch.zeros(n, 0), lambda x, d: centre(x, size)),
     }[name]
-
-
-def moved(values: Tensor, device: torch.device) -> Tensor:
-    """To a GPU without waiting for what it is at: from memory that the system does not move."""
-    if device.type != "cuda" or values.is_cuda:
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
 
 
 def take(images: Images, index: Tensor, device: torch.device) -> Any:

@@ -3,7 +3,8 @@
     images = rectangles(np.load("images.npy", mmap_mode="r"), np.load("shapes.npy"))
     some = images.take(index, device);  x = sampled(some, boxes, 224)
 
-Nothing is padded: a batch is as many bytes as its images, and pixels are gathered from it.
+Nothing is padded: a batch is as many bytes as its images, and pixels are gathered from it. Their index is made where
+the bytes are, from a few numbers an image.
 """
 
 from __future__ import annotations
@@ -57,7 +58,13 @@ class Rectangles:
         part, flat = np.empty(int(sizes.sum()), np.uint8), np.asarray(self.flat)
         for i in begin.argsort().tolist():  # files are read forwards
             part[offsets[i] : offsets[i] + sizes[i]] = flat[begin[i] : begin[i] + sizes[i]]
-        return Rectangles(torch.from_numpy(part).to(device), shapes, offsets)
+        return Rectangles(moved(torch.from_numpy(part), device), shapes, offsets)
+
+    def together(self) -> Rectangles:
+        """Shapes and offsets too on the device of the bytes."""
+        assert isinstance(self.flat, Tensor)
+        device = self.flat.device
+        return replace(self, shapes=moved(self.shapes, device), offsets=moved(self.offsets, device))
 
 
 def rectangles(flat: Tensor | np.ndarray, shapes: Tensor | np.ndarray) -> Rectangles:
@@ -68,42 +75,51 @@ def rectangles(flat: Tensor | np.ndarray, shapes: Tensor | np.ndarray) -> Rectan
     return Rectangles(flat, shapes, sizes.cumsum(0) - sizes)
 
 
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """To a GPU without waiting for what it is at: from memory that the system does not move."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def _sizes(shapes: Tensor) -> Tensor:
     return 3 * shapes.prod(1)
 
 
 def middle(images: Rectangles, size: int) -> Tensor:
     """uint8 [n,3,size,size]"""
+    images = images.together()
     top, left = ((images.shapes - size) // 2).unbind(1)
-    steps = torch.arange(size)
+    steps = torch.arange(size, device=top.device)
     return _picked(images, top[:, None] + steps, left[:, None] + steps)
 
 
 def sampled(images: Rectangles, boxes: Tensor, size: int) -> Tensor:
     """Each image's box (top, left, height, width, flipped) at size x size, bilinear. Floats in [0,1]."""
-    top, left, height, width, flipped = boxes.unbind(1)
+    images = images.together()
+    top, left, height, width, flipped = moved(boxes, images.shapes.device).unbind(1)
     h, w = images.shapes.unbind(1)
     (y0, y1, v), (x0, x1, u) = _taps(top, height, h, size), _taps(left, width, w, size)
     mirror = flipped[:, None] > 0
     x0, x1, u = (torch.where(mirror, t.flip(1), t) for t in (x0, x1, u))
-    assert isinstance(images.flat, Tensor)
-    across, down = u[:, None, None, :].to(images.flat.device), v[:, None, :, None].to(images.flat.device)
+    across, down = u[:, None, None, :], v[:, None, :, None]
     upper, lower = (_picked(images, y, x0).float().lerp_(_picked(images, y, x1).float(), across) for y in (y0, y1))
     return upper.lerp_(lower, down).div_(255)
 
 
 def _taps(begin: Tensor, length: Tensor, limit: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Per image, of `size` places along one side: the pixel before, the pixel after, and the weight of the latter."""
-    places = begin[:, None] + length[:, None] * ((torch.arange(size) + 0.5) / size) - 0.5
+    steps = torch.arange(size, device=begin.device)
+    places = begin[:, None] + length[:, None] * ((steps + 0.5) / size) - 0.5
     places = places.clamp(min=0).minimum(limit[:, None] - 1)
     before = places.floor()
     return before.long(), (before.long() + 1).minimum(limit[:, None] - 1), places - before
 
 
 def _picked(images: Rectangles, rows: Tensor, columns: Tensor) -> Tensor:
-    """uint8 [n,3,s,s]: of each image these rows [n,s] and columns [n,s]."""
+    """uint8 [n,3,s,s]: of each image these rows [n,s] and columns [n,s]; all of it on one device."""
     assert isinstance(images.flat, Tensor)
-    device, (h, w) = images.flat.device, images.shapes.unbind(1)
-    lines = (images.offsets[:, None] + rows * w[:, None]).to(device)
-    index, plane = lines[:, :, None] + columns.to(device)[:, None, :], (h * w).to(device)[:, None, None]
+    h, w = images.shapes.unbind(1)
+    lines = images.offsets[:, None] + rows * w[:, None]
+    index, plane = lines[:, :, None] + columns[:, None, :], (h * w)[:, None, None]
     return torch.stack([images.flat.take(index + colour * plane) for colour in range(3)], 1)

@@ -8,6 +8,7 @@ import torch
 import torchvision.transforms.functional as F
 
 from autolora.data import (
+    AUGMENTATIONS,
     augmentation,
     boxes,
     centre,
@@ -22,7 +23,8 @@ from autolora.data import (
     stream,
     take,
 )
-from autolora.rectangles import rectangles, sampled
+from autolora.rectangles import moved, rectangles, sampled
+from tests.oracle import sampling
 
 CPU = torch.device("cpu")
 
@@ -147,6 +149,56 @@ def test_the_middle_of_rectangles_is_the_middle_of_each():
     for image, mine in zip(images, centre(packed.to(CPU), 8)):
         top, left = (image.shape[1] - 8) // 2, (image.shape[2] - 8) // 2
         assert np.array_equal(mine.numpy(), image[:, top : top + 8, left : left + 8])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_resized_crops_keep_their_bits(seed):
+    x = torch.randint(0, 256, (16, 3, 60, 60), dtype=torch.uint8, generator=seeded(seed))
+    draws = draw_boxes(16, seeded(seed))
+    expected = sampling.resized(x.float() / 255, boxes(draws, torch.full((16, 2), 60)), 48)
+    assert torch.equal(augmentation("auto", 60, 48).apply(x, draws), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_resized_crops_of_rectangles_keep_their_bits(seed):
+    images, packed = oblong([(60, 60 + 9 * k) if k % 2 else (60 + 7 * k, 60) for k in range(16)])
+    draws = draw_boxes(16, seeded(seed))
+    expected = sampling.sampled([torch.from_numpy(i) for i in images], boxes(draws, packed.shapes), 48)
+    assert torch.equal(augmentation("auto", 60, 48).apply(packed.to(CPU), draws), expected)
+
+
+def both_kinds():
+    """Five images to vary, as a tensor and as rectangles."""
+    x = torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8, generator=seeded())
+    return x, oblong([(24, 30), (28, 24), (24, 24), (25, 29), (24, 40)])[1].to(CPU)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_all_that_an_augmentation_makes_is_made_where_the_images_are(name):
+    """What names no device would be made on another one here, and not go together with the images."""
+    augment = augmentation(name, 24, 16)
+    draws = augment.draw(5, seeded())
+    for images in both_kinds():
+        expected = augment.apply(images, draws)
+        with torch.device("meta"):
+            found = augment.apply(images, draws)
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_few_numbers_an_image_go_to_the_device_and_no_grid(monkeypatch, name):
+    def seen(values, device):
+        numbers.append(values.numel())
+        return moved(values, device)
+
+    numbers: list[int] = []
+    monkeypatch.setattr("autolora.data.moved", seen)
+    monkeypatch.setattr("autolora.rectangles.moved", seen)
+    augment = augmentation(name, 24, 16)
+    for images in both_kinds():
+        numbers.clear()
+        augment.apply(images, augment.draw(5, seeded()))
+        assert sum(numbers) <= 5 * 8
 
 
 def test_rectangles_of_other_sizes_than_said_are_refused():
