@@ -17,6 +17,7 @@ from autolora.threat import Threat
 Split = tuple[Images, Tensor]
 PRECISIONS = ("auto", "float32", "bfloat16")
 STATISTICS = ("shared", "separate")
+SWITCH = ("auto", True, False)
 SMALL = 20_000  # training images below which the paper's learning-rate rule was seen to starve (docs/log.md)
 
 
@@ -38,6 +39,7 @@ class Settings:
     statistics: str = "shared"  # of batch norm in the natural pass
     precision: str = "auto"
     compile: bool | str = "auto"
+    channels_last: bool | str = "auto"  # the memory format of weights and images
 
 
 def check_settings(settings: Settings) -> None:
@@ -47,9 +49,12 @@ def check_settings(settings: Settings) -> None:
         ("augmentation", AUGMENTATIONS),
         ("statistics", STATISTICS),
         ("precision", PRECISIONS),
+        ("compile", SWITCH),
+        ("channels_last", SWITCH),
     ):
         if getattr(settings, key) not in allowed:
-            raise ValueError(f"finetune.{key} is {getattr(settings, key)!r}: expected one of {', '.join(allowed)}")
+            expected = ", ".join(map(str, allowed))
+            raise ValueError(f"finetune.{key} is {getattr(settings, key)!r}: expected one of {expected}")
     for key, least in (("epochs", 1), ("batch_size", 2)):
         if getattr(settings, key) < least:
             raise ValueError(f"finetune.{key} is {getattr(settings, key)}: expected at least {least}")

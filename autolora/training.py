@@ -214,9 +214,8 @@ def prepare(learner: Learner, stored: Tensor, index: Tensor, epoch: int, step: i
     learner.global_batch = len(index)
     learner.noise.manual_seed(number(seed, "attack", epoch, step))
     draws = learner.augment.draw(len(index), generator(seed, "augment", epoch, step))
-    x = to_pixels(learner.augment.apply(stored, distributed.mine(draws))).to(learner.dtype)
-    labels = learner.labels[moved(distributed.mine(index), learner.device)]
-    return x.contiguous(memory_format=torch.channels_last), labels
+    x = learner.laid_out(to_pixels(learner.augment.apply(stored, distributed.mine(draws))).to(learner.dtype))
+    return x, learner.labels[moved(distributed.mine(index), learner.device)]
 
 
 def one_step(

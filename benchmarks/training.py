@@ -162,13 +162,14 @@ def measure(arguments: argparse.Namespace) -> dict:
         batch_size=BATCH,
         compile=arguments.compile,
         precision=arguments.precision,
+        channels_last=not arguments.channels_first,
     )
     learner = Learner(model, (x, y), (x[:held], y[:held]), settings, device)
     released = with_lora(model).to(device)
     optimiser = torch.optim.SGD(released.parameters(), 0.01, momentum=0.9, weight_decay=1e-4)
     pixels, labels = x.to(device).float() / 255, y.to(device)
     test = (pixels[: n // 5], labels[: n // 5])
-    batch = pixels[:BATCH].contiguous(memory_format=torch.channels_last)
+    batch = learner.laid_out(pixels[:BATCH])
     steps, progress, silent = -(-n // BATCH), Progress(), tqdm(disable=True)
     works = {
         "ours": lambda: one_epoch(learner, progress, silent, None),
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--channels-first", action="store_true")
     arguments = parser.parse_args()
     BATCH = arguments.batch
     print(json.dumps(measure(arguments), indent=2))

@@ -37,7 +37,7 @@ from stages.work import StageError, code_key, main, only_one, processes_asked_fo
 
 PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
-KEYS = ("reference", "batch_size", "augmentation", "average", "statistics", "precision", "compile")
+KEYS = ("reference", "batch_size", "augmentation", "average", "statistics", "precision", "compile", "channels_last")
 SEARCHED = ("rate", "decay", "gamma")  # for searches over the baselines; never of the naturally tuned twin
 COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"]
 

@@ -85,6 +85,7 @@ class Finetune(Section):
     statistics: Literal["shared", "separate"] = "shared"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
+    channels_last: Literal["auto"] | bool = "auto"
     rate: float | None = Field(None, gt=0)
     decay: float | None = Field(None, ge=0)
     gamma: float = Field(1.0, ge=0)

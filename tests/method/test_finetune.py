@@ -17,7 +17,7 @@ from autolora import learner, objectives, training
 from autolora.attacks.pgd import pgd
 from autolora.automation import StepRate
 from autolora.files import AtWork, weights_sha256
-from autolora.inputs import Settings
+from autolora.inputs import Settings, as_split
 from autolora.loading import load_backbone
 from autolora.objectives import Losses, Method, cross_entropy
 from autolora.rectangles import rectangles
@@ -119,6 +119,8 @@ def relabelled(n, labels):
         ({"reference": "papr"}, r"finetune\.reference is 'papr'"),
         ({"augmentation": "mixup"}, r"finetune\.augmentation is 'mixup'"),
         ({"precision": "fp16"}, r"finetune\.precision is 'fp16'"),
+        ({"compile": "yes"}, r"finetune\.compile is 'yes': expected one of auto, True, False"),
+        ({"channels_last": "false"}, r"finetune\.channels_last is 'false': expected one of auto, True, False"),
         ({"epochs": 0}, r"finetune\.epochs is 0: expected at least 1"),
         ({"batch_size": 1}, r"finetune\.batch_size is 1: expected at least 2"),
         ({"average": 1.5}, r"finetune\.average is 1\.5"),
@@ -425,6 +427,47 @@ def test_compiled_it_is_the_same_training():
     assert compiled.history[0]["loss"] == pytest.approx(plain.history[0]["loss"], rel=1e-3)
     for name, value in plain.model.state_dict().items():
         assert torch.allclose(compiled.model.state_dict()[name], value, atol=1e-3), name
+
+
+LAYOUTS = {"auto": torch.channels_last, True: torch.channels_last, False: torch.contiguous_format}
+
+
+@pytest.mark.parametrize("method", ["autolora", "twins"])
+@pytest.mark.parametrize("switch", LAYOUTS)
+def test_all_weights_and_images_have_the_memory_format_asked_for(switch, method):
+    """In training and attack, branch on and off, drawn and stored pixels; whatever format the network came in."""
+
+    def seen(layer, inputs):
+        met.append(layer)
+        if layer.kernel_size != (1, 1):  # one pixel a filter: in both formats at once
+            assert_laid_out(layer.weight)
+        assert_laid_out(inputs[0])
+
+    def assert_laid_out(t):
+        assert [t.is_contiguous(memory_format=layout) for layout in (mine, other)] == [True, False]
+
+    mine = LAYOUTS[switch]
+    (other,) = {*LAYOUTS.values()} - {mine}
+    settings = Settings(THREAT, method, "paper", batch_size=16, augmentation="crop_flip", channels_last=switch)
+    train, val = (as_split(split, "some") for split in (images(48), images(12, 1)))
+    net = learner.Learner(network().to(memory_format=other), train, val, settings, torch.device("cpu"))
+    met: list[nn.Module] = []
+    layers = [m for view in (net.model, net.folded.view) for m in view.modules() if isinstance(m, nn.Conv2d)]
+    for layer in layers:
+        layer.register_forward_pre_hook(seen)
+    training.one_step(net, *training.prepare(net, torch.from_numpy(train[0][:16]), torch.arange(16), 1, 0))
+    net.robust_hits()
+    if net.branch is not None:
+        net.natural_hits()
+    assert {*met} == {*layers}
+
+
+def test_either_memory_format_is_the_same_training(tmp_path):
+    last, first = (tune(epochs=2, channels_last=switch, checkpoints=tmp_path) for switch in ("auto", False))
+    assert last.history[-1]["loss"] == pytest.approx(first.history[-1]["loss"], rel=1e-3)
+    for name, value in first.model.state_dict().items():
+        assert torch.allclose(last.model.state_dict()[name], value, atol=1e-3), name
+    assert len(list(tmp_path.glob("*.pt"))) == 2  # rounding differs: neither goes on from where the other was
 
 
 def test_the_stage_hands_on_what_params_and_library_both_know():
