@@ -43,7 +43,7 @@ from stages.work import cores
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONE = ROOT / "models/pretrained/resnet10s-cifar10-linf8.safetensors"
-SETS = [(150, 64, 4000), (500, 224, 800), (2000, 224, 80)]  # width of the photos, size, how many
+SETS = [(150, 64, 4000), (500, 224, 2000), (2000, 224, 160)]  # width of the photos, size, how many
 Times = list[tuple[float, float]]  # of each round: wall and CPU seconds
 
 

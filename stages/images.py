@@ -211,12 +211,17 @@ def _rectangle(pixels: Tensor, size: int) -> Tensor:
 def _resized(pixels: Tensor, longest: int, size: int) -> Tensor:
     """The middle `longest` of the long side, its short side at `size`: bilinear, antialiased."""
     height, width = (min(side, longest) for side in pixels.shape[1:])
-    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
-    pixels = pixels[:, top : top + height, left : left + width]
     shape = tuple(int(size * side / min(height, width)) for side in (height, width))
+    pixels = _middle(pixels, height, width)
     if pixels.shape[1:] != shape:
         pixels = F.interpolate(pixels[None], shape, mode="bilinear", antialias=True)[0]
     return pixels.expand(3, -1, -1).contiguous()
+
+
+def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
+    """A line more where the middle is none: half a pixel at both edges is less than half a pixel everywhere."""
+    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+    return pixels[:, top : pixels.shape[1] - top, left : pixels.shape[2] - left]
 
 
 def _centre(pixels: Tensor, size: int) -> Tensor:
@@ -231,9 +236,9 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def dhash(square: Tensor) -> str:
-    """256 bits: is each of 16 x 16 places brighter than its left neighbour? As 64 hex digits."""
+    """256 bits: is each of 16 x 16 places brighter than its left neighbour, by a whole grey level? As 64 hex digits."""
     small = F.interpolate(square[None], (16, 17), mode="bilinear", antialias=True)[0]
-    grey = (small * GREY).sum(0).numpy()
+    grey = ((small * GREY).sum(0) + 500).numpy() // 1000  # finer, a flat background's noise would count
     return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def prepare() -> None:
 
 def _watched(source: str, path: Path) -> Iterator[Found]:
     """What the source finds, with a progress bar where somebody looks on."""
-    total = sum(1 for _ in SOURCES[source](path)) if source in LISTS else None
+    total = sum(1 for _ in SOURCES[source](path)) if source in LISTS and sys.stderr.isatty() else None
     tqdm.monitor_interval = 0  # no thread: the decoding processes are forked
     return iter(tqdm(SOURCES[source](path), desc="prepare", total=total, unit=" images", disable=None))
 

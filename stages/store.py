@@ -30,8 +30,8 @@ from autolora.files import naming
 from stages.images import BadImage, NoMemory, content_sha256, decode, read_file
 from stages.work import StageError
 
-CHUNK = 32  # images per task: small enough for a smooth progress bar, large enough to hide the hand-over
-FEW = 8  # chunks that one process does alone
+CHUNK = 16  # images per task: few enough to keep all processes busy to the end, enough to hide the hand-over
+FEW = 6  # chunks that one process does alone
 
 
 class Found(NamedTuple):
@@ -249,7 +249,7 @@ def _keep(pixels: np.ndarray) -> dict[str, Any]:
     if _here["shard"] is None:
         _here["shard"], path = tempfile.mkstemp(prefix="pixels-", dir=_here["folder"])
         _here["name"] = os.path.basename(path)
-    with naming(Path(_here["folder"]) / _here["name"]):
+    with naming(f"{_here['folder']}/{_here['name']}"):
         _write(_here["shard"], pixels)
     offset, _here["offset"] = _here["offset"], _here["offset"] + pixels.nbytes
     return {"shard": _here["name"], "offset": offset, "shape": pixels.shape[1:]}
