@@ -199,7 +199,7 @@ class Speed(NamedTuple):
 
 def speed(settings: Settings, device: torch.device) -> Speed:
     """`auto`: bfloat16 where the processor has it, on a CPU for the attack alone (its sign is what counts); not
-    compiled; channels last on every device: a CPU saves a quarter of a pass by it, tensor cores read convolutions so.
+    compiled; channels last on every device: a CPU saves a fifth of an epoch by it, tensor cores read convolutions so.
     """
     low, full = torch.bfloat16, torch.float32
     precisions = {"float32": (full, full), "bfloat16": (low, low), "auto": (full, full)}

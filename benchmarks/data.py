@@ -7,7 +7,7 @@
 written) in an empty workspace, against one pass of torchvision's ImageFolder and DataLoader over the same files to the
 same size, with as many processes. The two take turns; a ratio is taken within each round. CPU seconds stand beside
 wall seconds, since they bear a busy machine better. What bounds the ratio is told as well: how long Pillow takes in
-one process to decode and to resize, of which both have to do their share.
+one process to decode, which both have to do, and what either takes in all without its machinery.
 
 The loader (one thread) is set against a plain training step of the same threads, without any attack: what adversarial
 training eats is a tenth of that.

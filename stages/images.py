@@ -16,7 +16,8 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -123,6 +124,8 @@ def _statistics(square: Tensor) -> dict[str, Any]:
 def _open(content: bytes | np.ndarray, size: int) -> tuple[Image.Image, dict[str, Any]]:
     image = Image.fromarray(content) if isinstance(content, np.ndarray) else _from_bytes(content)
     width, height = image.size
+    if not width or not height:
+        raise BadImage("broken: it has no pixels; restore or remove it")
     orientation = _orientation(image)
     if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # a quarter turn; Pillow has turned a TIFF's size
         width, height = height, width
@@ -139,11 +142,29 @@ def _pixels(content: bytes | np.ndarray, image: Image.Image, facts: dict[str, An
     """uint8 [1,h,w] or [3,h,w]."""
     if image.format == "JPEG" and image.mode in ("L", "RGB") and image.size == (facts["width"], facts["height"]):
         try:  # whole and upright
-            return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))
+            with _silent():
+                return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))
         except RuntimeError:  # Pillow says what is wrong, or reads it all the same
             pass
-    levels = np.asarray(_reduced(_on_white(_to_eight_bits(image)), size))
+    levels = np.asarray(_on_white(_reduced(_to_eight_bits(image), size)))
     return torch.from_numpy(levels.reshape(*levels.shape[:2], -1)).permute(2, 0, 1)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """libjpeg warns of damage that it gets over on stderr, without a name."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -189,8 +210,12 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 
 
 def _reduced(image: Image.Image, size: int) -> Image.Image:
-    """What is far too large is averaged down by a whole number; less than an output pixel is lost at the edges."""
-    times = min(image.size) // (GAP * size)
+    """Far too long, it loses its ends; far too large, it is averaged down by a whole number, which loses less than an
+    output pixel at the edges."""
+    longest, times = LONGEST * min(image.size), min(image.size) // (GAP * size)
+    if max(image.size) > longest:
+        left, top = (max(side - longest, 0) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     if times < 2:
         return image
     width, height = (side - side % times for side in image.size)

@@ -11,11 +11,11 @@ import csv
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import __version__ as pillow
 from tqdm import tqdm
 
 from autolora.files import naming, replacing, replacing_folder, write_json
@@ -37,7 +37,8 @@ def prepare() -> None:
     data = params.data
     size = data.stored_size or data.image_size
     decoder = decode_whole if size > data.image_size else decode
-    folder = work_dir("prepare", size=size, kept=decoder.__name__, decoder=DECODER, pillow=pillow)
+    made_by = {name: installed(name) for name in ("pillow", "torch", "torchvision")}
+    folder = work_dir("prepare", size=size, kept=decoder.__name__, decoder=DECODER, **made_by)
     with timed("prepare") as record, in_turn(folder):
         store = Store(folder, size, decoder)
         rows = list(store.decode(_watched(data.source, Path(data.path)), processes_asked_for() or cores()))

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from autolora import diagnostics
 from autolora.attacks.apgd import APGD, dlr, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1
-from autolora.attacks.copies import Copies, quick_copies
+from autolora.attacks.copies import Copies, InOnnxruntime, quick_copies
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.network import Averaged, Network, from_session
 from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
@@ -75,9 +75,9 @@ def autoattack(
 ) -> Report:
     """x: [n,c,h,w], float in [0,1] or uint8; y: [n]; ids name the images (default: a hash of their pixels).
 
-    `precision="fast"` attacks quicker copies of the network (batch norm folded, channels last; all attacks but the
-    targeted APGD and the last in bfloat16 where the processor has it), looks at each success again with the network
-    itself in float32, and attacks it itself where only a copy was fooled.
+    `precision="fast"` attacks quicker copies of the network (batch norm folded, channels last; in bfloat16 where the
+    processor has it, but for the targeted APGD, Square, which asks onnxruntime on a CPU, and whatever comes last),
+    looks at each success again with the network itself in float32, and attacks it where only a copy was fooled.
     """
     for name, value, allowed in (("version", version, VERSIONS), ("precision", precision, PRECISIONS)):
         if value not in allowed:
@@ -170,7 +170,8 @@ def _evaluate(
     log = Progress(None if folder is None else Path(folder), worker(), network.batch)
     logits = network.all_logits(x, device)
     steps, deviation = plan(logits.shape[1])
-    logits = _claimed(logits, steps, network, copies.half, x, y, ids, threat, version, seed, log)
+    scores = _scored_by(copies, steps)
+    logits = _claimed(logits, steps, network, copies.half, scores, x, y, ids, threat, version, seed, log)
     images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
     predicted = logits.argmax(1).cpu()
     report = Report(
@@ -188,15 +189,21 @@ def _evaluate(
         attacks=[],
         precision="float32" if copies.half is network else "fast",
         device=device.type,
-        versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__},
+        versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__} | scores,
     )
     for step in steps:
         copy = "full" if step is steps[-1] and step.copy == "half" else step.copy
         _run(step, getattr(copies, copy), network, threat, images, report, log, show)
-    if used := getattr(copies.scores.model, "version", ""):
-        report.versions["onnxruntime"] = used
     report.fooled = network.all_logits(report.adversarial, device).argmax(1).cpu()
     return report
+
+
+def _scored_by(copies: Copies[Network], steps: list[Step]) -> dict[str, str]:
+    """What else computes the number: a version that rounds otherwise does not go on from this one's progress."""
+    model = copies.scores.model
+    if isinstance(model, InOnnxruntime) and any(step.copy == "scores" for step in steps) and model.version:
+        return {"onnxruntime": model.version}
+    return {}
 
 
 def _claimed(
@@ -204,6 +211,7 @@ def _claimed(
     steps: list[Step],
     network: Network,
     quick: Network,
+    scores: dict[str, str],
     x: Tensor,
     y: Tensor,
     ids: list[str],
@@ -215,6 +223,7 @@ def _claimed(
     """The progress folder is claimed; logits of the images themselves, the same in all processes and lives."""
     determines = _determines(ids, x, y, threat, version, seed, network, quick)
     determines["steps"] = [[step.name, step.ranks, step.attack(network, threat).rounds] for step in steps]
+    determines |= {"scores": scores} if scores else {}
     if version != "rand":
         few = sorted(range(len(ids)), key=ids.__getitem__)[:8]
         told = logits[few]

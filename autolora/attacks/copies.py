@@ -58,7 +58,6 @@ class InOnnxruntime:
 
     def __init__(self, model: nn.Module, shape: tuple[int, int, int], otherwise: Answers) -> None:
         self.model, self.shape, self.otherwise = model, shape, otherwise
-        self.version = ""  # of onnxruntime, once it answers
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.answers(x)
@@ -66,8 +65,11 @@ class InOnnxruntime:
     @cached_property
     def answers(self) -> Answers:
         try:
-            session = open_session(as_onnx(self.model, self.shape), threads=torch.get_num_threads())
+            return from_session(open_session(as_onnx(self.model, self.shape), threads=torch.get_num_threads()))
         except (ExportError, BadModel):
             return self.otherwise
-        self.version = onnxruntime.__version__
-        return from_session(session)
+
+    @property
+    def version(self) -> str:
+        """Of onnxruntime, where it answers."""
+        return "" if self.answers is self.otherwise else onnxruntime.__version__

@@ -63,34 +63,38 @@ def full_precision() -> Iterator[None]:
     """
     kept, older = [(switch, switch.fp32_precision) for switch in switches()], _older_switch()
     try:
-        _older_switch(None if older is None else False)
+        _set_older_switch(False)
         for switch, _ in kept:
             switch.fp32_precision = "ieee"
         yield
     finally:
-        _older_switch(older)
+        _set_older_switch(older)
         for switch, value in kept:
             switch.fp32_precision = value
 
 
-def _older_switch(value: bool | None = None) -> bool | None:
-    """What it says now; None where the caller has set the newer ones beside it. It is set to `value`, unless None."""
+def _older_switch() -> bool:
+    """Where the caller has set the newer ones beside it, it cannot be asked."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there are newer ones
         try:
-            now = torch.backends.cudnn.allow_tf32
+            return torch.backends.cudnn.allow_tf32
         except RuntimeError:
-            now = None
-        if value is not None:
-            torch.backends.cudnn.allow_tf32 = value
-    return now
+            return False
+
+
+def _set_older_switch(value: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = value
 
 
 def switches() -> list[Any]:
-    """Where torch keeps in what precision float32 is multiplied."""
+    """Where torch keeps in what precision float32 is multiplied; what says nothing of its own does as the one above."""
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
     parts = ((cudnn, "conv"), (cudnn, "rnn"), (mkldnn, "conv"), (mkldnn, "rnn"), (mkldnn, "matmul"))
-    return [torch.backends.cuda.matmul, *(getattr(library, part) for library, part in parts)]
+    below = [getattr(library, part) for library, part in parts]
+    return [torch.backends, cudnn, torch.backends.cuda.matmul, *below]
 
 
 def default_batch(device: torch.device, model: Callable[[Tensor], Tensor], example: Tensor) -> int:

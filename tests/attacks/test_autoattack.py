@@ -13,7 +13,7 @@ from autolora.attacks.apgd import APGD
 from autolora.attacks.autoattack import SQUARES, black_box, plan_of
 from autolora.attacks.copies import quick_copies
 from autolora.attacks.network import Network
-from autolora.attacks.prepare import full_precision
+from autolora.attacks.prepare import full_precision, switches
 from autolora.attacks.report import Check
 from autolora.attacks.slots import Images, Slots
 from autolora.attacks.square import SquareL2, SquareLinf
@@ -213,6 +213,29 @@ def test_scores_come_from_onnxruntime_in_fast_precision(monkeypatch: pytest.Monk
     assert "onnxruntime" not in full.versions
 
 
+def test_a_second_life_names_what_the_first_one_used(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """And one with another onnxruntime does not go on from it."""
+    monkeypatch.setitem(SQUARES, "linf", partial(SquareLinf, queries=20))
+    net, x = normed(), images(8)
+
+    def attacked():
+        return autoattack(
+            net,
+            x,
+            net(x).argmax(1),
+            Threat("linf", 0.01),
+            precision="fast",
+            progress=tmp_path,
+            batch_size=8,
+            show=False,
+        )
+
+    assert attacked().as_record() == attacked().as_record()
+    monkeypatch.setattr("autolora.attacks.copies.onnxruntime.__version__", "0.0")
+    with pytest.raises(ValueError, match="differs in scores"):
+        attacked()
+
+
 def test_a_network_without_onnx_form_answers_itself() -> None:
     class Complex(torch.nn.Module):
         def forward(self, p: torch.Tensor) -> torch.Tensor:
@@ -224,12 +247,38 @@ def test_a_network_without_onnx_form_answers_itself() -> None:
     assert copies.scores.version == ""
 
 
-def test_torch_can_be_asked_for_its_switches_within_an_attack() -> None:
-    """Older ways to set TF32 fail where the newer ones say something else, and torch's exporter uses them."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision
-    with full_precision(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        assert not torch.backends.cudnn.allow_tf32
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.conv.fp32_precision) == before
+def set_nothing() -> None:
+    pass
+
+
+def set_globally() -> None:
+    torch.backends.fp32_precision = "tf32"
+
+
+def set_for_cudnn() -> None:
+    torch.backends.cudnn.fp32_precision = "tf32"
+
+
+def set_for_convolutions() -> None:
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+@pytest.mark.parametrize("act", [set_nothing, set_globally, set_for_cudnn, set_for_convolutions])
+def test_torchs_older_switch_works_within_an_attack(act) -> None:
+    """It fails where the newer ones say something else, and torch's exporter uses it; float32 stays float32."""
+    before = [(switch, switch.fp32_precision) for switch in switches()]
+    try:
+        act()
+        set_by_the_caller = [switch.fp32_precision for switch in switches()]
+        with full_precision():
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                assert not torch.backends.cudnn.allow_tf32
+            assert not {switch.fp32_precision for switch in switches()} & {"tf32", "bf16"}
+        assert [switch.fp32_precision for switch in switches()] == set_by_the_caller
+    finally:
+        torch.backends.cudnn.allow_tf32 = True
+        for switch, value in before:
+            switch.fp32_precision = value
 
 
 def test_doubtful_successes_are_attacked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_a_crash_loses_only_what_was_under_way(tmp_path, kept):
     with pytest.raises(RuntimeError, match="power cut"):
         list(kept().decode(_breaks_off(arrays, 300), workers=1))
     index = tmp_path / "store/index.jsonl"
-    assert len(index.read_text().strip().splitlines()) == 288  # nine chunks of 32
+    assert len(index.read_text().strip().splitlines()) == 288  # eighteen chunks of 16
     index.write_text(index.read_text()[:-20])  # and the last line was torn
     store = kept()
     rows = list(store.decode(arrays, workers=1))
