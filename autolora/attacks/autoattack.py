@@ -15,7 +15,6 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,37 +26,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autolora import diagnostics
-from autolora.attacks.apgd import APGD, dlr, targeted_dlr
-from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.copies import Copies, InOnnxruntime, quick_copies
-from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.network import Averaged, Network, from_session
 from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
-from autolora.attacks.slots import Attack, Images, Slots
-from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
+from autolora.attacks.slots import Images, Slots
+from autolora.attacks.versions import SAMPLES, SQUARES, VERSIONS, Step, plan_of
 from autolora.attacks.workers import gathered, of_the_first, wait, worker, workers
 from autolora.files import weights_sha256
 from autolora.threat import Threat
 
-VERSIONS = ("standard", "plus", "rand", "fast")
 PRECISIONS = ("full", "fast")
-SQUARES = {"linf": SquareLinf, "l2": SquareL2, "l1": SquareL1}
 Done = dict[tuple[int, int], Tensor | None]  # (image, rank) -> the adversarial image, or None
-TARGETS, SAMPLES = 9, 20
 AGAIN = "-again"  # in the names of progress files: what was attacked again on the network itself
-
-
-@dataclass(frozen=True)
-class Step:
-    """One attack of a version: what to run, and how often per image (targets or restarts)."""
-
-    name: str
-    attack: Callable[[Network, Threat], Attack]
-    ranks: int = 1
-    every: int = 10  # steps between looks at which rows are through, on a GPU
-    copy: str = "half"  # of Copies, for precision="fast"; what the quicker attacks leave meets one in float32
 
 
 def autoattack(
@@ -242,39 +224,6 @@ def _slopes(network: Network, x: Tensor, y: Tensor) -> Tensor:
     unit = F.normalize(g.flatten(1) / g.flatten(1).abs().amax(1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny))
     signs = torch.randint(0, 2, (unit.shape[1], 4), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
     return unit @ signs.to(unit.device)
-
-
-def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | None]:
-    """The attacks of a version, and in what they deviate from the standard for so few classes."""
-    targets = min(TARGETS, classes - 1)
-    gradient = APGDL1 if norm == "l1" else APGD
-    few = min(5, targets) if norm == "l1" else targets
-    apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), few, copy="full")
-    fab_t = Step("fab-t", TargetedFAB, targets)
-    black_box = Step("square", SQUARES[norm], every=50, copy="scores")
-    steps = {
-        "standard": [Step("apgd-ce", gradient, 5 if norm == "l1" else 1), apgd_t, fab_t, black_box],
-        "fast": [Step("apgd-ce", gradient), apgd_t],
-        "plus": [
-            Step("apgd-ce", gradient, 5),
-            Step("apgd-dlr", partial(gradient, loss=dlr), 5),
-            Step("fab", FAB, 5),
-            black_box,
-            apgd_t,
-            fab_t,
-        ],
-        "rand": [
-            Step("apgd-ce", partial(gradient, samples=SAMPLES)),
-            Step("apgd-dlr", partial(gradient, loss=dlr, samples=SAMPLES)),
-        ],
-    }[version]
-    lacking = ["apgd-t"] * (classes < 4) + ["apgd-dlr"] * (classes < 3)
-    notes = [f"{s.name} needs more than {classes} classes and is left out" for s in steps if s.name in lacking]
-    if targets < TARGETS:
-        notes.append(f"{targets} target classes, there are no more")
-    if version == "fast":
-        notes.append("only APGD-CE and APGD-T")
-    return [s for s in steps if s.name not in lacking], "; ".join(notes) or None
 
 
 def _run(

@@ -10,13 +10,14 @@ import torch
 
 from autolora import Threat, autoattack, diagnostics
 from autolora.attacks.apgd import APGD
-from autolora.attacks.autoattack import SQUARES, black_box, plan_of
+from autolora.attacks.autoattack import black_box
 from autolora.attacks.copies import quick_copies
 from autolora.attacks.network import Network
 from autolora.attacks.prepare import full_precision, switches
 from autolora.attacks.report import Check
 from autolora.attacks.slots import Images, Slots
 from autolora.attacks.square import SquareL2, SquareLinf
+from autolora.attacks.versions import SQUARES, plan_of
 from autolora.diagnostics import CheckFailed
 from tests.attacks.nets import Linear, images, smooth, stands
 

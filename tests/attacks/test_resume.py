@@ -147,7 +147,8 @@ def noisy(draw: torch.Generator):
 
 def test_a_random_network_goes_on_too(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its logits differ in every life; which images are right is what the first life saw."""
-    monkeypatch.setattr("autolora.attacks.autoattack.SAMPLES", 2)
+    for place in ("autoattack", "versions"):
+        monkeypatch.setattr(f"autolora.attacks.{place}.SAMPLES", 2)
     x, draw = images(12), torch.Generator().manual_seed(0)
     y = smooth(4)(x).argmax(1)
 
@@ -167,12 +168,12 @@ RANDOM = """
 import os, sys
 import numpy as np, torch
 from autolora import Threat
-from autolora.attacks import autoattack
+from autolora.attacks import autoattack, versions
 from tests.attacks.nets import images, smooth
 
 torch.distributed.init_process_group("gloo")
 torch.set_num_threads(1)
-autoattack.SAMPLES = 2
+autoattack.SAMPLES = versions.SAMPLES = 2
 rank = torch.distributed.get_rank()
 net, x, draw = smooth(4), images(20), torch.Generator().manual_seed(rank)
 
