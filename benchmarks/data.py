@@ -37,8 +37,10 @@ from autolora.backbones import load_classifier
 from autolora.data import Images, augmentation, stream, to_pixels
 from autolora.rectangles import rectangles
 from stages import prepare as stage
+from stages.described import described
 from stages.folders import folder
-from stages.images import decode, read_file
+from stages.images import decode, read_file, silent
+from stages.store import CHUNK
 from stages.work import cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,7 +72,7 @@ def compare(raw: Path, size: int, runs: int) -> None:
     files = [found.content for found in folder(raw) if isinstance(found.content, str)]
     shape = "{} x {}".format(*Image.open(files[0]).size)
     print(f"\n{len(files)} images, the first {shape}, to {size} pixels; {cores()} processes, {runs} rounds")
-    prepared, plain = alternate(lambda: prepare(raw, size), lambda: image_folder(raw, size), runs)
+    prepared, plain = alternate(raw, size, runs)
     for name, times in (("prepare", prepared), ("ImageFolder", plain)):
         wall, cpu = median(w for w, _ in times), median(c for _, c in times)
         print(f"  {name:12}{len(files) / wall:7.0f} images/s  {1000 * cpu / len(files):6.2f} ms of CPU per image")
@@ -94,11 +96,9 @@ def generate(root: Path, count: int, width: int) -> Path:
     return root
 
 
-def alternate(a: Callable[[], None], b: Callable[[], None], runs: int) -> tuple[Times, Times]:
+def alternate(raw: Path, size: int, runs: int) -> tuple[Times, Times]:
     """The first run of either warms the page cache up, outside the clock."""
-    a()
-    b()
-    rounds = [(clocked(a), clocked(b)) for _ in range(runs)]
+    rounds = [(prepare(raw, size), clocked(lambda: image_folder(raw, size))) for _ in range(runs + 1)][1:]
     return [first for first, _ in rounds], [second for _, second in rounds]
 
 
@@ -108,15 +108,15 @@ def clocked(function: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, sum(os.times()[:4]) - cpu
 
 
-def prepare(raw: Path, size: int) -> None:
-    """The stage itself, where nothing was prepared before."""
+def prepare(raw: Path, size: int) -> tuple[float, float]:
+    """The stage itself, where nothing was prepared before; to make the workspace and remove it is outside the clock."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"] |= {"source": "folder", "path": str(raw), "image_size": size, "stored_size": None}
     os.environ.pop("AUTOLORA_WORK", None)  # it would hold what an earlier round decoded
     with tempfile.TemporaryDirectory() as workspace, chdir(workspace):
         Path("params.yaml").write_text(yaml.safe_dump(params))
         shutil.copy(ROOT / "dvc.yaml", ".")
-        stage.prepare()
+        return clocked(stage.prepare)
 
 
 def image_folder(raw: Path, size: int) -> None:
@@ -137,7 +137,7 @@ def bound(files: list[str], size: int) -> None:
     steps = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
     contents, opened = [read_file(file) for file in files], [default_loader(file) for file in files]
     theirs, loaded = least(lambda: [steps(default_loader(file)) for file in files]), least(lambda: decoded(contents))
-    ours, turned = least(lambda: [decode(c, size) for c in contents]), least(lambda: [steps(image) for image in opened])
+    ours, turned = least(lambda: described_all(contents, size)), least(lambda: [steps(image) for image in opened])
     print(
         f"  one process, ms: Pillow's whole decoding {1000 * loaded / len(files):.2f}; ImageFolder without its loader "
         f"{1000 * theirs / len(files):.2f}, of which the transform {1000 * turned / len(files):.2f}; "
@@ -148,6 +148,13 @@ def bound(files: list[str], size: int) -> None:
 def decoded(contents: list[bytes]) -> None:
     for content in contents:
         Image.open(io.BytesIO(content)).load()
+
+
+def described_all(contents: list[bytes], size: int) -> None:
+    for first in range(0, len(contents), CHUNK):
+        with silent():
+            squares = [decode(content, size)[0] for content in contents[first : first + CHUNK]]
+        described(squares)
 
 
 def least(function: Callable[[], object], repeats: int = 3) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from stages.described import described
 from stages.duplicates import near_duplicates
 from stages.folders import folder
 from stages.images import decode, read_file
@@ -46,14 +47,13 @@ def search_seconds(n: int, common: int) -> float:
 
 def recall(contents: list[bytes], size: int) -> dict[str, float]:
     """Of each kind of copy the share traced to its original: all originals in training, all copies in test."""
-    originals = [decode(content, size) for content in contents]
+    originals = [decode(content, size)[0] for content in contents]
     changed = [copies(Image.open(io.BytesIO(content)).convert("RGB")) for content in contents]
     shares = {}
     for name in changed[0]:
-        both = originals + [decode(kinds[name], size) for kinds in changed]
-        pixels = np.stack([image for image, _ in both])
+        pixels = np.stack(originals + [decode(kinds[name], size)[0] for kinds in changed])
         splits = ["train"] * len(contents) + ["test"] * len(contents)
-        found = near_duplicates([f["phash"] for _, f in both], splits, lambda some, p=pixels: p[some])
+        found = near_duplicates([f["phash"] for f in described(pixels)], splits, lambda some, p=pixels: p[some])
         shares[name] = sum(found.get(len(contents) + i) == i for i in range(len(contents))) / len(contents)
     return shares
 

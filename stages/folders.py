@@ -104,8 +104,10 @@ def _walk(root: Path, folder: str, label: str, split: str | None) -> Iterator[Fo
         if _kind(entry) == "folder":
             yield from _walk(root, entry.path, label, split)
         else:
-            reason = _fault(entry, root)
-            yield Found(_shown(root, entry.path), label, split, None if reason else entry.path, reason)
+            path = _inside(entry.path, root)
+            shown = show(path)
+            reason = _fault(entry, root) if shown == path else NAMED
+            yield Found(shown, label, split, None if reason else entry.path, reason)
 
 
 def _entries(folder: str | Path) -> list[os.DirEntry]:
@@ -126,9 +128,6 @@ def _kind(entry: os.DirEntry) -> str:
 
 def _fault(entry: os.DirEntry, root: Path) -> str:
     """Why this file is not even opened; empty when it is."""
-    path = _inside(entry.path, root)
-    if show(path) != path:
-        return NAMED
     if (kind := _kind(entry)) == "link":
         return LINKED
     if kind == "other":
@@ -136,17 +135,17 @@ def _fault(entry: os.DirEntry, root: Path) -> str:
     if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
         return OUTSIDE
     if not is_image(entry):
-        suffix = Path(entry.name).suffix
+        suffix = os.path.splitext(entry.name)[1]
         if suffix.lower() in FOREIGN:
             return f"not an image: {suffix} is not read here; convert it to JPEG or PNG"
-        return f"ignored: files named {Path(entry.name).suffix} hold no images; nothing to do"
+        return f"ignored: files named {suffix} hold no images; nothing to do"
     return ""
 
 
 def is_image(entry: os.DirEntry) -> bool:
     """By its ending: of an image format, or none at all; with another ending by its first bytes."""
-    suffix = Path(entry.name).suffix.lower()
-    if not suffix or suffix in Image.registered_extensions():
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in ("", ".") or suffix in Image.registered_extensions():
         return True
     try:
         with open(entry.path, "rb") as file:

@@ -1,12 +1,13 @@
 """One image file, or one array, as a square of uint8 pixels and a row of facts; or BadImage with the reason.
 
 What is done on purpose: the EXIF orientation is applied; 16-bit grey is scaled to 8 bits; a palette and CMYK become
-RGB; what is transparent lies on white; grey is repeated three times; of an animation the first frame counts; a large
-JPEG is decoded at a half of its size (libjpeg's own scaling), or less while twice the stored size remains.
+RGB; what is transparent lies on white; grey is repeated three times; of an animation the first frame counts; a JPEG
+that is not small is decoded at a half of its size (libjpeg's own scaling), or less while twice the stored size remains.
 
 torch resizes: its antialiased bilinear is Pillow's up to one grey level in a pixel of 700, the same bits on every level
 of the processor's instructions, and takes a quarter of the time. A plain JPEG is decoded by torchvision, to Pillow's
-very pixels in three quarters of its time; where it cannot, Pillow has the word.
+very pixels in three quarters of its time; where it cannot, Pillow has the word. Whoever decodes many says
+`with silent():` around them: decoders warn of metadata, and of damage that they get over, without naming a file.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
-DECODER = 4  # part of the key under which decoded images are kept: raise it when the pixels change
+from stages.jpeg import Header, plain_header
+
+DECODER = 5  # part of the key under which decoded images are kept: raise it when the pixels change
 # Formats that Pillow decodes by itself, each known by its first bytes: no PostScript, nothing that starts a program.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 WHITE = (255, 255, 255, 255)
 LONGEST = 4  # of a longer image the ends are cut off; stages.validate warns of it
 GAP = 3  # an image more than twice so many times too large is averaged down by a whole number first
-VALUES = np.arange(256)
-GREY = torch.tensor([299, 587, 114]).view(3, 1, 1)  # thousandths of red, green and blue (ITU-R 601)
+SMALL = 2**18  # pixels: a JPEG of fewer is decoded whole in less time than Pillow takes for a half of its size
 ORIENTATION = 0x0112  # the EXIF tag
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # long comments are no fault of the pixels
 
@@ -80,23 +82,52 @@ def content_sha256(content: bytes | np.ndarray) -> str:
 
 
 def decode(content: bytes | np.ndarray, size: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """uint8 [3,size,size]: the short side resized to `size` (bilinear, antialiased), the centre kept; and the facts."""
+    """uint8 [3,size,size]: the short side resized to `size` (bilinear, antialiased), the centre kept; width, height and
+    mode of the file."""
     return _decoded(content, size, _square)
 
 
 def decode_whole(content: bytes | np.ndarray, size: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """uint8 [3,h,w]: the same with both ends of the long side, up to LONGEST short ones; the facts are the centre's."""
+    """uint8 [3,h,w]: the same with both ends of the long side, up to LONGEST short ones."""
     return _decoded(content, size, _rectangle)
+
+
+def centre(image: np.ndarray, size: int) -> np.ndarray:
+    """What `decode` makes of what `decode_whole` made."""
+    top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
+    return image[:, top : top + size, left : left + size]
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """No warnings: Pillow's own, about metadata and sizes well below its limit, and what libjpeg writes to stderr."""
+    with warnings.catch_warnings(), _nothing_on_stderr():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _decoded(
     content: bytes | np.ndarray, size: int, resized: Callable[[Tensor, int], Tensor]
 ) -> tuple[np.ndarray, dict[str, Any]]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata, and about sizes well below Pillow's own limit
-            image, facts = _open(content, size)
-            pixels = resized(_pixels(content, image, facts, size), size)
+        pixels, facts = _plain(content, size) or _any(content, size)
+        return resized(pixels, size).numpy(), facts
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -110,61 +141,48 @@ def _decoded(
         if "allocate memory" in str(error):  # torch's way to say MemoryError
             raise NoMemory from None
         raise BadImage(f"broken: {_one_line(error)}; restore or remove it") from None
-    return pixels.numpy(), facts | _statistics(_centre(pixels, size))
 
 
-def _statistics(square: Tensor) -> dict[str, Any]:
-    """Mean and deviation from the counts of each value: exact, and quicker than from the pixels."""
-    counts = square.flatten().bincount(minlength=256).numpy()
-    mean = float(counts @ VALUES / counts.sum())
-    deviation = float(np.sqrt(counts @ (VALUES - mean) ** 2 / counts.sum()))
-    return {"mean": round(mean, 2), "std": round(deviation, 2), "phash": dhash(square)}
+def _plain(content: bytes | np.ndarray, size: int) -> tuple[Tensor, dict[str, Any]] | None:
+    """A JPEG that tells nothing but its pixels, without asking Pillow."""
+    header = plain_header(content) if isinstance(content, bytes) else None
+    if header is None or not _whole(header, size) or (pixels := _from_jpeg(content)) is None:
+        return None
+    return pixels, header._asdict()
 
 
-def _open(content: bytes | np.ndarray, size: int) -> tuple[Image.Image, dict[str, Any]]:
+def _whole(header: Header, size: int) -> bool:
+    """Whether a JPEG is decoded at its full size."""
+    return min(header.width, header.height) < 2 * size or header.width * header.height <= SMALL
+
+
+def _from_jpeg(content: Any) -> Tensor | None:
+    """uint8 [1,h,w] or [3,h,w]; None where Pillow should say what is wrong, or reads it all the same."""
+    try:
+        return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))
+    except RuntimeError:
+        return None
+
+
+def _any(content: bytes | np.ndarray, size: int) -> tuple[Tensor, dict[str, Any]]:
     image = Image.fromarray(content) if isinstance(content, np.ndarray) else _from_bytes(content)
-    width, height = image.size
-    if not width or not height:
+    if not image.width or not image.height:
         raise BadImage("broken: it has no pixels; restore or remove it")
     orientation = _orientation(image)
-    if orientation in (5, 6, 7, 8) and image.format != "TIFF":  # a quarter turn; Pillow has turned a TIFF's size
-        width, height = height, width
-    facts = {"width": width, "height": height, "mode": image.mode}
+    turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # a quarter; Pillow has turned a TIFF's size
+    facts = Header(*(image.size[::-1] if turned else image.size), image.mode)._asdict()
     if image.format == "JPEG":
-        keep = size if min(image.size) < 4 * size else 2 * size  # a half is as good as the whole, less is not
-        image.draft(image.mode, (keep, keep))
+        if _whole(Header(*image.size, image.mode), size):
+            upright = orientation == 1 and image.mode in ("L", "RGB")
+            if upright and (pixels := _from_jpeg(content)) is not None:
+                return pixels, facts
+        else:
+            keep = size if min(image.size) < 4 * size else 2 * size  # a half is as good as the whole, less is not
+            image.draft(image.mode, (keep, keep))
     if orientation != 1:
         image = ImageOps.exif_transpose(image)
-    return image, facts
-
-
-def _pixels(content: bytes | np.ndarray, image: Image.Image, facts: dict[str, Any], size: int) -> Tensor:
-    """uint8 [1,h,w] or [3,h,w]."""
-    if image.format == "JPEG" and image.mode in ("L", "RGB") and image.size == (facts["width"], facts["height"]):
-        try:  # whole and upright
-            with _silent():
-                return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))
-        except RuntimeError:  # Pillow says what is wrong, or reads it all the same
-            pass
     levels = np.asarray(_on_white(_reduced(_to_eight_bits(image), size)))
-    return torch.from_numpy(levels.reshape(*levels.shape[:2], -1)).permute(2, 0, 1)
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """libjpeg warns of damage that it gets over on stderr, without a name."""
-    try:
-        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    except OSError:  # there is none
-        yield
-        return
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    return torch.from_numpy(levels.reshape(*levels.shape[:2], -1)).permute(2, 0, 1), facts
 
 
 def _orientation(image: Image.Image) -> int:
@@ -249,22 +267,10 @@ def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
     return pixels[:, top : pixels.shape[1] - top, left : pixels.shape[2] - left]
 
 
-def _centre(pixels: Tensor, size: int) -> Tensor:
-    top, left = (pixels.shape[1] - size) // 2, (pixels.shape[2] - size) // 2
-    return pixels[:, top : top + size, left : left + size]
-
-
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode != "RGBA":
         return image
     return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
-
-
-def dhash(square: Tensor) -> str:
-    """256 bits: is each of 16 x 16 places brighter than its left neighbour, by a whole grey level? As 64 hex digits."""
-    small = F.interpolate(square[None], (16, 17), mode="bilinear", antialias=True)[0]
-    grey = ((small * GREY).sum(0) + 500).numpy() // 1000  # finer, a flat background's noise would count
-    return np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes().hex()
 
 
 def _one_line(error: Exception) -> str:

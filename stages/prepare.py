@@ -99,7 +99,14 @@ def _write_splits(folder: Path, fit: list[dict[str, Any]], store: Store, size: i
         if split == "train" and store.size > size:
             _write_rectangles(folder / split, names, store)
         else:
-            _write_array(folder / split / "images.npy", (len(names), 3, size, size), store.squares(names, size))
+            _write_array(folder / split / "images.npy", (len(names), 3, size, size), _squares(names, store, size))
+
+
+def _squares(names: list[str], store: Store, size: int) -> Iterator[np.ndarray]:
+    """As many at a time as make a megabyte."""
+    count = max(1, 2**20 // (3 * size * size))
+    for first in range(0, len(names), count):
+        yield store.squares(names[first : first + count], size)
 
 
 def _natural(label: str) -> tuple:

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from autolora.files import naming
-from stages.images import BadImage, NoMemory, content_sha256, decode, read_file
+from stages.described import described
+from stages.images import BadImage, NoMemory, centre, content_sha256, decode, read_file, silent
 from stages.work import StageError
 
 CHUNK = 16  # images per task: few enough to keep all processes busy to the end, enough to hide the hand-over
@@ -42,6 +43,17 @@ class Found(NamedTuple):
     split: str | None  # None: to be drawn
     content: str | np.ndarray | None  # a file, or uint8 [h,w] or [h,w,3]; None where `reason` says why
     reason: str = ""
+
+
+class Look(NamedTuple):
+    """What a decoding process tells of it."""
+
+    sha256: str = ""
+    entry: dict[str, Any] | None = None  # of the index, where it is new
+    reason: str = ""  # why there is none, and the next run asks again
+
+
+Looked = tuple[list[Found], list[Look]]
 
 
 @contextmanager
@@ -73,41 +85,52 @@ class Store:
             index.write("\n")  # a torn last line must not swallow the next one
             yield from self._rows(results, index)
 
-    def _rows(self, results: Iterable[list], index: Any) -> Iterator[dict[str, Any]]:
-        for chunk in results:
-            for _, sha256, entry in chunk:
-                if entry is not None and sha256 not in self.index:
-                    index.write(json.dumps({"sha256": sha256, **entry}) + "\n")
-                    self.index[sha256] = entry
+    def _rows(self, results: Iterable[Looked], index: Any) -> Iterator[dict[str, Any]]:
+        for chunk, looks in results:
+            for look in looks:
+                if look.entry is not None and look.sha256 not in self.index:
+                    index.write(json.dumps({"sha256": look.sha256, **look.entry}) + "\n")
+                    self.index[look.sha256] = look.entry
                     self.decoded += 1
             index.flush()
-            for found, sha256, _ in chunk:
-                yield _row(found, sha256, self.index.get(sha256, {}))
+            for found, look in zip(chunk, looks):
+                yield _row(found, look, self.index.get(look.sha256, {}))
 
     def read(self, names: Iterable[str]) -> Iterator[np.ndarray]:
         """uint8 [3,h,w] of the images with these sha256, in this order."""
         return (self._record(self.index[name]) for name in names)
 
-    def squares(self, names: Iterable[str], size: int) -> Iterator[np.ndarray]:
-        """The middle [3,size,size] of each."""
-        for image in self.read(names):
-            top, left = (image.shape[1] - size) // 2, (image.shape[2] - size) // 2
-            yield np.ascontiguousarray(image[:, top : top + size, left : left + size])
+    def squares(self, names: Sequence[str], size: int) -> np.ndarray:
+        """uint8 [n,3,size,size]: the middle of each."""
+        found = np.empty((len(names), 3, size, size), np.uint8)
+        for square, name in zip(found, names):
+            self._fill(square, self.index[name])
+        return found
 
-    def pixels(self, names: Iterable[str]) -> np.ndarray:
-        return np.stack(list(self.squares(names, self.size)))
+    def pixels(self, names: Sequence[str]) -> np.ndarray:
+        return self.squares(names, self.size)
 
     def shapes(self, names: Iterable[str]) -> np.ndarray:
         """int64 [n,2]: height and width of what is kept."""
         return np.array([self.index[name]["shape"] for name in names], np.int64).reshape(-1, 2)
 
+    def _fill(self, square: np.ndarray, entry: dict[str, Any]) -> None:
+        size = square.shape[-1]
+        if entry["shape"] == [size, size]:
+            os.preadv(self._opened(entry["shard"]), [square.data], entry["offset"])
+        else:
+            square[:] = centre(self._record(entry), size)
+
     def _record(self, entry: dict[str, Any]) -> np.ndarray:
+        image = np.empty((3, *entry["shape"]), np.uint8)
+        os.preadv(self._opened(entry["shard"]), [image.data], entry["offset"])
+        return image
+
+    def _opened(self, shard: str) -> int:
         """Read, not memory-mapped: mapped pages would count as this process's memory."""
-        if entry["shard"] != self._shard[0]:
-            self._shard = entry["shard"], open(self.folder / entry["shard"], "rb", buffering=0)  # noqa: SIM115
-        height, width = entry["shape"]
-        content = os.pread(self._shard[1].fileno(), 3 * height * width, entry["offset"])
-        return np.frombuffer(content, np.uint8).reshape(3, height, width)
+        if shard != self._shard[0]:
+            self._shard = shard, open(self.folder / shard, "rb", buffering=0)  # noqa: SIM115
+        return self._shard[1].fileno()
 
 
 def _chunks(found: Iterable[Found]) -> Iterator[list[Found]]:
@@ -116,11 +139,11 @@ def _chunks(found: Iterable[Found]) -> Iterator[list[Found]]:
         yield chunk
 
 
-def _looked_at(chunks: Iterator[list[Found]], workers: int, arguments: tuple) -> Iterator[list]:
+def _looked_at(chunks: Iterator[list[Found]], workers: int, arguments: tuple) -> Iterator[Looked]:
     first = list(islice(chunks, FEW))
     if len(first) < FEW or workers == 1:  # to start processes would take longer
         _start(*arguments)
-        yield from map(_look_at_all, chain(first, chunks))
+        yield from ((chunk, _look_at_all(chunk)) for chunk in chain(first, chunks))
         return
     # Forked, they have nothing to import; this process has no thread of its own yet (stages.prepare sees to tqdm's).
     context = get_context("fork" if sys.platform == "linux" else "spawn")
@@ -152,15 +175,20 @@ def _killed(paths: list[str]) -> str:
     )
 
 
-def _ordered(pool: Executor, chunks: Iterable[list[Found]], ahead: int) -> Iterator[list]:
+def _ordered(pool: Executor, chunks: Iterable[list[Found]], ahead: int) -> Iterator[Looked]:
     """Like pool.map, without reading the whole input at once."""
-    waiting: deque[Future] = deque()
+    waiting: deque[tuple[list[Found], Future]] = deque()
     for chunk in chunks:
-        waiting.append(pool.submit(_look_at_all_beside, chunk))
+        waiting.append((chunk, pool.submit(_look_at_all, chunk)))
         if len(waiting) >= ahead:
-            yield waiting.popleft().result()
+            yield _first(waiting)
     while waiting:
-        yield waiting.popleft().result()
+        yield _first(waiting)
+
+
+def _first(waiting: deque[tuple[list[Found], Future]]) -> Looked:
+    chunk, looks = waiting.popleft()
+    return chunk, looks.result()
 
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:
@@ -184,12 +212,12 @@ def _is_there(entry: dict[str, Any], sizes: dict[str, int]) -> bool:
     return entry["offset"] + 3 * height * width <= sizes.get(entry["shard"], 0)
 
 
-def _row(found: Found, sha256: str, entry: dict[str, Any]) -> dict[str, Any]:
+def _row(found: Found, look: Look, entry: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         k: entry[k] for k in ("phash", "width", "height", "mode", "mean", "std", "bytes") if k in entry
     }
-    reason = found.reason or entry.get("reason", "")
-    return {"path": found.path, "sha256": sha256, "label": found.label, "split": found.split, **facts, "reason": reason}
+    known = {"path": found.path, "sha256": look.sha256, "label": found.label, "split": found.split}
+    return known | facts | {"reason": found.reason or look.reason or entry.get("reason", "")}
 
 
 # What follows runs in the decoding processes. Each has one place to write to, opened at the first image that is new.
@@ -198,7 +226,7 @@ _here: dict[str, Any] = {}
 
 
 def _start(folder: str, size: int, decode: Decode, known: set[str]) -> None:
-    _here.update(folder=folder, size=size, decode=decode, known=known, shard=None, offset=0)
+    _here.update(folder=folder, size=size, decode=decode, known=known, shard=None, offset=0, note=None)
 
 
 def _start_beside(*arguments: Any) -> None:
@@ -208,51 +236,61 @@ def _start_beside(*arguments: Any) -> None:
     _here["note"] = os.open(Path(arguments[0]) / f"at-{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
-def _look_at_all_beside(chunk: list[Found]) -> list[tuple[Found, str, dict[str, Any] | None]]:
-    looks = []
-    for found in chunk:
-        os.pwrite(_here["note"], f"{found.path}\n".encode(), 0)
-        looks.append(_look(found))
-    os.pwrite(_here["note"], b"\n", 0)
-    return looks
+def _look_at_all(chunk: list[Found]) -> list[Look]:
+    with silent():
+        looks, images = zip(*map(_look, chunk))
+    _note("")
+    new = [index for index, image in enumerate(images) if image is not None]
+    if not new:
+        return list(looks)
+    kept = [images[index] for index in new]
+    facts = described([centre(image, _here["size"]) for image in kept])
+    for index, described_as, place in zip(new, facts, _keep(kept)):
+        looks[index].entry.update(described_as | place)
+    return list(looks)
 
 
-def _look_at_all(chunk: list[Found]) -> list[tuple[Found, str, dict[str, Any] | None]]:
-    return [_look(found) for found in chunk]
+def _note(path: str) -> None:
+    if _here["note"] is not None:
+        os.pwrite(_here["note"], f"{path}\n".encode(), 0)
 
 
-def _look(found: Found) -> tuple[Found, str, dict[str, Any] | None]:
-    """The image's name, and its index entry where it is new."""
-    bare = found._replace(content=None)  # arrays need not travel back
+def _look(found: Found) -> tuple[Look, np.ndarray | None]:
+    """The image's name, what its file says, and its pixels where it is new."""
     if found.content is None:
-        return bare, "", None
+        return Look(), None
+    _note(found.path)
     try:
         content = read_file(found.content) if isinstance(found.content, str) else found.content
     except BadImage as error:
-        return bare._replace(reason=str(error)), "", None
+        return Look(reason=str(error)), None
     sha256 = content_sha256(content)
     if sha256 in _here["known"]:
-        return bare, sha256, None
+        return Look(sha256), None
     _here["known"].add(sha256)
     size = len(content) if isinstance(content, bytes) else content.nbytes
     try:
         pixels, facts = _here["decode"](content, _here["size"])
     except NoMemory as error:
         _here["known"].discard(sha256)  # a copy of it is looked at too
-        return bare._replace(reason=str(error)), sha256, None
+        return Look(sha256, reason=str(error)), None
     except BadImage as error:
-        return bare, sha256, {"bytes": size, "reason": str(error)}
-    return bare, sha256, {**facts, "bytes": size, **_keep(pixels)}
+        return Look(sha256, {"bytes": size, "reason": str(error)}), None
+    return Look(sha256, {**facts, "bytes": size}), pixels
 
 
-def _keep(pixels: np.ndarray) -> dict[str, Any]:
+def _keep(images: list[np.ndarray]) -> list[dict[str, Any]]:
+    """Write them one after the other; where each lies."""
     if _here["shard"] is None:
         _here["shard"], path = tempfile.mkstemp(prefix="pixels-", dir=_here["folder"])
         _here["name"] = os.path.basename(path)
+    places = []
     with naming(f"{_here['folder']}/{_here['name']}"):
-        _write(_here["shard"], pixels)
-    offset, _here["offset"] = _here["offset"], _here["offset"] + pixels.nbytes
-    return {"shard": _here["name"], "offset": offset, "shape": pixels.shape[1:]}
+        for pixels in images:
+            _write(_here["shard"], pixels)
+            places.append({"shard": _here["name"], "offset": _here["offset"], "shape": list(pixels.shape[1:])})
+            _here["offset"] += pixels.nbytes
+    return places
 
 
 def _write(handle: int, pixels: np.ndarray) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from stages.described import described
 from stages.duplicates import DISTANCE, _candidates, near_duplicates
 from stages.images import decode
 from tests.data.conftest import picture
@@ -59,28 +60,28 @@ def variants(image: Image.Image) -> dict[str, bytes]:
     }
 
 
+def phashes(pixels: np.ndarray) -> list[str]:
+    return [facts["phash"] for facts in described(pixels)]
+
+
 @pytest.mark.parametrize("variant", ["as JPEG", "smaller", "brighter"])
 def test_a_changed_copy_is_found_and_nothing_else(variant):
     originals = [picture(i, 200, 160) for i in range(60)]
     contents = [encoded(image) for image in originals] + [variants(originals[i])[variant] for i in range(10)]
     splits = ["train"] * 50 + ["val"] * 10 + ["test"] * 10
-    decoded = [decode(content, 64) for content in contents]
-    pixels = np.stack([image for image, _ in decoded])
-    found = near_duplicates([facts["phash"] for _, facts in decoded], splits, lambda some: pixels[some])
+    pixels = np.stack([decode(content, 64)[0] for content in contents])
+    found = near_duplicates(phashes(pixels), splits, lambda some: pixels[some])
     assert found == {60 + i: i for i in range(10)}
 
 
 def test_images_of_one_split_are_no_leak():
-    image = decode(encoded(picture(0)), 32)
-    pixels = np.stack([image[0]] * 3)
-    assert near_duplicates([image[1]["phash"]] * 3, ["test"] * 3, lambda some: pixels[some]) == {}
+    pixels = np.stack([decode(encoded(picture(0)), 32)[0]] * 3)
+    assert near_duplicates(phashes(pixels), ["test"] * 3, lambda some: pixels[some]) == {}
 
 
 def test_blank_images_are_not_each_others_copies():
-    decoded = [decode(np.full((32, 32, 3), grey, np.uint8), 32) for grey in (0, 90, 255)]
-    pixels = np.stack([image for image, _ in decoded])
-    hashed = [facts["phash"] for _, facts in decoded]
-    assert near_duplicates(hashed, ["train", "val", "test"], lambda some: pixels[some]) == {}
+    pixels = np.stack([decode(np.full((32, 32, 3), grey, np.uint8), 32)[0] for grey in (0, 90, 255)])
+    assert near_duplicates(phashes(pixels), ["train", "val", "test"], lambda some: pixels[some]) == {}
 
 
 def test_real_photos(shared):
@@ -88,9 +89,8 @@ def test_real_photos(shared):
     files = sorted((shared / "data/trashnet/paper").glob("*.jpg"))[:180]
     contents = [file.read_bytes() for file in files]
     copies = [encoded(Image.open(io.BytesIO(c)), "JPEG", quality=80) for c in contents[:20]]
-    decoded = [decode(content, 64) for content in contents[:100] + copies + contents[100:]]
+    pixels = np.stack([decode(content, 64)[0] for content in contents[:100] + copies + contents[100:]])
     splits = ["train"] * 100 + ["test"] * 100
-    pixels = np.stack([image for image, _ in decoded])
-    found = near_duplicates([facts["phash"] for _, facts in decoded], splits, lambda some: pixels[some])
+    found = near_duplicates(phashes(pixels), splits, lambda some: pixels[some])
     assert sum(found.get(100 + i) == i for i in range(20)) >= 18
     assert not [left for left in found if left >= 120]
