@@ -40,9 +40,10 @@ def _judge(group: list[dict[str, Any]]) -> None:
     for row in group:
         if row is not stays and row["split"] != stays["split"]:
             row["reason"] = f"two splits: the same image is in {stays['split']} as {stays['path']}; remove one"
+        elif row is not stays and row["path"] == stays["path"]:
+            row["reason"] = "listed twice: the table has the row again; remove one"
         elif row is not stays:
-            again = "listed twice" if row["path"] == stays["path"] else f"the same image as {stays['path']}"
-            row["reason"] = f"repeated: {again}; remove one"
+            row["reason"] = f"repeated: the same image as {stays['path']}; remove one"
 
 
 def near_duplicates(

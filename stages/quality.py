@@ -15,7 +15,7 @@ from stages.splits import SPLITS, fraction_that_would_do, place
 from stages.work import StageError
 
 DECODING = ("unreadable", "missing", "empty", "not an image", "too large", "unknown range", "broken")
-PLACEMENT = ("name", "link", "no class", "no label", "split", "empty class")
+PLACEMENT = ("name", "link", "no class", "no label", "split", "empty class", "listed twice")
 MOST = 0.5  # of the images, that a part may take to have one of each class
 STATISTICS = ("mean", "std", "width", "height", "bytes")
 _TEXT = ("path", "sha256", "phash", "label", "split", "mode", "near_duplicate", "reason")

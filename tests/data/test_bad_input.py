@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from stages.prepare import prepare
+from stages.quality import images, read_manifest
 from stages.work import StageError, main
 from tests.data.conftest import fill, picture
 from tests.data.test_images import encoded
@@ -281,10 +282,13 @@ def test_faults_in_a_table(workspace):
     with open("data/manifest.csv", newline="", encoding="utf-8") as file:
         reasons = sorted(row["reason"] for row in csv.DictReader(file) if row["reason"])
     assert [reason.partition(":")[0] for reason in reasons] == [
-        "link", "missing", "missing", "no label", "repeated", "split", "two labels", "two labels",
+        "link", "listed twice", "missing", "missing", "no label", "split", "two labels", "two labels",
     ]  # fmt: skip
     assert "split: probe is none of train, val, test; correct it, or leave it empty" in reasons
-    assert "repeated: listed twice; remove one" in reasons
+    assert "listed twice: the table has the row again; remove one" in reasons
+    judged = images(read_manifest("data/manifest.csv"))
+    assert judged["placement"].notna().sum() == 4  # link, listed twice, no label, split
+    assert judged["decoding"].notna().sum() == 2
 
 
 def test_a_pipe_and_a_folder_in_a_table(workspace):
