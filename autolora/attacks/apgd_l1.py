@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autolora.attacks.apgd import APGD, cross_entropy
 from autolora.attacks.draws import normal
-from autolora.attacks.network import Network, above, column, put, replaced
+from autolora.attacks.network import Network, column, positive, put, replaced
 from autolora.attacks.slots import State
 from autolora.threat import Threat
 
@@ -92,7 +92,7 @@ def to_ball(x: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
     radius. The sum falls in lambda and is piecewise linear: bisection finds the piece, and its line the root.
     """
     flat, pixels = offset.flatten(1), x.flatten(1)
-    size, room = flat.abs(), (above(flat, flat.new_zeros(())) - pixels).abs()
+    size, room = flat.abs(), (positive(flat) - pixels).abs()
     low, high = torch.zeros_like(radius), size.amax(1)
     for _ in range(40):
         middle = (low + high) / 2

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.apgd import start_point
-from autolora.attacks.network import Network, above, column, in_groups, lengths, replaced
+from autolora.attacks.network import Network, column, in_groups, lengths, positive, replaced
 from autolora.attacks.slots import State
 from autolora.threat import Threat
 
@@ -95,7 +95,7 @@ def to_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str, bounds: tuple[fl
 
 def _moves(t: Tensor, w: Tensor, gap: Tensor, norm: str, low: float, high: float) -> Tensor:
     direction = w.sign().mul_(torch.where(gap >= 0, -1.0, 1.0)[:, None])
-    goal = above(direction, direction.new_zeros(())).mul_(high - low).add_(low)
+    goal = positive(direction).mul_(high - low).add_(low)
     room, size, gap = goal.sub_(t).abs_(), w.abs(), gap.abs()
     if norm == "l1":
         return direction.mul_(_greedy(size, room, gap))

@@ -137,6 +137,6 @@ def put(old: Tensor, rows: Tensor, new: Tensor, source: Tensor | None = None) ->
     return old.index_copy_(0, index, new[index if source is None else source[index]]) if len(index) else old
 
 
-def above(a: Tensor, b: Tensor) -> Tensor:
-    """1.0 where a > b, else 0.0: a mask to multiply with, which is exact and many times faster than torch.where."""
-    return torch.gt(a, b, out=torch.empty(torch.broadcast_shapes(a.shape, b.shape), device=a.device))
+def positive(a: Tensor) -> Tensor:
+    """1.0 where a > 0, else 0.0: a mask to multiply with, which is exact and many times faster than torch.where."""
+    return torch.gt(a, 0, out=torch.empty_like(a))
