@@ -18,7 +18,7 @@ from autolora.attacks.network import Network
 from autolora.attacks.progress import Progress
 from autolora.attacks.slots import Images, Slots
 from autolora.attacks.square import SquareL2, SquareLinf
-from autolora.export import noise, torch_logits
+from autolora.conversion import noise, torch_logits
 from autolora.threat import Threat
 
 Answer = Callable[[np.ndarray], np.ndarray]

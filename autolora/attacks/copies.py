@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.attacks.network import from_session
-from autolora.export import ExportError, as_onnx
+from autolora.conversion import ExportError, checked, converted
 from autolora.folding import Folded, has_bfloat16
 from autolora.runtime import BadModel, open_session
 
@@ -65,7 +65,8 @@ class InOnnxruntime:
     @cached_property
     def answers(self) -> Answers:
         try:
-            return from_session(open_session(as_onnx(self.model, self.shape), threads=torch.get_num_threads()))
+            content = checked(converted(self.model, self.shape), self.model, self.shape)
+            return from_session(open_session(content, threads=torch.get_num_threads()))
         except (ExportError, BadModel):
             return self.otherwise
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.export import ExportError, evidence, export_onnx, main, show, torch_logits
+from autolora.conversion import ExportError, torch_logits
+from autolora.export import evidence, export_onnx, main, show
 from autolora.files import write_bytes
 from autolora.runtime import BadImages, BadModel, as_bytes, check_images, image_shape, logits, notes, open_session
 from tests.export.nets import Bessel, Fickle, TwoImages, Undecided, tiny
