@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,19 +66,28 @@ def clock(device: str, cores: int) -> float:
     return time.process_time() if device == "cpu" and cores == 1 else time.perf_counter()
 
 
-def forward_seconds(model: nn.Module, x: Tensor, passes: int = 9) -> tuple[float, float]:
-    """Median time of a forward and of an input gradient, per image."""
-    plain, gradient, device = [], [], x.device.type
-    for _ in range(passes):
-        begin = clock(device, 1)
+def forward_seconds(model: nn.Module, x: Tensor, passes: int = 25) -> tuple[float, float]:
+    """Median time of a forward and of an input gradient, per image; each by itself, as the attacks run them."""
+
+    def forward() -> None:
         with torch.no_grad():
             model(x)
-        middle = clock(device, 1)
+
+    def gradient() -> None:
         point = x.clone().requires_grad_(True)
         torch.autograd.grad(model(point).sum(), point)
-        plain.append((middle - begin) / len(x))
-        gradient.append((clock(device, 1) - middle) / len(x))
-    return sorted(plain)[passes // 2], sorted(gradient)[passes // 2]
+
+    device = x.device.type
+    return median_seconds(forward, device, passes) / len(x), median_seconds(gradient, device, passes) / len(x)
+
+
+def median_seconds(act: Callable[[], object], device: str, passes: int = 9) -> float:
+    times = []
+    for _ in range(passes):
+        begin = clock(device, 1)
+        act()
+        times.append(clock(device, 1) - begin)
+    return sorted(times)[passes // 2]
 
 
 def operations(model: nn.Module, x: Tensor) -> int:
@@ -88,12 +98,8 @@ def operations(model: nn.Module, x: Tensor) -> int:
 
 def matrix_seconds(device: str, size: int = 1024, passes: int = 9) -> float:
     """The median time of a product of two matrices: what the processor can do at best."""
-    a, times = torch.rand(size, size, device=device), []
-    for _ in range(passes):
-        begin = clock(device, 1)
-        a @ a
-        times.append(clock(device, 1) - begin)
-    return sorted(times)[passes // 2]
+    a = torch.rand(size, size, device=device)
+    return median_seconds(lambda: a @ a, device, passes)
 
 
 def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device: str) -> dict[str, Any]:
