@@ -29,7 +29,7 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
-from stages.jpeg import Header, plain_header
+from stages.jpeg import plain_header
 
 DECODER = 5  # part of the key under which decoded images are kept: raise it when the pixels change
 # Formats that Pillow decodes by itself, each known by its first bytes: no PostScript, nothing that starts a program.
@@ -146,14 +146,14 @@ def _decoded(
 def _plain(content: bytes | np.ndarray, size: int) -> tuple[Tensor, dict[str, Any]] | None:
     """A JPEG that tells nothing but its pixels, without asking Pillow."""
     header = plain_header(content) if isinstance(content, bytes) else None
-    if header is None or not _whole(header, size) or (pixels := _from_jpeg(content)) is None:
+    if header is None or not _whole(header.width, header.height, size) or (pixels := _from_jpeg(content)) is None:
         return None
     return pixels, header._asdict()
 
 
-def _whole(header: Header, size: int) -> bool:
+def _whole(width: int, height: int, size: int) -> bool:
     """Whether a JPEG is decoded at its full size."""
-    return min(header.width, header.height) < 2 * size or header.width * header.height <= SMALL
+    return min(width, height) < 2 * size or width * height <= SMALL
 
 
 def _from_jpeg(content: Any) -> Tensor | None:
@@ -170,9 +170,10 @@ def _any(content: bytes | np.ndarray, size: int) -> tuple[Tensor, dict[str, Any]
         raise BadImage("broken: it has no pixels; restore or remove it")
     orientation = _orientation(image)
     turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # a quarter; Pillow has turned a TIFF's size
-    facts = Header(*(image.size[::-1] if turned else image.size), image.mode)._asdict()
+    width, height = image.size[::-1] if turned else image.size
+    facts = {"width": width, "height": height, "mode": image.mode}
     if image.format == "JPEG":
-        if _whole(Header(*image.size, image.mode), size):
+        if _whole(*image.size, size):
             upright = orientation == 1 and image.mode in ("L", "RGB")
             if upright and (pixels := _from_jpeg(content)) is not None:
                 return pixels, facts

@@ -115,16 +115,19 @@ class Store:
         return np.array([self.index[name]["shape"] for name in names], np.int64).reshape(-1, 2)
 
     def _fill(self, square: np.ndarray, entry: dict[str, Any]) -> None:
-        size = square.shape[-1]
-        if entry["shape"] == [size, size]:
-            os.preadv(self._opened(entry["shard"]), [square.data], entry["offset"])
+        if entry["shape"] == list(square.shape[1:]):
+            self._read_into(square, entry)
         else:
-            square[:] = centre(self._record(entry), size)
+            square[:] = centre(self._record(entry), square.shape[-1])
 
     def _record(self, entry: dict[str, Any]) -> np.ndarray:
         image = np.empty((3, *entry["shape"]), np.uint8)
-        os.preadv(self._opened(entry["shard"]), [image.data], entry["offset"])
+        self._read_into(image, entry)
         return image
+
+    def _read_into(self, image: np.ndarray, entry: dict[str, Any]) -> None:
+        if os.preadv(self._opened(entry["shard"]), [image.data], entry["offset"]) < image.nbytes:
+            raise StageError(f"{self.folder / entry['shard']} has become shorter: run again, what is lost is decoded")
 
     def _opened(self, shard: str) -> int:
         """Read, not memory-mapped: mapped pages would count as this process's memory."""
@@ -238,16 +241,15 @@ def _start_beside(*arguments: Any) -> None:
 
 def _look_at_all(chunk: list[Found]) -> list[Look]:
     with silent():
-        looks, images = zip(*map(_look, chunk))
+        looked = [_look(found) for found in chunk]
+    new = [(look.entry, image) for look, image in looked if look.entry is not None and image is not None]
+    if new:
+        entries, images = zip(*new)
+        facts = described([centre(image, _here["size"]) for image in images])
+        for entry, facts_of_one, place in zip(entries, facts, _keep(images)):
+            entry.update(facts_of_one | place)
     _note("")
-    new = [index for index, image in enumerate(images) if image is not None]
-    if not new:
-        return list(looks)
-    kept = [images[index] for index in new]
-    facts = described([centre(image, _here["size"]) for image in kept])
-    for index, described_as, place in zip(new, facts, _keep(kept)):
-        looks[index].entry.update(described_as | place)
-    return list(looks)
+    return [look for look, _ in looked]
 
 
 def _note(path: str) -> None:
@@ -279,7 +281,7 @@ def _look(found: Found) -> tuple[Look, np.ndarray | None]:
     return Look(sha256, {**facts, "bytes": size}), pixels
 
 
-def _keep(images: list[np.ndarray]) -> list[dict[str, Any]]:
+def _keep(images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
     """Write them one after the other; where each lies."""
     if _here["shard"] is None:
         _here["shard"], path = tempfile.mkstemp(prefix="pixels-", dir=_here["folder"])

@@ -38,6 +38,18 @@ def test_what_is_read_is_what_was_decoded(tmp_path, kept):
         assert (facts | described([expected])[0]).items() <= row.items()
 
 
+def test_pixels_that_vanish_meanwhile_are_no_image(tmp_path, kept):
+    fill(tmp_path / "raw", images=5)
+    store = kept()
+    names = [row["sha256"] for row in store.decode(listed(tmp_path / "raw"))]
+    (shard,) = (tmp_path / "store").glob("pixels-*")
+    os.truncate(shard, shard.stat().st_size - 1)
+    with pytest.raises(StageError, match="has become shorter: run again"):
+        store.pixels(names)
+    with pytest.raises(StageError, match="has become shorter"):
+        list(store.read(names))
+
+
 def test_only_what_is_new_is_decoded(tmp_path, kept):
     fill(tmp_path / "raw", images=6)
     before = kept()
