@@ -11,8 +11,8 @@ many processes of one thread, as `stages.evaluate` starts them; both attack as m
 
 Both get the network as it was loaded: ours freezes its parameters, the original computes their gradients in FAB.
 F, the time of one forward of one image in the plain network, is measured in the same process, before and after. MB is
-the peak of a side's processes, the libraries' pages, which they share, counted once. Sides: `plain`, `folded` (the
-attacked network itself has its batch norms folded and its channels last) and `fast` (precision="fast").
+the most that a side's processes held (looked at twice a second), what they share counted once. Sides: `plain`, `folded`
+(the attacked network itself has its batch norms folded and its channels last) and `fast` (precision="fast").
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autolora import Threat, autoattack
 from autolora.attacks.copies import quick_copies
-from autolora.attacks.workers import gathered, worker, workers
 from benchmarks.agreement import ATTACKS, SHARED, original
+from stages.processes import processes
 from tests.zoo import cifar500, load_zoo
 
 
@@ -128,30 +128,56 @@ def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device
     after = forward_seconds(model, probe)
     found["F"], found["gradient"] = ((a + b) / 2 for a, b in zip(before, after))
     found["of peak"] = operations(model, probe) / found["F"] / (2 * 1024**3 / matrix_seconds(device))
-    found["memory"] = memory()
     return found
 
 
-def memory() -> float:
-    """MB at the peak of all processes of a side; pages of files (torch's libraries) are the same in all."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    held = {name: int(rest.split()[0]) / 1024 for name, rest in (line.split(":", 1) for line in lines) if "kB" in rest}
-    shared = held["RssFile"]
-    return shared + sum(gathered({worker(): held["VmHWM"] - shared}).values())
-
-
 def side(setup: Setup, name: str, reference: Path | None, cores: int, device: str) -> dict[str, Any]:
-    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={cores}", "-m"]
+    """In a process of its own, which starts others where ours has more cores."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "side.json"
-        command = [sys.executable, "-m", *(torchrun if cores > 1 and name != "original" else [])]
-        command += ["benchmarks.autoattack", "--side", name, "--out", str(out), "--cores", str(cores)]
-        command += ["--device", device]
+        command = [sys.executable, "-m", "benchmarks.autoattack", "--side", name, "--out", str(out)]
+        command += ["--cores", str(cores), "--device", device]
         for key in ("net", "norm", "eps", "images", "batch"):
             command += [f"--{key}", str(getattr(setup, key))]
         command += ["--reference", str(reference)] if reference else []
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(out.read_text())
+        env = os.environ | {"AUTOLORA_PROCESSES": str(1 if name == "original" else cores)}
+        with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as run:
+            peak = most_memory(run)
+        if run.returncode:
+            raise subprocess.CalledProcessError(run.returncode, command)
+        return json.loads(out.read_text()) | {"memory": peak}
+
+
+def most_memory(run: subprocess.Popen, every: float = 0.5) -> float:
+    """MB that a process and its children held at most, looked at again and again until it ends."""
+    peak = 0.0
+    while True:
+        peak = max(peak, memory(run.pid))
+        try:
+            run.wait(every)
+            return peak
+        except subprocess.TimeoutExpired:
+            pass
+
+
+def memory(process: int) -> float:
+    """MB now. What a fork shares counts once, and so do the pages of files (torch's libraries): the most of any."""
+    children = (c for path in Path(f"/proc/{process}/task").glob("*/children") for c in path.read_text().split())
+    own, files = 0.0, 0.0
+    for each in (str(process), *children):
+        lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()[1:]
+        held = {name: int(rest.split()[0]) / 1024 for name, rest in (line.split(":", 1) for line in lines)}
+        own += held["Pss_Anon"] + held["Pss_Shmem"]
+        files = max(files, held["Rss"] - held["Anonymous"])
+    return own + files
+
+
+def run_side(setup: Setup, chosen: argparse.Namespace) -> None:
+    attack = partial(one_side, setup, chosen.side, chosen.reference, chosen.cores, chosen.device)
+    with processes(attack) as first:
+        found = attack()
+        if first:
+            chosen.out.write_text(json.dumps(found))
 
 
 def compare(setup: Setup, reference: Path | None, cores: int, device: str) -> None:
@@ -201,14 +227,7 @@ def main() -> None:
     chosen = parser.parse_args()
     one = Setup(chosen.net, chosen.norm, chosen.eps, chosen.images, chosen.batch, tuple(chosen.sides))
     if chosen.side:
-        if "WORLD_SIZE" in os.environ:
-            dist.init_process_group("gloo")
-        found = one_side(one, chosen.side, chosen.reference, chosen.cores, chosen.device)
-        if worker() == 0:
-            chosen.out.write_text(json.dumps(found))
-        if workers() > 1:
-            dist.destroy_process_group()
-        return
+        return run_side(one, chosen)
     for setup in [one] if chosen.net else SUITE:
         compare(setup, chosen.reference, chosen.cores, chosen.device)
 

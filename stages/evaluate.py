@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,12 +57,13 @@ def evaluate() -> None:
     params = load("evaluate")
     images = stratified(read_images(TEST), params.evaluate.images, params.seed)
     around = surroundings(images)
-    with processes() as first:
+    attack = partial(both, params, images)
+    with processes(attack) as first:
         if not first:
-            attacked(params, images, MERGED), attacked(params, images, NATURAL)
+            attack()
             return
         with timed("evaluate") as record:
-            robust, natural = attacked(params, images, MERGED), attacked(params, images, NATURAL)
+            robust, natural = attack()
             robust.report.checks = replaced_checks(robust.report.checks, around)
             write(images, robust, natural)
             record["attacks"] = {"robust": times(robust.report), "natural": times(natural.report)}
@@ -90,6 +92,10 @@ def replaced_checks(checks: list[Check], ours: list[Check]) -> list[Check]:
 
 def times(report: Report) -> list[dict[str, Any]]:
     return [{"name": a.name, "seconds": round(a.seconds, 2), "forwards": a.forwards} for a in report.attacks]
+
+
+def both(params: Any, images: Images) -> tuple[Evidence, Evidence]:
+    return attacked(params, images, MERGED), attacked(params, images, NATURAL)
 
 
 def attacked(params: Any, images: Images, path: Path) -> Evidence:

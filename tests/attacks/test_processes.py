@@ -1,47 +1,112 @@
 """Several processes of one stage: one that dies on its way is noticed at once, and a failure is told once."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 STAGE = """
-import os
-if os.environ.get("RANK") == "1" and {dies}:
-    os._exit(3)  # as one that is killed, or fails while it imports
+import multiprocessing, os, time
+import torch
+import torch.distributed as dist
 from autolora.attacks.report import Check
 from autolora.diagnostics import CheckFailed
-from stages.processes import processes
+from stages import processes as module
 from stages.work import main
 
-def stage():
-    with processes() as first:
-        raise CheckFailed([Check(10, "the attack works", "fail", "planted")])
+module.context = lambda: multiprocessing.get_context("{way}")
+whole = dist.init_process_group
 
-main(stage)
+def joining(*args, **kwargs):
+    if os.environ["RANK"] == "1" and "{does}" == "dies":
+        os._exit(3)  # as one that is killed
+    whole(*args, **kwargs)
+
+dist.init_process_group = joining
+
+def work():
+    if "{does}" == "fails":
+        raise CheckFailed([Check(10, "the attack works", "fail", "planted")])
+    if "{does}" == "sleeps":
+        print(os.getpid(), flush=True)
+        time.sleep(600)
+    total = torch.ones(())
+    dist.all_reduce(total)
+    return int(total), torch.get_num_threads()
+
+def stage():
+    large = torch.ones(2000, 2000) @ torch.ones(2000, 2000)  # wakes as many threads as there are cores
+    with module.processes(work):
+        print(*work())
+
+if __name__ == "__main__":
+    main(stage)
 """
 
 
-def run(folder: Path, root: Path, dies: bool) -> subprocess.CompletedProcess:
+def script(folder: Path, way: str, does: str) -> list[str]:
     path = folder / "stage.py"
-    path.write_text(STAGE.format(dies=dies))
-    env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "AUTOLORA_PROCESSES": "3"}
-    return subprocess.run([sys.executable, str(path)], capture_output=True, text=True, env=env, timeout=120)
+    path.write_text(STAGE.format(way=way, does=does))
+    return [sys.executable, str(path)]
 
 
+def environment(root: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(root), "AUTOLORA_PROCESSES": "3"}
+
+
+def run(folder: Path, root: Path, way: str, does: str) -> subprocess.CompletedProcess:
+    line = script(folder, way, does)
+    return subprocess.run(line, capture_output=True, text=True, env=environment(root), timeout=120)
+
+
+ways = pytest.mark.parametrize("way", ["fork", "spawn"])
+
+
+@ways
 @pytest.mark.slow
-def test_one_that_dies_on_its_way_is_not_waited_for(tmp_path: Path, root: Path) -> None:
-    ended = run(tmp_path, root, dies=True)
+def test_all_work_and_each_has_one_thread(tmp_path: Path, root: Path, way: str) -> None:
+    ended = run(tmp_path, root, way, "works")
+    assert (ended.returncode, ended.stdout) == (0, "3 1\n"), ended.stderr
+
+
+@ways
+@pytest.mark.slow
+def test_one_that_dies_on_its_way_is_not_waited_for(tmp_path: Path, root: Path, way: str) -> None:
+    ended = run(tmp_path, root, way, "dies")
     assert ended.returncode == 1
     assert "stage: process 1 of 3 ended with exit code 3" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
+@ways
 @pytest.mark.slow
-def test_a_failed_check_is_told_once(tmp_path: Path, root: Path) -> None:
-    ended = run(tmp_path, root, dies=False)
+def test_a_failed_check_is_told_once(tmp_path: Path, root: Path, way: str) -> None:
+    ended = run(tmp_path, root, way, "fails")
     assert ended.returncode == 1
     assert ended.stderr.count("planted") == 1
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_no_helper_outlives_a_killed_stage(tmp_path: Path, root: Path) -> None:
+    with subprocess.Popen(
+        script(tmp_path, "fork", "sleeps"), stdout=subprocess.PIPE, text=True, env=environment(root)
+    ) as stage:
+        assert stage.stdout
+        ids = [int(stage.stdout.readline()) for _ in range(3)]
+        os.kill(stage.pid, signal.SIGKILL)
+    limit = time.monotonic() + 30
+    while left := [i for i in ids if alive(i)]:
+        assert time.monotonic() < limit, left
+        time.sleep(0.2)
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
