@@ -90,16 +90,13 @@ def median_seconds(act: Callable[[], object], device: str, passes: int = 9) -> f
     return sorted(times)[passes // 2]
 
 
-def operations(model: nn.Module, x: Tensor) -> int:
+def share_of_peak(net: str, forward: float, device: str, size: int = 1024) -> float:
+    """Of the operations a second of a product of two matrices, which is what the processor can do at best."""
+    torch.set_num_threads(1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(x[:1])
-    return counter.get_total_flops()
-
-
-def matrix_seconds(device: str, size: int = 1024, passes: int = 9) -> float:
-    """The median time of a product of two matrices: what the processor can do at best."""
+        load_zoo(SHARED, net)(cifar500(SHARED)[0][:1].float())
     a = torch.rand(size, size, device=device)
-    return median_seconds(lambda: a @ a, device, passes)
+    return counter.get_total_flops() / forward / (2 * size**3 / median_seconds(lambda: a @ a, device))
 
 
 def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device: str) -> dict[str, Any]:
@@ -127,7 +124,6 @@ def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device
         }
     after = forward_seconds(model, probe)
     found["F"], found["gradient"] = ((a + b) / 2 for a, b in zip(before, after))
-    found["of peak"] = operations(model, probe) / found["F"] / (2 * 1024**3 / matrix_seconds(device))
     return found
 
 
@@ -184,11 +180,11 @@ def compare(setup: Setup, reference: Path | None, cores: int, device: str) -> No
     theirs = side(setup, "original", reference, cores, device) if reference else None
     sides = {name: side(setup, name, reference, cores, device) for name in setup.sides}
     first = sides[setup.sides[0]]
-    n = len(first["flags"])
+    n, share = len(first["flags"]), share_of_peak(setup.net, first["F"], device)
     print(f"\n{setup.net}, {setup.norm} {setup.eps}, {n} images, {sum(first['flags'])} stand; ", end="")
     print(f"batch {setup.batch}, {cores} core(s) of {device}, torch {torch.__version__}, {platform.machine()}")
     print(
-        f"F {1e6 * first['F']:.1f} us an image, {100 * first['of peak']:.0f} % of the operations a second of a product "
+        f"F {1e6 * first['F']:.1f} us an image, {100 * share:.0f} % of the operations a second of a product "
         f"of matrices; an input gradient costs {first['gradient'] / first['F']:.2f} F"
     )
     print("\n| | " + " | ".join(ATTACKS) + " | s in all | ratio | F a survivor | MB | flags that differ |")

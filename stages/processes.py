@@ -50,6 +50,7 @@ def processes(work: Callable[[], Any]) -> Iterator[bool]:
     finally:
         for helper in helpers:
             _stop(helper)
+        gc.unfreeze()
         for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if helpers else ():
             os.environ.pop(name, None)
         if dist.is_initialized():
@@ -73,10 +74,9 @@ def _start(number: int, work: Callable[[], Any]) -> list[BaseProcess]:
         begin(target=_help, args=(rank, parent, work), daemon=True) for rank in range(1, number)
     ]
     gc.collect()
-    gc.freeze()  # a collection writes into every object it looks at, and so would copy what is shared
+    gc.freeze()  # until the end: a collection writes into every object it looks at, and so would copy what is shared
     for helper in helpers:
         helper.start()
-    gc.unfreeze()
     return helpers
 
 

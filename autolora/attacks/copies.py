@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.attacks.network import from_session
+from autolora.attacks.workers import of_the_first, worker
 from autolora.conversion import ExportError, checked, converted
 from autolora.folding import Folded, has_bfloat16
 from autolora.runtime import BadModel, open_session
@@ -64,11 +65,17 @@ class InOnnxruntime:
 
     @cached_property
     def answers(self) -> Answers:
-        try:
-            content = checked(converted(self.model, self.shape), self.model, self.shape)
-            return from_session(open_session(content, threads=torch.get_num_threads()))
-        except (ExportError, BadModel):
+        """To be asked for by all processes at once: the first one converts, which takes memory, for all."""
+        content = of_the_first(self._converted() if worker() == 0 else None)
+        if content is None:
             return self.otherwise
+        return from_session(open_session(content, threads=torch.get_num_threads()))
+
+    def _converted(self) -> bytes | None:
+        try:
+            return checked(converted(self.model, self.shape), self.model, self.shape)
+        except (ExportError, BadModel):
+            return None
 
     @property
     def version(self) -> str:
