@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class Setup(NamedTuple):
 
 SUITE = (
     Setup("resnet2b", "linf", "2/255", 88, 64, ("plain", "fast")),
-    Setup("resnet4b", "linf", "2/255", 48, 64, ("plain", "fast")),
+    Setup("resnet4b", "linf", "2/255", 88, 64, ("plain", "fast")),
     Setup("resnet20-robust2", "linf", "2/255", 16, 16, ("plain", "folded", "fast")),
     Setup("resnet20-natural", "linf", "2/255", 96, 16),
     Setup("resnet20-natural", "linf", "8/255", 96, 16),
@@ -158,13 +159,14 @@ def most_memory(run: subprocess.Popen, every: float = 0.5) -> float:
 
 def memory(process: int) -> float:
     """MB now. What a fork shares counts once, and so do the pages of files (torch's libraries): the most of any."""
-    children = (c for path in Path(f"/proc/{process}/task").glob("*/children") for c in path.read_text().split())
     own, files = 0.0, 0.0
-    for each in (str(process), *children):
-        lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()[1:]
-        held = {name: int(rest.split()[0]) / 1024 for name, rest in (line.split(":", 1) for line in lines)}
-        own += held["Pss_Anon"] + held["Pss_Shmem"]
-        files = max(files, held["Rss"] - held["Anonymous"])
+    with suppress(OSError, KeyError):  # one that has ended meanwhile
+        children = (c for path in Path(f"/proc/{process}/task").glob("*/children") for c in path.read_text().split())
+        for each in (str(process), *children):
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()[1:]
+            held = {name: int(rest.split()[0]) / 1024 for name, rest in (line.split(":", 1) for line in lines)}
+            own += held["Pss_Anon"] + held["Pss_Shmem"]
+            files = max(files, held["Rss"] - held["Anonymous"])
     return own + files
 
 
