@@ -81,7 +81,8 @@ def _start(number: int, work: Callable[[], Any]) -> list[BaseProcess]:
 
 
 def context() -> ForkContext | SpawnContext:
-    """A fork shares what is imported and read (torch alone: 280 MB, seconds); a GPU does not come along."""
+    """A fork shares what is imported and read (torch alone: 280 MB, seconds). A GPU does not come along, nor would
+    autograd, once it has run."""
     if sys.platform == "linux" and not torch.cuda.is_available():
         return multiprocessing.get_context("fork")
     return multiprocessing.get_context("spawn")
