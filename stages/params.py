@@ -152,6 +152,8 @@ class Declared:
         self._value, self._keys, self._stage, self._prefix = value, keys, stage, prefix
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what Python asks for itself, of a copy that is empty yet
+            raise AttributeError(name)
         key = f"{self._prefix}{name}"
         if key in self._keys:
             return getattr(self._value, name)

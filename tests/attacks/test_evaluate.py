@@ -64,10 +64,21 @@ def write_manifest(rows: list[dict[str, str]]) -> None:
         table.writerows(rows)
 
 
+AS_WITH_A_GPU = """
+import multiprocessing, sys
+whole = multiprocessing.get_context
+def get_context(way=None):
+    print("spawned", file=sys.stderr)
+    return whole("spawn")
+multiprocessing.get_context = get_context
+"""
+
+
 def run(root: Path, **env: str) -> subprocess.CompletedProcess:
     import os
 
-    whole = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "AUTOLORA_PROCESSES": "1"} | env
+    paths = os.pathsep.join([str(root), str(Path.cwd())])  # a workspace may hold a sitecustomize.py
+    whole = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "AUTOLORA_PROCESSES": "1"} | env
     return subprocess.run([sys.executable, "-m", "stages.evaluate"], capture_output=True, text=True, env=whole)
 
 
@@ -114,6 +125,11 @@ def test_every_file_of_the_contract(workspace: Path, root: Path) -> None:
     assert run(root, AUTOLORA_PROCESSES="2").returncode == 0  # goes on from what is known, in company
     assert outs() == first
     assert run(root, AUTOLORA_PROCESSES="2", AUTOLORA_WORK="elsewhere").returncode == 0  # from nothing, in company
+    assert outs() == first
+    Path("sitecustomize.py").write_text(AS_WITH_A_GPU)
+    ended = run(root, AUTOLORA_PROCESSES="2", AUTOLORA_WORK="once more")
+    assert ended.returncode == 0, ended.stderr
+    assert "spawned" in ended.stderr
     assert outs() == first
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import get_args
 
 import pytest
@@ -169,3 +170,8 @@ def test_an_empty_file_reads_well(tmp_path):
     path.write_text("")
     with pytest.raises(StageError, match="the file is None"):
         check(path)
+
+
+def test_params_travel_to_another_process():
+    params = load("merge", ROOT)
+    assert pickle.loads(pickle.dumps(params)).as_dict() == params.as_dict()
