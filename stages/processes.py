@@ -50,9 +50,10 @@ def processes(work: Callable[[], Any]) -> Iterator[bool]:
     finally:
         for helper in helpers:
             _stop(helper)
-        gc.unfreeze()
-        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if helpers else ():
-            os.environ.pop(name, None)
+        if helpers:
+            gc.unfreeze()
+            for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+                os.environ.pop(name, None)
         if dist.is_initialized():
             dist.destroy_process_group()
 
