@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Generic, NamedTuple, TypeVar
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from autolora.attacks.network import from_session
 from autolora.attacks.workers import of_the_first, worker
-from autolora.conversion import ExportError, checked, converted
+from autolora.conversion import ExportError, checked, converted, traced
 from autolora.folding import Folded, has_bfloat16
 from autolora.runtime import BadModel, open_session
 
@@ -72,10 +73,10 @@ class InOnnxruntime:
         return from_session(open_session(content, threads=torch.get_num_threads()))
 
     def _converted(self) -> bytes | None:
-        try:
-            return checked(converted(self.model, self.shape), self.model, self.shape)
-        except (ExportError, BadModel):
-            return None
+        for way in (traced, converted):
+            with suppress(ExportError, BadModel):
+                return checked(way(self.model, self.shape), self.model, self.shape)
+        return None
 
     @property
     def version(self) -> str:

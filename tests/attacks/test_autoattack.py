@@ -18,6 +18,7 @@ from autolora.attacks.report import Check
 from autolora.attacks.slots import Images, Slots
 from autolora.attacks.square import SquareL2, SquareLinf
 from autolora.attacks.versions import SQUARES, plan_of
+from autolora.conversion import ExportError, traced
 from autolora.diagnostics import CheckFailed
 from tests.attacks.nets import Linear, images, smooth, stands
 
@@ -235,6 +236,26 @@ def test_a_second_life_names_what_the_first_one_used(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("autolora.attacks.copies.onnxruntime.__version__", "0.0")
     with pytest.raises(ValueError, match="differs in scores"):
         attacked()
+
+
+def test_the_newer_exporter_converts_what_the_older_one_does_not_take() -> None:
+    """Attention that torch has in one operation is unknown to the older one."""
+
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.fc = torch.nn.MultiheadAttention(8, 2, batch_first=True), torch.nn.Linear(8, 4)
+
+        def forward(self, p: torch.Tensor) -> torch.Tensor:
+            t = p.flatten(1)[:, :96].unflatten(1, (12, 8))
+            return self.fc(self.attention(t, t, t, need_weights=False)[0].mean(1))
+
+    net, x = Attention().eval(), images(4)
+    copies = quick_copies(net, x[:2])
+    with pytest.raises(ExportError):
+        traced(net, (3, 6, 6))
+    assert (copies.scores(x) - net(x)).abs().max() <= 1e-4
+    assert copies.scores.version == onnxruntime.__version__
 
 
 def test_a_network_without_onnx_form_answers_itself() -> None:

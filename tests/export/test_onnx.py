@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.conversion import ExportError, torch_logits
+from autolora.conversion import ExportError, checked, torch_logits, traced
 from autolora.export import evidence, export_onnx, main, show
 from autolora.files import write_bytes
 from autolora.runtime import BadImages, BadModel, as_bytes, check_images, image_shape, logits, notes, open_session
@@ -97,6 +97,23 @@ def test_bytes_in_is_the_same_network(exported: Path, tmp_path: Path) -> None:
     assert np.array_equal(answered, logits(session, images()))
     with pytest.raises(ValueError, match=r"export\.input is 'float16'"):
         export_onnx(tiny(), tmp_path / "no.onnx", pixels="float16")
+
+
+def test_the_older_exporter_writes_the_same_network(exported: Path) -> None:
+    x = images()
+    expected = torch_logits(tiny(), x)
+    content = checked(traced(tiny(), (3, 8, 8)), tiny(), (3, 8, 8))
+    assert np.abs(logits(open_session(content), x, 4) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("module", [Undecided, Bessel, TwoImages])
+def test_what_the_older_exporter_would_make_a_constant_of_is_refused(
+    module: type[nn.Module], capfd: pytest.CaptureFixture
+) -> None:
+    """A branch on the values would be the one that the example took; nothing is printed about it."""
+    with pytest.raises(ExportError):
+        checked(traced(module().eval(), (3, 8, 8)), module().eval(), (3, 8, 8))
+    assert "".join(capfd.readouterr()) == ""
 
 
 # --- the evidence -----------------------------------------------------------------------------------------------------
