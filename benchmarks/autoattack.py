@@ -10,8 +10,8 @@ thread, and time is processor time, for the machine may be shared. On more the o
 many processes of one thread, as `stages.evaluate` starts them; both attack as many times the images.
 
 Both get the network as it was loaded: ours freezes its parameters, the original computes their gradients in FAB.
-F, the time of one forward of one image in the plain network, is measured in the same process, before and after; the
-better counts. MB is the most that a side's processes held (looked at twice a second), what they share counted once.
+F, the time of one forward of one image in the plain network, is measured in the same process all along (`Price`). MB is
+the most that a side's processes held (looked at twice a second), what they share counted once.
 Sides: `plain`, `folded` (the attacked network itself has its batch norms folded and its channels last) and `fast`
 (precision="fast").
 """
@@ -39,6 +39,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from autolora import Threat, autoattack
 from autolora.attacks.copies import quick_copies
 from benchmarks.agreement import ATTACKS, SHARED, original
+from benchmarks.price import Price
 from stages.processes import processes
 from tests.zoo import cifar500, load_zoo
 
@@ -68,24 +69,6 @@ def clock(device: str, cores: int) -> float:
     return time.process_time() if device == "cpu" and cores == 1 else time.perf_counter()
 
 
-def forward_seconds(model: nn.Module, x: Tensor, passes: int = 25) -> tuple[float, float]:
-    """Time of a forward and of an input gradient, per image: each by itself, the best median of three, since a process
-    takes seconds to come to its speed."""
-
-    def forward() -> None:
-        with torch.no_grad():
-            model(x)
-
-    def gradient() -> None:
-        point = x.clone().requires_grad_(True)
-        torch.autograd.grad(model(point).sum(), point)
-
-    def best(act: Callable[[], object]) -> float:
-        return min(median_seconds(act, x.device.type, passes) for _ in range(3)) / len(x)
-
-    return best(forward), best(gradient)
-
-
 def median_seconds(act: Callable[[], object], device: str, passes: int = 9) -> float:
     times = []
     for _ in range(passes):
@@ -110,26 +93,28 @@ def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device
     x, y = x[: setup.images * cores].float().div(255).to(device), y[: setup.images * cores].to(device)
     model = load_zoo(SHARED, setup.net).to(device)
     threat = Threat(setup.norm, setup.eps)
-    probe = x[torch.arange(setup.batch) % len(x)]
-    before = forward_seconds(model, probe)
-    if name == "original":
-        assert reference is not None
-        found = original(reference, model, x, y, threat, 0, lambda: clock(device, cores))
-    else:
-        target = quick_copies(model, x[:2]).full if name == "folded" else model
-        precision = "fast" if name == "fast" else "full"
-        report = autoattack(target, x, y, threat, batch_size=setup.batch, precision=precision, show=False)
-        found = {
-            "after": {a.name: a.robust_accuracy for a in report.attacks},
-            "seconds": {
-                a.name: a.processor_seconds if cores == 1 and device == "cpu" else a.seconds for a in report.attacks
-            },
-            "forwards": {a.name: a.forwards for a in report.attacks},
-            "flags": report.robust.int().tolist(),
-        }
-    after = forward_seconds(model, probe)
-    found["F"], found["gradient"] = (min(times) for times in zip(before, after))
-    return found
+    probe, now = x[torch.arange(setup.batch) % len(x)], partial(clock, device, cores)
+    with Price(model, probe, now) as price:
+        if name == "original":
+            assert reference is not None
+            found = original(reference, model, x, y, threat, 0, now)
+        else:
+            found = ours(setup, name, model, x, y, threat, cores)
+    found["seconds"] = {attack: seconds * (1 - price.share) for attack, seconds in found["seconds"].items()}
+    return found | {"F": price.forward, "gradient": price.gradient}
+
+
+def ours(setup: Setup, name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, cores: int) -> dict[str, Any]:
+    target = quick_copies(model, x[:2]).full if name == "folded" else model
+    precision = "fast" if name == "fast" else "full"
+    report = autoattack(target, x, y, threat, batch_size=setup.batch, precision=precision, show=False)
+    by_processor = cores == 1 and x.device.type == "cpu"
+    return {
+        "after": {a.name: a.robust_accuracy for a in report.attacks},
+        "seconds": {a.name: a.processor_seconds if by_processor else a.seconds for a in report.attacks},
+        "forwards": {a.name: a.forwards for a in report.attacks},
+        "flags": report.robust.int().tolist(),
+    }
 
 
 def side(setup: Setup, name: str, reference: Path | None, cores: int, device: str) -> dict[str, Any]:
@@ -180,6 +165,7 @@ def run_side(setup: Setup, chosen: argparse.Namespace) -> None:
         found = attack()
         if first:
             chosen.out.write_text(json.dumps(found))
+    os._exit(0)  # torch's own way out reads 130 MB of its CUDA library, for either side
 
 
 def compare(setup: Setup, reference: Path | None, cores: int, device: str) -> None:
@@ -207,7 +193,8 @@ def row(name: str, found: dict[str, Any], theirs: dict[str, Any] | None, cores: 
     cells = [f"{found['seconds'].get(a, 0):.1f} ({100 * found['after'].get(a, 0):.1f})" for a in ATTACKS]
     total = sum(found["seconds"].values())
     standing = sum(found["flags"])
-    per = f"{total * cores / standing / found['F']:.0f}" if standing else "-"
+    processes = 1 if name == "original" else cores
+    per = f"{total * processes / standing / found['F']:.0f}" if standing else "-"
     ratio = f"{sum(theirs['seconds'].values()) / total:.2f}" if theirs else "-"
     differ = str(sum(a != b for a, b in zip(found["flags"], theirs["flags"]))) if theirs else "-"
     return f"| {name} | " + " | ".join(cells) + f" | {total:.1f} | {ratio} | {per} | {found['memory']:.0f} | {differ} |"
