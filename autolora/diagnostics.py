@@ -20,7 +20,7 @@ from autolora.attacks.apgd import APGD, start_point
 from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.draws import image_keys
 from autolora.attacks.network import Network, lengths
-from autolora.attacks.prepare import switches
+from autolora.attacks.prepare import Dtypes, switches
 from autolora.attacks.report import Check, Verdict
 from autolora.files import weights_sha256
 from autolora.statistics import wilson
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from autolora.attacks.report import Report
 
 PROBED = 64  # images on which the checks before the attacks are made
+PART = 256  # images that are looked at together, where all are
 NAMES = {
     1: "eval mode",
     2: "logits do not depend on the batch",
@@ -85,9 +86,12 @@ def before(
     few, labels = x[probe], y[probe]
     checks = [evaluating(network.model), pixels(x), radius(threat)]
     require(checks)  # the rest would only say the same in other words
+    logits = network.all_logits(few)
+    require([logits_are_numbers(logits)])
+    known_labels(y, logits.shape[1])
     return [
         *checks,
-        logits_not_softmax(network.all_logits(few)),
+        logits_not_softmax(logits),
         deterministic(network, few, randomised),
         alone_as_in_batch(network.model, few[:8], randomised),
         *([computes_in_float32(network.model, few[:1])] if gradients else []),  # a variant of a file may be of less
@@ -126,6 +130,8 @@ def buffers_hash(model: Callable[[Tensor], Tensor]) -> str:
 
 
 def buffers_unmoved(model: Callable[[Tensor], Tensor], before: str) -> Check:
+    if not isinstance(model, nn.Module):
+        return Check(1, "buffers unmoved", "not run", "a plain callable: its buffers cannot be seen")
     fine = buffers_hash(model) == before
     return _check(
         1, "buffers unmoved", fine, "the same before and after", "the attack has changed the network's buffers"
@@ -149,7 +155,7 @@ def pixels(x: Tensor) -> Check:
     name = NAMES[3]
     if not (low >= 0 and high <= 1):
         return Check(3, name, "fail", f"values from {low:g} to {high:g}")
-    levels = (x * 255 - (x * 255).round()).abs().max().item()
+    levels = max((part * 255 - (part * 255).round()).abs().max().item() for part in x.split(PART))
     if high < 0.1:
         return Check(3, name, "warn", f"the largest value is {high:g}: divided by 255 twice?")
     if levels > 1e-3:
@@ -161,6 +167,20 @@ def radius(threat: Threat) -> Check:
     fine = threat.norm != "linf" or threat.eps <= 1
     text = f"{threat.norm} {threat.eps:.6g}, which is {threat.eps * 255:.6g}/255"
     return _check(4, NAMES[4], fine, text, text + ": larger than the whole pixel range")
+
+
+def logits_are_numbers(logits: Tensor) -> Check:
+    odd = int((~logits.isfinite()).any(1).sum())
+    text = f"NaN or infinite at {odd} of {len(logits)} images"
+    return _check(
+        6, "logits are numbers", odd == 0, "all finite", text + ": a class that cannot be needs a finite logit"
+    )
+
+
+def known_labels(y: Tensor, classes: int) -> None:
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels from {low} to {high}, and the network answers for {classes} classes, from 0 on")
 
 
 def logits_not_softmax(logits: Tensor) -> Check:
@@ -201,11 +221,13 @@ def _zero_gradients(network: Network, x: Tensor, y: Tensor) -> float:
 
 
 def inside(adversarial: Tensor, x: Tensor, threat: Threat) -> Check:
-    """Norms recomputed from the images as saved; float32 rounds a pixel by up to 6e-8."""
-    longest = lengths(adversarial.double() - x.double(), threat.norm).max().item()
+    """Norms recomputed from the images as saved; float32 rounds a pixel by up to 6e-8, and a norm by 1e-6 of it."""
+    pairs = zip(adversarial.split(PART), x.split(PART))
+    longest = max(lengths(a.double() - b.double(), threat.norm).max().item() for a, b in pairs)
     low, high = adversarial.min().item(), adversarial.max().item()
-    slack = {"linf": 1e-6, "l2": 1e-5, "l1": 1e-3}[threat.norm]
-    fine = longest <= threat.eps + slack and low >= threat.bounds[0] and high <= threat.bounds[1]
+    size = x[0].numel()
+    slack = {"linf": 1e-6, "l2": 1e-7 * size**0.5, "l1": 1e-7 * size}[threat.norm]
+    fine = longest <= threat.eps * (1 + 3e-6) + slack and low >= threat.bounds[0] and high <= threat.bounds[1]
     fine = fine and not bool(adversarial.isnan().any())
     text = f"longest {threat.norm} perturbation {longest:.6f} of {threat.eps:.6f}, pixels from {low:g} to {high:g}"
     return _check(5, NAMES[5], fine, text, text)
@@ -257,14 +279,22 @@ def labels_belong(report: Report) -> Check:
     return Check(10, name, "warn" if wilson(right, n)[1] < largest / n else "pass", text)
 
 
-def computes_in_float32(model: Callable[[Tensor], Tensor], x: Tensor) -> Check:
-    name, device = "the network computes in float32", x.device.type
+def weights_in_float32(model: Callable[[Tensor], Tensor]) -> Check:
     tensors = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
-    with torch.no_grad():
-        kinds = {t.dtype for t in tensors if t.is_floating_point()} | {model(x).dtype}
-    low = sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32, torch.float64})
-    low += ["autocast"] * torch.is_autocast_enabled(device)
-    return _check(16, name, not low, "weights and logits are float32", f"{', '.join(low)}: give the float32 network")
+    return _in_float32({t.dtype for t in tensors})
+
+
+def computes_in_float32(model: Callable[[Tensor], Tensor], x: Tensor) -> Check:
+    """Every tensor on the way from the pixels to the logits; an autocast may be the network's own."""
+    with torch.no_grad(), Dtypes() as seen:
+        kinds = {model(x).dtype} | seen.kinds
+    return _in_float32(kinds)
+
+
+def _in_float32(kinds: set[torch.dtype]) -> Check:
+    low = sorted(str(kind).removeprefix("torch.") for kind in kinds if kind.is_floating_point and kind.itemsize < 4)
+    good, bad = "weights, activations and logits are float32", f"{', '.join(low)}: give the float32 network"
+    return _check(16, "the network computes in float32", not low, good, bad)
 
 
 def full_precision(x: Tensor, precision: str) -> Check:

@@ -27,6 +27,7 @@ from autolora import distributed
 from autolora.automation import Measured, scalars
 from autolora.branch import Branch
 from autolora.data import moved, stream, to_pixels
+from autolora.heap import heap_kept
 from autolora.inputs import Settings, as_split, check_settings, check_splits, decided
 from autolora.learner import Learner, evaluating, generator, number
 from autolora.resume import Progress, Record, alone, checkpoint_file, keep, restore
@@ -83,7 +84,7 @@ def finetune(
     train, val = as_split(train, "training"), as_split(val, "validation")
     check_splits(model, train, val)
     chosen = decided(chosen, train)
-    with distributed.group():
+    with distributed.group(), heap_kept():
         where = pick_device(device)
         file = checkpoint_file(checkpoints, model, train, val, chosen, where)
         with alone(file), torch.random.fork_rng([where] if where.type == "cuda" else []):

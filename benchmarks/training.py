@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from autolora.automation import scalars
 from autolora.branch import all_layers, factor_shapes
+from autolora.heap import heap_kept
 from autolora.inputs import Settings
 from autolora.learner import Learner
 from autolora.loading import load_backbone
@@ -172,9 +173,9 @@ def measure(arguments: argparse.Namespace) -> dict:
     batch = learner.laid_out(pixels[:BATCH])
     steps, progress, silent = -(-n // BATCH), Progress(), tqdm(disable=True)
     works = {
-        "ours": lambda: one_epoch(learner, progress, silent, None),
+        "ours": heap_kept()(lambda: one_epoch(learner, progress, silent, None)),
         "released": lambda: released_epoch(released, optimiser, pixels, labels, test),
-        "floor": lambda: floor(learner, batch, labels[:BATCH], steps),
+        "floor": heap_kept()(lambda: floor(learner, batch, labels[:BATCH], steps)),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(arguments.repeats + 1):

@@ -234,7 +234,7 @@ def pictures(images: Images, report: Report) -> Any:
             report.adversarial[i].numpy(),
             names[int(report.y[i])],
             names[int(report.predicted[i])],
-            names[int(report.fooled[i])],
+            names[int(report.fooled[i])] if report.fooled[i] >= 0 else "no answer (NaN)",
         )
         for i in chosen
     ]

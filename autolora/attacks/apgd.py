@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autolora.attacks.draws import normal, uniform
-from autolora.attacks.network import Network, column, lengths, put, replaced
+from autolora.attacks.network import Network, column, fooled, lengths, put, replaced
 from autolora.attacks.pgd import ascent_direction, project
 from autolora.attacks.slots import State
 from autolora.threat import Threat
@@ -109,7 +109,7 @@ class APGD:
             origin = replaced(point, halved, s["best"])
             gradient = replaced(gradient, halved, s["best_gradient"])
         s["previous"], s["point"] = origin, self._move(s, origin, gradient, first)
-        return logits.argmax(1) != s["y"], point
+        return fooled(logits, s["y"], point), point
 
     def _value(self, s: State) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient averaged over `samples` passes, for networks that answer at random (EOT)."""

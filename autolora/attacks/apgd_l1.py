@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autolora.attacks.apgd import APGD, cross_entropy
 from autolora.attacks.draws import normal
-from autolora.attacks.network import Network, column, positive, put, replaced
+from autolora.attacks.network import Network, column, fooled, positive, put, replaced
 from autolora.attacks.slots import State
 from autolora.threat import Threat
 
@@ -61,7 +61,7 @@ class APGDL1(APGD):
         offset = origin + self._sparse(gradient, s) - s["x"]
         offset = replaced(offset, last, s["best"] - s["x"])
         s["point"] = s["x"] + to_ball(s["x"], offset, self._radius(np.minimum(age + 1, self.rounds - 1), loss.device))
-        return (logits.argmax(1) != s["y"]) & (radius <= self.threat.eps), point
+        return fooled(logits, s["y"], point) & (radius <= self.threat.eps), point
 
     def _radius(self, age: np.ndarray, device: torch.device) -> Tensor:
         times = np.array([times for times, _ in STAGES], dtype=np.float32)[self.stage[age]]

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from autolora import diagnostics
 from autolora.attacks.copies import Copies, InOnnxruntime, quick_copies
-from autolora.attacks.network import Averaged, Network, from_session
+from autolora.attacks.network import Averaged, Network, from_session, predicted
 from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.progress import Progress
 from autolora.attacks.report import AttackResult, Report
@@ -35,6 +35,7 @@ from autolora.attacks.slots import Images, Slots
 from autolora.attacks.versions import SAMPLES, SQUARES, VERSIONS, Step, plan_of
 from autolora.attacks.workers import gathered, of_the_first, wait, worker, workers
 from autolora.files import weights_sha256
+from autolora.heap import heap_kept
 from autolora.threat import Threat
 
 PRECISIONS = ("full", "fast")
@@ -66,9 +67,9 @@ def autoattack(
             raise ValueError(f"evaluate.{name} is {value!r}: expected one of {', '.join(allowed)}")
     device = device_of(model, torch.as_tensor(x))
     x, y, names = prepared(x, y, ids)
-    diagnostics.require([diagnostics.evaluating(model)])
+    diagnostics.require([diagnostics.evaluating(model), diagnostics.weights_in_float32(model)])
     buffers = diagnostics.buffers_hash(model)
-    with at_rest(model), full_precision():
+    with at_rest(model), full_precision(), heap_kept():
         network = Network(model, batch_size or default_batch(device, model, x[:1].to(device)))
         copies = Copies(network, network, network)
         if precision == "fast":
@@ -80,7 +81,7 @@ def autoattack(
         plan = partial(plan_of, version, threat.norm)
         report = _evaluate(network, copies, plan, x, y, names, threat, version, seed, progress, show, device)
         if randomised:  # one pass would say something else each time
-            report.fooled = of_the_first(judge.all_logits(report.adversarial, device).argmax(1).cpu())
+            report.fooled = of_the_first(predicted(judge.all_logits(report.adversarial, device)).cpu())
         works = diagnostics.attack_works(judge, x.to(device), report, randomised)
         unmoved = diagnostics.buffers_unmoved(model, buffers)
         report.checks = diagnostics.ordered([*before, unmoved, works, *diagnostics.after(report, x)])
@@ -104,7 +105,8 @@ def black_box(
     answers = from_session(model) if hasattr(model, "get_inputs") else model
     device = device_of(answers, torch.as_tensor(x))
     x, y, names = prepared(x, y, ids)
-    with at_rest(answers), full_precision():
+    diagnostics.require([diagnostics.evaluating(answers)])
+    with at_rest(answers), full_precision(), heap_kept():
         network = Network(answers, batch_size or default_batch(device, answers, x[:1].to(device)))
         buffers = diagnostics.buffers_hash(answers)
         before = diagnostics.before(network, x.to(device), y.to(device), names, threat, seed, False, gradients=False)
@@ -155,7 +157,7 @@ def _evaluate(
     scores = _scored_by(copies, steps)
     logits = _claimed(logits, steps, network, copies.half, scores, x, y, ids, threat, version, seed, log)
     images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
-    predicted = logits.argmax(1).cpu()
+    answer = predicted(logits).cpu()
     report = Report(
         threat=threat,
         version=version,
@@ -163,20 +165,19 @@ def _evaluate(
         seed=seed,
         ids=ids,
         y=y,
-        clean=predicted == y,
-        robust=predicted == y,
-        predicted=predicted,
+        clean=answer == y,
+        robust=answer == y,
+        predicted=answer,
         adversarial=x.clone(),
-        fooled=predicted,
+        fooled=answer,
         attacks=[],
         precision="float32" if copies.half is network else "fast",
         device=device.type,
         versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__} | scores,
     )
     for step in steps:
-        copy = "full" if step is steps[-1] and step.copy == "half" else step.copy
-        _run(step, getattr(copies, copy), network, threat, images, report, log, show)
-    report.fooled = network.all_logits(report.adversarial, device).argmax(1).cpu()
+        _run(step, getattr(copies, step.copy), network, threat, images, report, log, show)
+    report.fooled = predicted(network.all_logits(report.adversarial, device)).cpu()
     return report
 
 
@@ -208,10 +209,10 @@ def _claimed(
     determines |= {"scores": scores} if scores else {}
     if version != "rand":
         few = sorted(range(len(ids)), key=ids.__getitem__)[:8]
-        told = logits[few]
+        measured = {"logits": logits[few]}
         if any(step.name != "square" for step in steps):  # the same logits may come with other gradients
-            told = torch.cat([told, _slopes(network, x[few].to(told.device), y[few].to(told.device))], 1)
-        log.claim(determines, told)
+            measured["slopes"] = _slopes(network, x[few].to(logits.device), y[few].to(logits.device))
+        log.claim(determines, **measured)
         return logits
     if worker() == 0:
         logits = log.claim_at_random(determines, logits)
@@ -304,7 +305,7 @@ def _sweep(
     def settle() -> None:
         """Successes of the quick copy, seen by the network itself."""
         if claimed:
-            found = network.all_logits(torch.stack(list(claimed.values())), images.x.device).argmax(1)
+            found = predicted(network.all_logits(torch.stack(list(claimed.values())), images.x.device))
             for (job, point), label in zip(list(claimed.items()), found.tolist()):
                 if label != images.y[job[0]]:
                     keep(job, point)
@@ -355,12 +356,12 @@ def _bar(name: str, steps: int, standing: int, slots: Slots, show: bool) -> Iter
 def _determines(
     ids: list[str], x: Tensor, y: Tensor, threat: Threat, version: str, seed: int, network: Network, quick: Network
 ) -> dict[str, Any]:
-    """A network that answers at random cannot be told by its logits, so by its weights where it has some."""
+    """The network is told by its weights where it has some, and beyond them by what is measured on it."""
     pixels = (hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in x)
     named = sorted(zip(ids, pixels, y.tolist()))
     weights = network.model.state_dict() if isinstance(network.model, nn.Module) else {}
     return {
-        "weights": weights_sha256(weights) if version == "rand" else "",
+        "weights": weights_sha256({name: t for name, t in weights.items() if isinstance(t, Tensor)}),
         "threat": str(threat),
         "eps": threat.eps,
         "version": version,

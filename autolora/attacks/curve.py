@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.apgd import APGD
-from autolora.attacks.network import Network
+from autolora.attacks.apgd_l1 import APGDL1
+from autolora.attacks.network import Network, predicted
 from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.slots import Images, Slots
 from autolora.attacks.workers import gathered, worker, workers
 from autolora.diagnostics import huge
+from autolora.heap import heap_kept
 from autolora.threat import Threat
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the threat's eps
@@ -44,7 +46,8 @@ def standing(network: Network, images: Images, clean: Tensor, threat: Threat, se
         robust[job[0]] = point is None
 
     jobs = [(image, 0) for image in clean.nonzero().flatten().tolist()]
-    Slots(APGD(network, threat, steps=steps), images, "curve", seed, network.batch).run(jobs, finish)
+    attack = (APGDL1 if threat.norm == "l1" else APGD)(network, threat, steps=steps)
+    Slots(attack, images, "curve", seed, network.batch).run(jobs, finish)
     return robust
 
 
@@ -65,11 +68,11 @@ def eps_curve(
     """The clean accuracy, then one point for each of `radii`; the processes share the radii out."""
     device = device_of(model, torch.as_tensor(x))
     x, y, names = prepared(x, y, ids)
-    with at_rest(model), full_precision():
+    with at_rest(model), full_precision(), heap_kept():
         network = Network(model, batch_size or default_batch(device, model, x[:1].to(device)))
         logits = network.all_logits(x, device)
         images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), names)
-        clean = logits.argmax(1).cpu() == y
+        clean = predicted(logits).cpu() == y
         wanted = radii(threat, x[0].numel())
         mine = wanted[worker() :: workers()]
         points = gathered({eps: accuracy_at(network, images, clean, threat, eps, seed) for eps in mine})

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.apgd import start_point
-from autolora.attacks.network import Network, column, in_groups, lengths, positive, replaced
+from autolora.attacks.network import Network, column, fooled, in_groups, lengths, positive, replaced
 from autolora.attacks.slots import State
 from autolora.threat import Threat
 
@@ -41,7 +41,7 @@ class FAB:
         x = s["x"]
         f, g = self._boundary(s)
         point = in_groups(self._nearer, x, s["point"], f, g)
-        wrong = self.network.logits(point).argmax(1) != s["y"]
+        wrong = fooled(self.network.logits(point), s["y"], point)
         offset = point - x
         inside = lengths(offset, self.threat.norm) <= self.threat.eps
         s["point"] = replaced(point, wrong, offset.mul_(BETA).add_(x))

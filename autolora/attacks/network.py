@@ -1,7 +1,8 @@
 """The attacked network as the attacks see it: logits and input gradients, always in one batch shape, counted.
 
 On a CPU an image's logits do not depend on its place in a batch or on its neighbours, only on the shape of the batch;
-so with one shape an image's fate does not depend on which other images are attacked with it.
+so with one shape an image's fate does not depend on which other images are attacked with it. (With AVX-512 a linear
+layer of an odd number of inputs rounds differently from place to place.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 GROUP = 32  # images
+STEEP = 1e15  # for an infinite slope; its square is finite
 Loss = Callable[[Tensor, slice], Tensor]  # logits [b,c] of these rows -> one value for each [b]
 
 
@@ -48,7 +50,7 @@ class Network:
         with torch.enable_grad():
             logits = self.model(point).float()[: len(x)]
             values = loss(logits, rows)
-            (gradient,) = torch.autograd.grad(values.sum(), point)
+            gradient = _input_gradient(values.sum(), point)
         return logits.detach(), values.detach(), gradient[: len(x)]
 
     def gradients(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +63,7 @@ class Network:
         point = self._filled(x.detach()).detach().requires_grad_(True)
         with torch.enable_grad():
             logits = self.model(point).float()
-            each = [torch.autograd.grad(z, point, retain_graph=True)[0] for z in logits.sum(0)]
+            each = [_input_gradient(z, point, again=True) for z in logits.sum(0)]
         self.forwards += self.batch * len(each)
         return logits.detach()[: len(x)], torch.stack(each, 1)[: len(x)]
 
@@ -89,6 +91,24 @@ class Averaged(Network):
             more = super().gradient(x, loss)
             logits, values, gradients = logits + more[0], values + more[1], gradients + more[2]
         return logits / self.samples, values / self.samples, gradients / self.samples
+
+
+def _input_gradient(value: Tensor, point: Tensor, again: bool = False) -> Tensor:
+    """Zeros where none arrives, which check 8 is about; a pixel without a slope (a root at 0) spoils no other."""
+    if not value.requires_grad:
+        return torch.zeros_like(point)
+    (gradient,) = torch.autograd.grad(value, point, retain_graph=again)
+    return gradient.nan_to_num(0.0, STEEP, -STEEP)
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """The class; -1, which is no label, where the network answers NaN."""
+    return logits.argmax(1).masked_fill_(logits.isnan().any(1), -1)
+
+
+def fooled(logits: Tensor, y: Tensor, points: Tensor) -> Tensor:
+    """Which points are misclassified; a point that is no image is none."""
+    return (predicted(logits) != y) & points.flatten(1).sum(1).isfinite()
 
 
 def from_session(session: Any) -> Callable[[Tensor], Tensor]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from autolora.attacks.pgd import frozen
@@ -87,6 +89,19 @@ def _set_older_switch(value: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.backends.cudnn.allow_tf32 = value
+
+
+class Dtypes(TorchDispatchMode):
+    """The dtypes of all that is computed meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.kinds |= {leaf.dtype for leaf in tree_leaves(made) if isinstance(leaf, Tensor)}
+        return made
 
 
 def switches() -> list[Any]:

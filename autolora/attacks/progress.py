@@ -8,7 +8,9 @@ they start.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,6 +21,10 @@ from autolora.files import read_json, replacing, write_json
 Found = dict[tuple[str, int], Tensor | None]  # (image id, rank) -> the adversarial image, or None
 
 
+NETWORK = ("weights", "logits", "slopes")  # what tells it
+ROUNDING = {"logits": 1e-4, "slopes": 1e-2}  # of the largest
+
+
 class Progress:
     def __init__(self, folder: Path | None, worker: int = 0, batch: int = 64, seconds: float = 5.0) -> None:
         self.folder, self.worker, self.batch, self.seconds = folder, worker, batch, seconds
@@ -26,9 +32,12 @@ class Progress:
         self.written = time.monotonic()
         self.files: dict[str, int] = {}  # attack and worker -> how many there are
 
-    def claim(self, determines: dict, logits: Tensor) -> None:
-        """The folder belongs to exactly this evaluation: no other, and none of another network, goes on from it."""
-        self._claim(determines | {"logits": logits[:8].double().cpu().tolist()})
+    def claim(self, determines: dict, **measured: Tensor) -> None:
+        """The folder belongs to exactly this evaluation: no other, and none of another network, goes on from it.
+
+        What is `measured` on the network may differ by rounding, as machines do.
+        """
+        self._claim(determines | {name: value.double().cpu().tolist() for name, value in measured.items()})
 
     def claim_at_random(self, determines: dict, logits: Tensor) -> Tensor:
         """The same for a network that answers at random: it cannot be told by its logits, and those of the first life
@@ -50,21 +59,22 @@ class Progress:
         if not path.exists():
             return write_json(path, determines)
         known = read_json(path)
-        same = np.shape(known["logits"]) == np.shape(determines["logits"])
-        if same and np.allclose(known["logits"], determines["logits"], rtol=1e-2, atol=1e-2):
-            determines["logits"] = known["logits"]  # rounding differs between machines
         for key, value in determines.items():
-            if known.get(key) != value:
-                what = "the network" if key == "logits" else f"{key} ({known.get(key)!r}, now {value!r})"
+            if known.get(key) != value and not (key in ROUNDING and _close(known.get(key), value, ROUNDING[key])):
+                what = "the network" if key in NETWORK else f"{key} ({known.get(key)!r}, now {value!r})"
                 raise ValueError(
                     f"{self.folder} holds the progress of another evaluation, which differs in {what}: "
                     "give another folder, or remove this one"
                 )
 
     def read(self, attack: str) -> Found:
+        """A file that a power cut has left empty counts as none: what it held is found again."""
         found: Found = {}
         for path in sorted(self.folder.glob(f"{attack}.*.npz")) if self.folder else []:
-            with np.load(path) as data:
+            with (
+                suppress(EOFError, BadZipFile, ValueError),
+                np.load(path) as data,
+            ):
                 points = iter(torch.from_numpy(data["adversarial"]))
                 for image, rank, broken in zip(data["ids"].tolist(), data["ranks"].tolist(), data["found"].tolist()):
                     found[image.decode(), rank] = next(points) if broken else None
@@ -93,3 +103,8 @@ class Progress:
                 adversarial=np.stack(broken) if broken else np.zeros((0,), np.float32),
             )
         self.files[name] += 1
+
+
+def _close(known: list | None, now: list, share: float) -> bool:
+    before, after = np.asarray(known if known is not None else []), np.asarray(now)
+    return before.shape == after.shape and bool(np.abs(before - after).max() <= share * np.abs(before).max())

@@ -20,7 +20,7 @@ from torch import Tensor
 from autolora.attacks.apgd import others
 from autolora.attacks.apgd_l1 import to_ball
 from autolora.attacks.draws import shifted, uniform
-from autolora.attacks.network import Network, column, put
+from autolora.attacks.network import Network, column, fooled, put
 from autolora.attacks.slots import State
 from autolora.threat import Threat
 
@@ -66,7 +66,7 @@ class SquareLinf:
         tried, y = self._tried(s, index, query), s["y"][index]
         logits = self.network.logits(tried)
         margin = logits.gather(1, y[:, None]).squeeze(1) - others(logits, y)
-        wrong = logits.argmax(1) != y
+        wrong = fooled(logits, y, tried)
         counts = torch.from_numpy((query < self.rounds) & ((ahead == 0) | (age[rows] > 0))).to(index.device)
         better = counts & ((margin < s["margin"][index]) | wrong)
         first = index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from autolora.attacks.apgd import APGD, dlr, targeted_dlr
@@ -60,4 +60,11 @@ def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | No
         notes.append(f"{targets} target classes, there are no more")
     if version == "fast":
         notes.append("only APGD-CE and APGD-T")
-    return [s for s in steps if s.name not in lacking], "; ".join(notes) or None
+    return in_float32([s for s in steps if s.name not in lacking]), "; ".join(notes) or None
+
+
+def in_float32(steps: list[Step]) -> list[Step]:
+    """The last attack is never one in bfloat16, and none is where no other white-box attack is in float32 (apgd-t, from
+    four classes on)."""
+    alone = not any(step.copy == "full" for step in steps)
+    return [replace(s, copy="full") if s.copy == "half" and (alone or s is steps[-1]) else s for s in steps]

@@ -139,6 +139,82 @@ def test_fab_finds_the_boundary_of_a_linear_network(kind, norm: str) -> None:
             assert not (broken & exact).any()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fab_moves_as_the_paper_says(norm: str) -> None:
+    """One step from a point of its own, where the box is far: eq. 7 to 9, and the step back once it is across."""
+    net = Linear(3).double()
+    x, y = images(12).double() * 0.2 + 0.4, torch.zeros(12, dtype=torch.long)
+    y = net(x).argmax(1)
+    target = net(x).argsort(1)[:, -2]
+    at = x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    class Double(Network):
+        def logits(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+    attack = TargetedFAB(Double(net, 12), Threat(norm, 1e-9))
+    state = attack.start(x, y, target, keys_of(12), np.zeros(12, np.int64)) | {"point": at.clone()}
+    wrong, tried = attack.step(state, np.zeros(12, np.int64))
+    for i in range(12):
+        w = (net.weight[target[i]] - net.weight[y[i]]).detach()
+        d_k, d_0 = (
+            -oracle_gap(net, point[i], y[i], target[i])
+            * (w.sign() / w.abs().sum() if norm == "linf" else w / w.square().sum())
+            for point in (at, x)
+        )
+        length = (lambda d: d.abs().max()) if norm == "linf" else (lambda d: d.norm())
+        alpha = min(float(length(d_k) / (length(d_k) + length(d_0))), 0.1)
+        expected = (1 - alpha) * (at[i].flatten() + 1.05 * d_k) + alpha * (x[i].flatten() + 1.05 * d_0)
+        assert torch.allclose(tried[i].flatten(), expected, atol=1e-5)
+        stays = x[i] + 0.9 * (tried[i] - x[i]) if net(tried[i][None]).argmax(1) != y[i] else tried[i]
+        assert torch.allclose(state["point"][i], stays, atol=1e-7)
+    assert not wrong.any()  # across the boundary, and outside a ball of 1e-9
+    assert (net(tried).argmax(1) != y).any()
+
+
+def oracle_gap(net: Linear, point: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    z = net(point[None])[0].detach()
+    return z[target] - z[y]
+
+
+def test_restarts_of_fab_begin_half_way_to_the_surface() -> None:
+    x, y = images(4) * 0.4 + 0.3, torch.zeros(4, dtype=torch.long)
+    attack = FAB(Network(smooth(4), 4), Threat("linf", 0.1))
+    point = attack.start(x, y, y, keys_of(4), np.array([0, 1, 2, 0]))["point"]
+    assert torch.equal(point[[0, 3]], x[[0, 3]])
+    assert lengths(point - x, "linf")[[1, 2]].tolist() == pytest.approx([0.05, 0.05], rel=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_gradients_are_averaged_over_passes_at_random(samples: int) -> None:
+    """The k-th pass answers k times as steeply: the mean of 1 to n."""
+    passes = []
+
+    def steeper(p: Tensor) -> Tensor:
+        passes.append(len(p))
+        return len(passes) * p.flatten(1)[:, :2]
+
+    attack = APGD(Network(steeper, 4), Threat("linf", 0.1), lambda z, y, target: z[:, 0], 1, samples)
+    x, y = images(4), torch.zeros(4, dtype=torch.long)
+    _, _, gradient = attack._value({"point": x, "y": y, "target": y})
+    assert gradient.flatten(1)[:, 0].tolist() == pytest.approx([(samples + 1) / 2] * 4)
+    assert passes == [4] * samples
+
+
+def test_apgd_l1_narrows_its_ball_and_its_moves() -> None:
+    """Three, two and one eps; a move is along the largest slopes, two thirds as many as it has moved along."""
+    attack = APGDL1(Network(smooth(4), 4), Threat("l1", 2.0))
+    radius = attack._radius(np.arange(103), torch.device("cpu")).tolist()
+    assert sorted(set(radius), reverse=True) == [6.0, 4.0, 2.0]
+    assert radius == sorted(radius, reverse=True)
+    gradient = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    state = {"moved": torch.tensor([30.0]), "eta": torch.tensor([4.0])}
+    move = attack._sparse(gradient, state).flatten()
+    assert 18 <= int((move != 0).sum()) <= 22  # 30 / 1.5
+    assert gradient.flatten()[move != 0].abs().min() > gradient.flatten()[move == 0].abs().max()
+    assert move.abs().sum().item() == pytest.approx(4.0, rel=1e-4)
+
+
 def test_square_schedule() -> None:
     """p = 0.8 halves after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 queries."""
     sides = [square.side(q, 32, 32, 1) for q in (0, 10, 11, 50, 51, 201, 501, 1001, 2001, 4001)]

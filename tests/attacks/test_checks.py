@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from autolora import Threat, autoattack, diagnostics
 from autolora.attacks import apgd, pgd
-from autolora.attacks.network import Averaged
+from autolora.attacks.apgd_l1 import to_ball
+from autolora.attacks.autoattack import black_box
+from autolora.attacks.network import Averaged, Network
 from autolora.attacks.prepare import full_precision
 from autolora.attacks.report import Report
 from autolora.attacks.slots import Slots
@@ -66,6 +68,16 @@ def test_1_moving_buffers() -> None:
     assert 1 in failed(Counting().eval())
 
 
+def test_1_of_the_black_box() -> None:
+    net, x = nn.Sequential(smooth(4), nn.Dropout(0.0)), images(12)
+    net.train()
+    with pytest.raises(CheckFailed, match="check 1, eval mode"):
+        black_box(net, x, smooth(4)(x).argmax(1), THREAT, queries=3, show=False)
+    assert net.training
+    report = black_box(lambda p: smooth(4)(p), x, smooth(4)(x).argmax(1), THREAT, queries=3, show=False)
+    assert [c.verdict for c in report.checks if c.number == 1] == ["not run", "not run"]  # nothing can be seen of it
+
+
 def test_2_logits_depend_on_the_batch() -> None:
     net = smooth(4)
     assert 2 in failed(lambda x: net(x - x.mean(0, keepdim=True) + 0.5))
@@ -102,6 +114,16 @@ def test_5_a_broken_projection_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 5 in failed(smooth(4))
 
 
+@pytest.mark.parametrize(("norm", "eps", "far"), [("linf", 0.05, 1.0001), ("l2", 12.0, 1.00002), ("l1", 900.0, 1.0001)])
+def test_5_rounding_is_no_fault_at_any_size(norm: str, eps: float, far: float) -> None:
+    """A float32 norm of 150,000 pixels is off by a millionth."""
+    x, threat = images(3, side=224) * 0.4 + 0.3, Threat(norm, eps)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    points = x + to_ball(x, noise, torch.full((3,), eps)) if norm == "l1" else pgd.project(x + noise, x, threat)
+    assert diagnostics.inside(points, x, threat).verdict == "pass"
+    assert diagnostics.inside((x + (points - x) * far).clamp(0, 1), x, threat).verdict == "fail"
+
+
 def test_5_adversarial_images_that_are_none(sound: Report) -> None:
     wrong = dataclasses.replace(sound, fooled=sound.y)
     assert diagnostics.truly_broken(wrong).verdict == "fail"
@@ -111,6 +133,22 @@ def test_5_adversarial_images_that_are_none(sound: Report) -> None:
 def test_6_softmax() -> None:
     net = smooth(4)
     assert 6 in failed(lambda x: net(x).softmax(1))
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_6_logits_that_are_no_numbers(value: float) -> None:
+    net = smooth(4)
+    with pytest.raises(CheckFailed, match="check 6, logits are numbers: NaN or infinite at 12 of 12 images"):
+        attack(lambda p: net(p).index_fill(1, torch.tensor([3]), value))
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_labels_beyond_the_classes_are_named(label: int) -> None:
+    x = images(12)
+    y = smooth(4)(x).argmax(1)
+    y[3] = label
+    with pytest.raises(ValueError, match=r"labels from -?\d to \d, and the network answers for 4 classes"):
+        autoattack(smooth(4), x, y, THREAT, version="fast", show=False)
 
 
 def test_7_random_network() -> None:
@@ -124,10 +162,49 @@ def test_7_random_network() -> None:
         lambda net: lambda x: net(x) * 1e4,  # saturated: softmax is exactly one
         lambda net: lambda x: net((x * 8).round() / 8),  # quantised input
         lambda net: lambda x: net(x).detach() + 0 * x.flatten(1).sum(1, keepdim=True),
+        lambda net: lambda x: net(x).detach(),
+        lambda net: torch.inference_mode()(net),
+        lambda net: lambda x: net(x) + (net(x) - net(x)) / 0 if x.requires_grad else net(x),  # NaN
+        lambda net: lambda x: net(x if on_the_grid(x) else x.detach() + 0 * x),  # only where no attack goes
     ],
 )
 def test_8_masked_gradients(mask) -> None:
     assert 8 in failed(mask(smooth(4)))
+
+
+def on_the_grid(x: Tensor) -> bool:
+    return bool((x * 255 - (x * 255).round()).abs().max() < 1e-3)
+
+
+def test_a_pixel_without_a_slope_spoils_no_other() -> None:
+    """Gamma correction: infinitely steep at black, where the chain rule says NaN."""
+    net, x = smooth(4), images(40)
+    x[:, :, ::2] = 0
+
+    def corrected(p: Tensor) -> Tensor:
+        return net(p.pow(1 / 2.2))
+
+    y = corrected(x).argmax(1)
+    report = autoattack(corrected, x, y, Threat("linf", 0.01), version="fast", show=False)
+    assert report.adversarial.isfinite().all()
+    assert report.robust_accuracy < 0.9
+    assert {c.verdict for c in report.checks if c.number in (5, 8, 10)} == {"pass"}
+    climbed = diagnostics.climb(Network(corrected, 40), x, y, Threat("l2", 0.2), 20, 0)
+    assert climbed.standing < 0.9
+    assert climbed.gain > 0
+
+
+def test_no_answer_is_a_wrong_one() -> None:
+    """Off the grid of grey levels this network says NaN, of which argmax makes class 0."""
+    net, x = smooth(4), images(40)
+
+    def silent(p: Tensor) -> Tensor:
+        on_grid = ((p * 255 - (p * 255).round()).abs() < 1e-3).flatten(1).all(1)
+        return net(p) + torch.where(on_grid, 0.0, torch.nan)[:, None]
+
+    report = black_box(silent, x, net(x).argmax(1), Threat("linf", 0.0101), queries=20, show=False)
+    assert report.robust_accuracy == 0
+    assert report.adversarial.isfinite().all()
 
 
 def test_9_black_box_beats_white_box() -> None:
@@ -154,6 +231,37 @@ def test_9_black_box_beats_white_box() -> None:
 def test_10_attack_made_weak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apgd.APGD, "_move", lambda self, s, origin, gradient, first: origin)
     assert 10 in failed(smooth(4))
+
+
+SOUND = {"half": (0.8, 1.0), "short": (0.5, 1.0), "twice": (0.3, 1.0), "far": (0.0, 1.0), "long": (0.49, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ({}, ""),
+        ({"far": (0.2, 1.0)}, "20 % stand a radius at which nothing can"),
+        ({"twice": (0.7, 1.0)}, "a larger radius helps"),
+        ({"half": (0.3, 1.0)}, "a larger radius helps"),
+        ({"long": (0.2, 1.0)}, "50 steps break much more than 20"),
+        ({"long": (0.49, 0.0)}, "the loss does not rise"),
+    ],
+)
+def test_10_each_of_its_conditions(sound: Report, monkeypatch: pytest.MonkeyPatch, fault: dict, text: str) -> None:
+    """(share that stands, rise of the loss) of each of the five attacks, one of them made odd."""
+    told = SOUND | fault
+    names = {(0.025, 20): "half", (0.05, 20): "short", (0.1, 20): "twice", (0.5, 20): "far", (0.05, 50): "long"}
+
+    def climb(network, x: Tensor, y: Tensor, threat: Threat, steps: int, seed: int) -> diagnostics.Climb:
+        standing, gain = told[names[threat.eps, steps]]
+        return diagnostics.Climb(torch.arange(len(x)) >= round(standing * len(x)), gain)
+
+    monkeypatch.setattr(diagnostics, "climb", climb)
+    right, stand = torch.ones(100, dtype=torch.bool), torch.zeros(100, dtype=torch.bool)
+    ids = [str(i) for i in range(100)]
+    report = dataclasses.replace(sound, y=torch.zeros(100, dtype=torch.long), clean=right, robust=stand, ids=ids)
+    check = diagnostics.attack_works(Network(smooth(4), 64), images(100), report)
+    assert (check.verdict, check.detail) == ("fail", text) if fault else check.verdict == "pass"
 
 
 def test_10_labels_permuted() -> None:
@@ -302,12 +410,18 @@ def test_16_low_precision() -> None:
     assert torch.backends.cuda.matmul.fp32_precision == "none"  # as it was
 
 
-@pytest.mark.parametrize("kind", ["autocast", "weights", "logits"])
+@pytest.mark.parametrize("kind", ["autocast", "weights", "logits", "its own autocast", "half"])
 def test_16_a_network_that_computes_in_bfloat16(kind: str) -> None:
     net, x = smooth(4), images(8)
     y = net(x).argmax(1)
     low = smooth(4).bfloat16()
-    model = {"autocast": net, "weights": low, "logits": lambda p: low(p.bfloat16())}[kind]
+    model = {
+        "autocast": net,
+        "weights": low,
+        "logits": lambda p: low(p.bfloat16()),
+        "its own autocast": lambda p: torch.autocast("cpu", torch.bfloat16)(net)(p).float(),
+        "half": smooth(4).half().eval(),
+    }[kind]
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast")
     with autocast, pytest.raises(CheckFailed, match="check 16, the network computes in float32"):
         autoattack(_Cast(model).eval() if kind == "weights" else model, x, y, THREAT, version="fast", show=False)

@@ -1,6 +1,7 @@
 """A run that dies goes on where it stopped, alone or in company, and ends as if nothing had happened."""
 
 import contextlib
+import copy
 import os
 import subprocess
 import sys
@@ -86,7 +87,25 @@ def test_progress_of_a_network_with_other_gradients_is_refused(tmp_path) -> None
     with contextlib.suppress(CheckFailed):
         attack(lambda x: smooth(4)(Misleading.apply(x)), tmp_path)
     with pytest.raises(ValueError, match="another evaluation, which differs in the network"):
-        attack(smooth(4), tmp_path)
+        attack(lambda x: smooth(4)(x), tmp_path)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_progress_of_a_network_that_is_a_little_different_is_refused(tmp_path, alone: bool) -> None:
+    """One bias moved by a hundredth: what stands on the one may fall on the other. Rounding alone is no difference."""
+    net, x, shift = smooth(4), images(6), torch.tensor([-0.009, 0.0, 0.0, 0.0])
+    near = copy.deepcopy(net)
+    near[3].bias.data += shift
+    of = (lambda n: lambda p: n(p)) if alone else (lambda n: n)  # a callable has no weights to tell it by
+    attack(of(net), tmp_path)
+    with pytest.raises(ValueError, match="differs in the network"):
+        attack(of(near), tmp_path)
+    if alone:
+        attack(lambda p: net(p) * (1 + 1e-6), tmp_path)
+    boxed = {"queries": 3, "progress": tmp_path / "box", "show": False}
+    black_box(of(net), x, net(x).argmax(1), THREAT, **boxed)
+    with pytest.raises(ValueError, match="differs in the network"):
+        black_box(of(near), x, net(x).argmax(1), THREAT, **boxed)
 
 
 def test_progress_of_fewer_queries_is_refused(tmp_path) -> None:
@@ -98,7 +117,7 @@ def test_progress_of_fewer_queries_is_refused(tmp_path) -> None:
 
 def test_progress_of_another_random_network_is_refused(tmp_path) -> None:
     attack(smooth(4), tmp_path, version="rand")
-    with pytest.raises(ValueError, match="another evaluation, which differs in weights"):
+    with pytest.raises(ValueError, match="another evaluation, which differs in the network"):
         attack(smooth(4, seed=5), tmp_path, version="rand")
 
 
@@ -135,7 +154,7 @@ def test_a_kill_loses_at_most_one_batch(tmp_path, monkeypatch: pytest.MonkeyPatc
         attack(Dies(budget), tmp_path, batch_size=4)
     first = begun.copy()
     begun.clear()
-    attack(smooth(4), tmp_path, batch_size=4)
+    attack(Dies(100_000), tmp_path, batch_size=4)
     assert len(first) > 8
     assert len(first & begun) <= 4
 
@@ -204,6 +223,16 @@ def test_half_written_files_do_no_harm(tmp_path) -> None:
     whole = attack(smooth(4), tmp_path)
     (tmp_path / ".apgd-ce.0.000009.npz.123.part").write_bytes(b"half")
     assert torch.equal(attack(smooth(4), tmp_path).robust, whole.robust)
+
+
+@pytest.mark.parametrize("keep", [0, 100])
+def test_files_cut_off_by_a_power_cut_are_found_again(tmp_path, keep: int) -> None:
+    whole = attack(smooth(4), tmp_path)
+    for path in tmp_path.glob("apgd-ce.*.npz"):
+        path.write_bytes(path.read_bytes()[:keep])
+    again = attack(smooth(4), tmp_path)
+    assert torch.equal(again.robust, whole.robust)
+    assert torch.equal(again.adversarial, whole.adversarial)
 
 
 @pytest.mark.slow

@@ -1,0 +1,100 @@
+"""What each version runs: every attack with its loss, its steps, its targets or restarts, and the copy it may use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from autolora import Threat
+from autolora.attacks.apgd import APGD, cross_entropy, dlr, targeted_dlr
+from autolora.attacks.apgd_l1 import APGDL1
+from autolora.attacks.fab import FAB, TargetedFAB
+from autolora.attacks.network import Network
+from autolora.attacks.prepare import likely
+from autolora.attacks.slots import Images, Slots, State
+from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
+from autolora.attacks.versions import plan_of
+
+CE, DLR, T = ("ce", cross_entropy), ("dlr", dlr), ("t", targeted_dlr)
+LOSS = dict((loss, name) for name, loss in (CE, DLR, T))
+
+
+def plan(version: str, norm: str = "linf", classes: int = 10) -> list[tuple]:
+    """(name, kind, loss, evaluations, passes, ranks, copy) of each attack."""
+    network, threat = Network(lambda x: x, 8), Threat(norm, 0.01)
+    rows = []
+    for step in plan_of(version, norm, classes)[0]:
+        attack = step.attack(network, threat)
+        loss = LOSS.get(getattr(attack, "loss", None), "")
+        samples = getattr(attack, "samples", 1)
+        rows.append((step.name, type(attack), loss, attack.rounds, samples, step.ranks, step.copy))
+    return rows
+
+
+def test_standard_is_that_of_the_paper() -> None:
+    for norm, square in (("linf", SquareLinf), ("l2", SquareL2)):
+        assert plan("standard", norm) == [
+            ("apgd-ce", APGD, "ce", 101, 1, 1, "half"),
+            ("apgd-t", APGD, "t", 101, 1, 9, "full"),
+            ("fab-t", TargetedFAB, "", 100, 1, 9, "half"),
+            ("square", square, "", 5001, 1, 1, "scores"),
+        ]
+
+
+def test_standard_for_l1() -> None:
+    assert plan("standard", "l1") == [
+        ("apgd-ce", APGDL1, "ce", 103, 1, 5, "half"),
+        ("apgd-t", APGDL1, "t", 103, 1, 5, "full"),
+        ("fab-t", TargetedFAB, "", 100, 1, 9, "half"),
+        ("square", SquareL1, "", 5001, 1, 1, "scores"),
+    ]
+
+
+def test_plus_rand_and_fast() -> None:
+    assert plan("plus") == [
+        ("apgd-ce", APGD, "ce", 101, 1, 5, "half"),
+        ("apgd-dlr", APGD, "dlr", 101, 1, 5, "half"),
+        ("fab", FAB, "", 100, 1, 5, "half"),
+        ("square", SquareLinf, "", 5001, 1, 1, "scores"),
+        ("apgd-t", APGD, "t", 101, 1, 9, "full"),
+        ("fab-t", TargetedFAB, "", 100, 1, 9, "full"),  # the last one
+    ]
+    assert [row[:6] for row in plan("rand")] == [
+        ("apgd-ce", APGD, "ce", 101, 20, 1),
+        ("apgd-dlr", APGD, "dlr", 101, 20, 1),
+    ]
+    assert plan("fast") == [("apgd-ce", APGD, "ce", 101, 1, 1, "half"), ("apgd-t", APGD, "t", 101, 1, 9, "full")]
+
+
+@pytest.mark.parametrize(("classes", "targets"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize("version", ["standard", "plus", "fast", "rand"])
+def test_with_few_classes_no_white_box_attack_is_in_bfloat16(version: str, classes: int, targets: int) -> None:
+    """The targeted APGD, which is the one in float32 otherwise, needs four."""
+    rows = plan(version, classes=classes)
+    assert not {"apgd-t"} & {row[0] for row in rows}
+    assert {row[6] for row in rows if row[0] != "square"} == {"full"}
+    assert all(row[5] == targets for row in rows if row[0] == "fab-t")
+
+
+def test_each_rank_is_another_class_most_likely_first() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 1.0, 2.0, 0.0]])
+    y = torch.tensor([1, 2])
+    assert likely(logits, y).tolist() == [[3, 2, 0], [0, 1, 3]]
+    asked: list[tuple[list[int], list[int]]] = []
+
+    class Asked:
+        rounds = 1
+
+        def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+            asked.append((ranks.tolist(), target.tolist()))
+            return {"x": x}
+
+        def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
+            return torch.zeros(len(s["x"]), dtype=torch.bool), s["x"]
+
+    images = Images(torch.rand(2, 3, 2, 2), y, likely(logits, y), ["a", "b"])
+    jobs = [(image, rank) for rank in range(3) for image in range(2)]
+    Slots(Asked(), images, "asked", 0, batch=6).run(jobs, lambda job, point: None)
+    assert asked == [([0, 0, 1, 1, 2, 2], [3, 0, 2, 1, 0, 3])]
