@@ -20,7 +20,7 @@ from autolora.attacks.apgd import APGD, start_point
 from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.draws import image_keys
 from autolora.attacks.network import Network, lengths
-from autolora.attacks.prepare import Dtypes, switches
+from autolora.attacks.prepare import switches
 from autolora.attacks.report import Check, Verdict
 from autolora.files import weights_sha256
 from autolora.statistics import wilson
@@ -285,9 +285,15 @@ def weights_in_float32(model: Callable[[Tensor], Tensor]) -> Check:
 
 
 def computes_in_float32(model: Callable[[Tensor], Tensor], x: Tensor) -> Check:
-    """Every tensor on the way from the pixels to the logits; an autocast may be the network's own."""
-    with torch.no_grad(), Dtypes() as seen:
-        kinds = {model(x).dtype} | seen.kinds
+    """The logits, and every tensor on the way to them that the gradient needs: an autocast may be the network's own."""
+    kinds: set[torch.dtype] = set()
+
+    def seen(needed: Tensor) -> Tensor:
+        kinds.add(needed.dtype)
+        return needed
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(seen, lambda needed: needed):
+        kinds.add(model(x.clone().requires_grad_(True)).dtype)
     return _in_float32(kinds)
 
 

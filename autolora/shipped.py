@@ -76,8 +76,13 @@ class Replayed(NamedTuple):
 
 def replay(answer: Answer, clean: np.ndarray, adversarial: np.ndarray, labels: np.ndarray) -> Replayed:
     """What stands when the stored adversarial examples are shown to the file."""
-    right = answer(clean).argmax(1) == labels
-    return Replayed(right, right & (answer(adversarial).argmax(1) == labels))
+    right = _right(answer(clean), labels)
+    return Replayed(right, right & _right(answer(adversarial), labels))
+
+
+def _right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """An answer that is NaN, of which argmax makes a class, is none."""
+    return (scores.argmax(1) == labels) & ~np.isnan(scores).any(1)
 
 
 def square(

@@ -6,13 +6,10 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from autolora.attacks.pgd import frozen
 
@@ -91,19 +88,6 @@ def _set_older_switch(value: bool) -> None:
         torch.backends.cudnn.allow_tf32 = value
 
 
-class Dtypes(TorchDispatchMode):
-    """The dtypes of all that is computed meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kinds: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        self.kinds |= {leaf.dtype for leaf in tree_leaves(made) if isinstance(leaf, Tensor)}
-        return made
-
-
 def switches() -> list[Any]:
     """Where torch keeps in what precision float32 is multiplied; what says nothing of its own does as the one above."""
     cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
@@ -120,6 +104,32 @@ def default_batch(device: torch.device, model: Callable[[Tensor], Tensor], examp
     """
     if device.type != "cpu":
         return 512
+    each = operations(model, example[:1])
+    return next((batch for batch in (8, 16, 32) if batch * each >= BUSY), 64)
+
+
+def operations(model: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Of a forward, in its convolutions and linear layers; where there are none, as torch counts."""
+    total = 0
+
+    def count(layer: nn.Module, inputs: object, made: Tensor) -> None:
+        nonlocal total
+        total += 2 * made.numel() * cast(Tensor, layer.weight)[0].numel()
+
+    layers = model.modules() if isinstance(model, nn.Module) else []
+    hooks = [layer.register_forward_hook(count) for layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total or _counted(model, x)
+
+
+def _counted(model: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # with it come 80 MB
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(example[:1])
-    return next((batch for batch in (8, 16, 32) if batch * counter.get_total_flops() >= BUSY), 64)
+        model(x)
+    return counter.get_total_flops()

@@ -73,11 +73,13 @@ def test_parity_forgives_a_flip_within_the_noise() -> None:
 
 
 def test_replay_counts_what_stands() -> None:
-    answer = lambda x: np.eye(2, dtype=np.float32)[x[:, 0].astype(int)]  # noqa: E731  the first pixel is the class
-    clean, adversarial = np.array([[0], [1], [1], [0]]), np.array([[0], [0], [1], [0]])
-    seen = replay(answer, clean, adversarial, np.array([0, 1, 1, 1]))
-    assert seen.clean.tolist() == [True, True, True, False]
-    assert seen.robust.tolist() == [True, False, True, False]
+    """A file that answers NaN is wrong, though argmax makes class 0 of it."""
+    table = np.array([[1, 0], [0, 1], [np.nan, np.nan]], np.float32)
+    answer = lambda x: table[x[:, 0].astype(int)]  # noqa: E731  the first pixel is the class
+    clean, adversarial = np.array([[0], [1], [1], [0], [0]]), np.array([[0], [0], [1], [0], [2]])
+    seen = replay(answer, clean, adversarial, np.array([0, 1, 1, 1, 0]))
+    assert seen.clean.tolist() == [True, True, True, False, True]
+    assert seen.robust.tolist() == [True, False, True, False, False]
 
 
 # --- Square -----------------------------------------------------------------------------------------------------------
