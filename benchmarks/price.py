@@ -7,8 +7,8 @@
 
 A shared machine is a quarter faster or slower from one minute to the next, and a process slow in its first seconds. So
 F from before or after an attack of minutes is the price of another machine. An alarm interrupts the attack every few
-seconds for three forwards and two gradients, of which the last counts: what the attack had in the cache is gone by
-then.
+seconds for three forwards, of which the last counts: what the attack had in the cache is gone by then. A gradient is
+looked at in the end only: in the middle of one of the attack's it would hold as much memory again.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Price:
         signal.signal(signal.SIGALRM, self.before)
         self.share = self.spent / (self.clock() - self.begin)
         self.look()  # so that there is a price for an attack of a moment, too
+        self.gradients = [self._seconds(self._gradient) for _ in range(5)]
 
     def look(self) -> None:
         begin = self.clock()
         with torch.autocast(self.x.device.type, enabled=False):  # it may be the attack's that was interrupted
             self.forwards.append([self._seconds(self._forward) for _ in range(3)][-1])
-            self.gradients.append([self._seconds(self._gradient) for _ in range(2)][-1])
         self.spent += self.clock() - begin
 
     @property
