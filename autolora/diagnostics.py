@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autolora.attacks.apgd import APGD, start_point
-from autolora.attacks.apgd_l1 import APGDL1
+from autolora.attacks.apgd import start_point
+from autolora.attacks.apgd_l1 import apgd_for
 from autolora.attacks.draws import image_keys
 from autolora.attacks.network import Network, lengths
 from autolora.attacks.prepare import switches
@@ -383,7 +383,7 @@ class Climb(NamedTuple):
 def climb(network: Network, x: Tensor, y: Tensor, threat: Threat, steps: int, seed: int) -> Climb:
     """APGD-CE without any of the machinery around it."""
     rows = torch.arange(-(-len(x) // network.batch) * network.batch, device=x.device) % len(x)
-    attack = (APGDL1 if threat.norm == "l1" else APGD)(network, threat, steps=steps)
+    attack = apgd_for(threat.norm)(network, threat, steps=steps)
     keys = image_keys(seed, "climb", [str(i) for i in range(len(rows))], x.device)
     state = attack.start(x[rows], y[rows], y[rows], keys, np.zeros(len(rows), dtype=np.int64))
     broken, first = torch.zeros(len(rows), dtype=torch.bool, device=x.device), torch.zeros(0)

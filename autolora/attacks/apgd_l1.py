@@ -85,6 +85,10 @@ class APGDL1(APGD):
         return (sign * (s["eta"][:, None] / (sign.abs().sum(1, keepdim=True) + 1e-10))).view_as(gradient)
 
 
+def apgd_for(norm: str) -> type[APGD]:
+    return APGDL1 if norm == "l1" else APGD
+
+
 def to_ball(x: Tensor, offset: Tensor, radius: Tensor) -> Tensor:
     """The point of the L1 ball, intersected with the box [0,1] around x, that is nearest to `offset` in L2.
 

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from autolora.attacks.apgd import APGD
-from autolora.attacks.apgd_l1 import APGDL1
+from autolora.attacks.apgd_l1 import apgd_for
 from autolora.attacks.network import Network, predicted
 from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.slots import Images, Slots
@@ -46,8 +45,7 @@ def standing(network: Network, images: Images, clean: Tensor, threat: Threat, se
         robust[job[0]] = point is None
 
     jobs = [(image, 0) for image in clean.nonzero().flatten().tolist()]
-    attack = (APGDL1 if threat.norm == "l1" else APGD)(network, threat, steps=steps)
-    Slots(attack, images, "curve", seed, network.batch).run(jobs, finish)
+    Slots(apgd_for(threat.norm)(network, threat, steps=steps), images, "curve", seed, network.batch).run(jobs, finish)
     return robust
 
 

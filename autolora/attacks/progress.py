@@ -71,10 +71,7 @@ class Progress:
         """A file that a power cut has left empty counts as none: what it held is found again."""
         found: Found = {}
         for path in sorted(self.folder.glob(f"{attack}.*.npz")) if self.folder else []:
-            with (
-                suppress(EOFError, BadZipFile, ValueError),
-                np.load(path) as data,
-            ):
+            with suppress(EOFError, BadZipFile, ValueError), np.load(path) as data:
                 points = iter(torch.from_numpy(data["adversarial"]))
                 for image, rank, broken in zip(data["ids"].tolist(), data["ranks"].tolist(), data["found"].tolist()):
                     found[image.decode(), rank] = next(points) if broken else None

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from autolora.attacks.apgd import APGD, dlr, targeted_dlr
-from autolora.attacks.apgd_l1 import APGDL1
+from autolora.attacks.apgd import dlr, targeted_dlr
+from autolora.attacks.apgd_l1 import apgd_for
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.network import Network
 from autolora.attacks.slots import Attack
@@ -33,7 +33,7 @@ class Step:
 def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | None]:
     """The attacks of a version, and in what they deviate from the standard for so few classes."""
     targets = min(TARGETS, classes - 1)
-    gradient = APGDL1 if norm == "l1" else APGD
+    gradient = apgd_for(norm)
     few = min(5, targets) if norm == "l1" else targets
     apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), few, copy="full")
     fab_t = Step("fab-t", TargetedFAB, targets)
