@@ -35,6 +35,13 @@ def heap_kept() -> Iterator[None]:
             libc.malloc_trim(0)
 
 
+def heap_returned() -> None:
+    """What is free goes back now, wherever in the heap it lies: another piece of work begins, with needs of its own."""
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def _glibc() -> ctypes.CDLL | None:
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     return libc if hasattr(libc, "malloc_trim") else None

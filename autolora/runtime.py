@@ -29,14 +29,20 @@ class BadImages(ValueError):
     """Images that do not keep the file's input contract."""
 
 
-def open_session(model: str | Path | bytes, device: str = "cpu", threads: int = 0) -> onnxruntime.InferenceSession:
-    """A session on a file or on its bytes; `threads` 0: one per core."""
+def open_session(
+    model: str | Path | bytes, device: str = "cpu", threads: int = 0, planned: bool = True
+) -> onnxruntime.InferenceSession:
+    """A session on a file or on its bytes; `threads` 0: one per core.
+
+    `planned`: all memory of a run in one block, which comes on top of what the first run took.
+    """
     name = "the model" if isinstance(model, bytes) else str(model)
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise BadModel(f"{name}: no such file")
     providers = _providers(device)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.enable_mem_pattern = planned
     options.log_severity_level = 3  # what matters arrives as an exception
     try:
         return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers)

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autolora import Threat, autoattack
-from autolora.attacks.copies import quick_copies
+from autolora.attacks.copies import folded_copy
 from benchmarks.agreement import ATTACKS, SHARED, original
 from benchmarks.price import Price
 from stages.processes import processes
@@ -105,7 +105,7 @@ def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device
 
 
 def ours(setup: Setup, name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, cores: int) -> dict[str, Any]:
-    target = quick_copies(model, x[:2]).full if name == "folded" else model
+    target = folded_copy(model, x[:2]) if name == "folded" else model
     precision = "fast" if name == "fast" else "full"
     report = autoattack(target, x, y, threat, batch_size=setup.batch, precision=precision, show=False)
     by_processor = cores == 1 and x.device.type == "cpu"

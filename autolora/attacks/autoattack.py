@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autolora import diagnostics
-from autolora.attacks.copies import Copies, InOnnxruntime, quick_copies
+from autolora.attacks.copies import Copies, quick_copies
+from autolora.attacks.in_onnxruntime import InOnnxruntime
 from autolora.attacks.network import Averaged, Network, from_session, predicted
 from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.progress import Progress
@@ -35,7 +36,7 @@ from autolora.attacks.slots import Images, Slots
 from autolora.attacks.versions import SAMPLES, SQUARES, VERSIONS, Step, plan_of
 from autolora.attacks.workers import gathered, of_the_first, wait, worker, workers
 from autolora.files import weights_sha256
-from autolora.heap import heap_kept
+from autolora.heap import heap_kept, heap_returned
 from autolora.threat import Threat
 
 PRECISIONS = ("full", "fast")
@@ -58,9 +59,9 @@ def autoattack(
 ) -> Report:
     """x: [n,c,h,w], float in [0,1] or uint8; y: [n]; ids name the images (default: a hash of their pixels).
 
-    `precision="fast"` attacks quicker copies of the network (batch norm folded, channels last; in bfloat16 where the
-    processor has it, but for the targeted APGD, Square, which asks onnxruntime on a CPU, and whatever comes last),
-    looks at each success again with the network itself in float32, and attacks it where only a copy was fooled.
+    `precision="fast"` attacks quicker copies of the network (batch norm folded, on a CPU in onnxruntime; in bfloat16
+    where that is faster, but for the targeted APGD, Square and whatever comes last), looks at each success again with
+    the network itself in float32, and attacks it where only a copy was fooled.
     """
     for name, value, allowed in (("version", version, VERSIONS), ("precision", precision, PRECISIONS)):
         if value not in allowed:
@@ -71,7 +72,7 @@ def autoattack(
     buffers = diagnostics.buffers_hash(model)
     with at_rest(model), full_precision(), heap_kept():
         network = Network(model, batch_size or default_batch(device, model, x[:1].to(device)))
-        copies = Copies(network, network, network)
+        copies = Copies(network, network)
         if precision == "fast":
             copies = Copies(*(Network(c, network.batch) for c in quick_copies(model, x[:2].to(device))))
         randomised = version == "rand"
@@ -80,6 +81,8 @@ def autoattack(
         diagnostics.require(before)
         plan = partial(plan_of, version, threat.norm)
         report = _evaluate(network, copies, plan, x, y, names, threat, version, seed, progress, show, device)
+        del copies  # with what their sessions hold
+        heap_returned()
         if randomised:  # one pass would say something else each time
             report.fooled = of_the_first(predicted(judge.all_logits(report.adversarial, device)).cpu())
         works = diagnostics.attack_works(judge, x.to(device), report, randomised)
@@ -115,7 +118,7 @@ def black_box(
         plan = partial(_only, step)
         report = _evaluate(
             network,
-            Copies(network, network, network),
+            Copies(network, network),
             plan,
             x,
             y,
@@ -154,8 +157,8 @@ def _evaluate(
     log = Progress(None if folder is None else Path(folder), worker(), network.batch)
     logits = network.all_logits(x, device)
     steps, deviation = plan(logits.shape[1])
-    scores = _scored_by(copies, steps)
-    logits = _claimed(logits, steps, network, copies.half, scores, x, y, ids, threat, version, seed, log)
+    runtime = _runtime(copies)
+    logits = _claimed(logits, steps, network, copies.half, runtime, x, y, ids, threat, version, seed, log)
     images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), ids)
     answer = predicted(logits).cpu()
     report = Report(
@@ -173,20 +176,19 @@ def _evaluate(
         attacks=[],
         precision="float32" if copies.half is network else "fast",
         device=device.type,
-        versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__} | scores,
+        versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__} | runtime,
     )
     for step in steps:
+        heap_returned()
         _run(step, getattr(copies, step.copy), network, threat, images, report, log, show)
     report.fooled = predicted(network.all_logits(report.adversarial, device)).cpu()
     return report
 
 
-def _scored_by(copies: Copies[Network], steps: list[Step]) -> dict[str, str]:
+def _runtime(copies: Copies[Network]) -> dict[str, str]:
     """What else computes the number: a version that rounds otherwise does not go on from this one's progress."""
-    model = copies.scores.model
-    if isinstance(model, InOnnxruntime) and any(step.copy == "scores" for step in steps) and model.version:
-        return {"onnxruntime": model.version}
-    return {}
+    model = copies.full.model
+    return {"onnxruntime": model.version} if isinstance(model, InOnnxruntime) and model.version else {}
 
 
 def _claimed(
@@ -194,7 +196,7 @@ def _claimed(
     steps: list[Step],
     network: Network,
     quick: Network,
-    scores: dict[str, str],
+    runtime: dict[str, str],
     x: Tensor,
     y: Tensor,
     ids: list[str],
@@ -206,7 +208,7 @@ def _claimed(
     """The progress folder is claimed; logits of the images themselves, the same in all processes and lives."""
     determines = _determines(ids, x, y, threat, version, seed, network, quick)
     determines["steps"] = [[step.name, step.ranks, step.attack(network, threat).rounds] for step in steps]
-    determines |= {"scores": scores} if scores else {}
+    determines |= {"runtime": runtime} if runtime else {}
     if version != "rand":
         few = sorted(range(len(ids)), key=ids.__getitem__)[:8]
         measured = {"logits": logits[few]}

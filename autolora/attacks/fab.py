@@ -54,8 +54,8 @@ class FAB:
         d_k, d_0 = to_hyperplane(point, g, f, norm, bounds), to_hyperplane(x, g, there, norm, bounds)
         a, b = (lengths(d, norm).clamp_min(1e-8) for d in (d_k, d_0))
         alpha = column((a / (a + b)).clamp_max(ALPHA_MAX), x)
-        near = d_k.mul_(ETA).add_(point).mul_(1 - alpha)
-        return near.add_(d_0.mul_(ETA).add_(x).mul_(alpha)).clamp_(*bounds)
+        here, from_x = point.add(d_k, alpha=ETA), x.add(d_0, alpha=ETA)
+        return here.lerp_(from_x, alpha).clamp_(*bounds)
 
     def _boundary(self, s: State) -> tuple[Tensor, Tensor]:
         logits, gradients = self.network.gradients(s["point"])
@@ -114,12 +114,12 @@ def _level(rate: Tensor, limit: Tensor, gap: Tensor) -> Tensor:
     slope, part = rate.sum(1), torch.empty_like(rate)
     level = gap / slope.clamp_min(1 / FAR)
     for step in range(MOST_STEPS):
-        closed = torch.minimum(limit, level[:, None], out=part).mul_(rate).sum(1)
         free = torch.gt(limit, level[:, None], out=part).mul_(rate).sum(1)
-        higher = torch.where(free > 0, level + (gap - closed) / free, FAR).clamp_max(FAR).maximum(level)
         moving = free < slope
         if (rate.device.type == "cpu" or step % 8 == 7) and not moving.any():  # a GPU has to be waited for
             break
+        closed = torch.minimum(limit, level[:, None], out=part).mul_(rate).sum(1)
+        higher = torch.where(free > 0, level + (gap - closed) / free, FAR).clamp_max(FAR).maximum(level)
         level, slope = torch.where(moving, higher, level), free
     return level
 

@@ -146,7 +146,7 @@ def replaced(old: Tensor, rows: Tensor, new: Tensor) -> Tensor:
     if old.device.type != "cpu":
         return torch.where(column(rows, old), new, old)
     index = rows.nonzero().squeeze(1)
-    return old.index_copy(0, index, new[index]) if len(index) else old
+    return old.index_copy(0, index, new.index_select(0, index)) if len(index) else old
 
 
 def put(old: Tensor, rows: Tensor, new: Tensor, source: Tensor | None = None) -> Tensor:
@@ -154,7 +154,8 @@ def put(old: Tensor, rows: Tensor, new: Tensor, source: Tensor | None = None) ->
     if old.device.type != "cpu":
         return torch.where(column(rows, old), new if source is None else new[source], old)
     index = rows.nonzero().squeeze(1)
-    return old.index_copy_(0, index, new[index if source is None else source[index]]) if len(index) else old
+    chosen = index if source is None else source[index]
+    return old.index_copy_(0, index, new.index_select(0, chosen)) if len(index) else old
 
 
 def positive(a: Tensor) -> Tensor:

@@ -63,12 +63,12 @@ def project(perturbed: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """Back into the ball around x and the box of pixel values."""
     offset = perturbed - x
     if threat.norm == "linf":
-        offset = offset.clamp(-threat.eps, threat.eps)
+        offset.clamp_(-threat.eps, threat.eps)
     elif threat.norm == "l2":
-        offset = offset * (threat.eps / _l2(offset)).clamp(max=1)
+        offset.mul_((threat.eps / _l2(offset)).clamp(max=1))
     else:
         raise NotImplementedError(f"PGD knows linf and l2, not {threat.norm}: evaluate {threat.norm} with AutoAttack")
-    return (x + offset).clamp(*threat.bounds)
+    return offset.add_(x).clamp_(*threat.bounds)
 
 
 def _l2(t: Tensor) -> Tensor:

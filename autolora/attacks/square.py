@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class SquareLinf:
         tried, y = self._tried(s, index, query), s["y"][index]
         logits = self.network.logits(tried)
         margin = logits.gather(1, y[:, None]).squeeze(1) - others(logits, y)
-        wrong = fooled(logits, y, tried)
+        wrong = self._wrong(margin, logits, y, tried)
         counts = torch.from_numpy((query < self.rounds) & ((ahead == 0) | (age[rows] > 0))).to(index.device)
         better = counts & ((margin < s["margin"][index]) | wrong)
         first = index
@@ -79,17 +80,22 @@ class SquareLinf:
         s["best"] = put(s["best"], better, tried, first)
         return wrong & better, s["best"]
 
+    def _wrong(self, margin: Tensor, logits: Tensor, y: Tensor, tried: Tensor) -> Tensor:
+        """A margin above 0 is a right answer, and most of them are."""
+        right = margin > 0
+        return ~right if right.device.type == "cpu" and right.all() else fooled(logits, y, tried)
+
     def _tried(self, s: State, index: Tensor, query: np.ndarray) -> Tensor:
         """The point of the query in each place, made from the best of its row; the first query is the start itself."""
         starting = query == 0
         if starting.all():
-            return s["best"][index]
+            return s["best"].index_select(0, index)
         tried = self._propose(s, index, query - 1)
         return put(tried, torch.from_numpy(starting).to(tried.device), s["best"], index) if starting.any() else tried
 
     def _propose(self, s: State, index: Tensor, age: np.ndarray) -> Tensor:
         """x - eps or x + eps inside the window."""
-        tried = s["best"][index]
+        tried = s["best"].index_select(0, index)
         _, c, h, w = tried.shape
         u = self._draw(s["keys"][index], age, c * w, 2 + c)
         square = Squares(u[:, 0], u[:, 1], self._sides(age, h, w, 1), h, w)
@@ -129,12 +135,16 @@ class Squares:
 
     def __init__(self, u: Tensor, v: Tensor, sides: np.ndarray, h: int, w: int) -> None:
         self.sides = torch.from_numpy(sides).to(u.device)[:, None]
-        steps = torch.arange(int(sides.max()), device=u.device)
-        self.steps, inside = steps.minimum(self.sides - 1), (steps < self.sides).float()
+        self.all_steps = torch.arange(int(sides.max()), device=u.device)
+        self.steps = self.all_steps.minimum(self.sides - 1)
         self.rows = (u * (h + 1 - self.sides[:, 0])).long()[:, None] + self.steps
         self.columns = (v * (w + 1 - self.sides[:, 0])).long()[:, None] + self.steps
         self.pixels = grid(self.rows * w, self.columns, torch.add)  # places in a row of h * w: [b,1,pixels]
-        self.own = grid(inside, inside, torch.mul)
+
+    @cached_property
+    def own(self) -> Tensor:
+        inside = (self.all_steps < self.sides).float()
+        return grid(inside, inside, torch.mul)
 
     def cut(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """The squares of these images, or of those that `index` names: [b,channels,pixels]."""
@@ -206,7 +216,7 @@ class SquareL2(SquareLinf):
         return self._fresh(x, y, keys, self.within(x, x + delta))
 
     def _propose(self, s: State, index: Tensor, age: np.ndarray) -> Tensor:
-        x, tried = s["x"][index], s["best"][index]
+        x, tried = s["x"].index_select(0, index), s["best"].index_select(0, index)
         _, c, h, w = x.shape
         sides = self._sides(age, h, w, 3)
         u = self._draw(s["keys"][index], age, h * w * (c + 1), 5 + c)  # beyond the draws of the start

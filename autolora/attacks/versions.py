@@ -37,7 +37,7 @@ def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | No
     few = min(5, targets) if norm == "l1" else targets
     apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), few, copy="full")
     fab_t = Step("fab-t", TargetedFAB, targets)
-    black_box = Step("square", SQUARES[norm], every=50, copy="scores")
+    black_box = Step("square", SQUARES[norm], every=50, copy="full")
     steps = {
         "standard": [Step("apgd-ce", gradient, 5 if norm == "l1" else 1), apgd_t, fab_t, black_box],
         "fast": [Step("apgd-ce", gradient), apgd_t],
@@ -66,5 +66,5 @@ def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | No
 def in_float32(steps: list[Step]) -> list[Step]:
     """The last attack is never one in bfloat16, and none is where no other white-box attack is in float32 (apgd-t, from
     four classes on)."""
-    alone = not any(step.copy == "full" for step in steps)
+    alone = all(step.name != "apgd-t" for step in steps)
     return [replace(s, copy="full") if s.copy == "half" and (alone or s is steps[-1]) else s for s in steps]

@@ -8,7 +8,7 @@ from torch import Tensor
 from autolora.attacks import apgd, square
 from autolora.attacks.apgd import APGD, dlr, start_point, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1, to_ball
-from autolora.attacks.draws import bits, image_keys, normal, shifted, uniform
+from autolora.attacks.draws import _in_torch, bits, image_keys, normal, shifted, uniform
 from autolora.attacks.fab import FAB, TargetedFAB, to_hyperplane
 from autolora.attacks.network import Network, lengths
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
@@ -38,6 +38,13 @@ def test_draws_are_splitmix() -> None:
         assert [v % (1 << 64) for v in row] == oracle.splitmix(key, 7)
     assert torch.equal(bits(keys, 3, 4), bits(keys, 0, 7)[:, 3:])
     assert torch.equal(bits(shifted(keys, torch.full((5,), 3)), 0, 4), bits(keys, 3, 4))
+
+
+def test_draws_are_the_same_in_torch_and_numpy() -> None:
+    """A GPU draws in torch."""
+    keys = keys_of(5)
+    assert torch.equal(_in_torch(keys, 3, 50), bits(keys, 3, 50))
+    assert torch.equal((_in_torch(keys, 3, 50) >> 40 & 0xFFFFFF).float() * 2.0**-24, uniform(keys, 3, 50))
 
 
 def test_draws_look_random() -> None:

@@ -39,7 +39,7 @@ def test_standard_is_that_of_the_paper() -> None:
             ("apgd-ce", APGD, "ce", 101, 1, 1, "half"),
             ("apgd-t", APGD, "t", 101, 1, 9, "full"),
             ("fab-t", TargetedFAB, "", 100, 1, 9, "half"),
-            ("square", square, "", 5001, 1, 1, "scores"),
+            ("square", square, "", 5001, 1, 1, "full"),
         ]
 
 
@@ -48,7 +48,7 @@ def test_standard_for_l1() -> None:
         ("apgd-ce", APGDL1, "ce", 103, 1, 5, "half"),
         ("apgd-t", APGDL1, "t", 103, 1, 5, "full"),
         ("fab-t", TargetedFAB, "", 100, 1, 9, "half"),
-        ("square", SquareL1, "", 5001, 1, 1, "scores"),
+        ("square", SquareL1, "", 5001, 1, 1, "full"),
     ]
 
 
@@ -57,7 +57,7 @@ def test_plus_rand_and_fast() -> None:
         ("apgd-ce", APGD, "ce", 101, 1, 5, "half"),
         ("apgd-dlr", APGD, "dlr", 101, 1, 5, "half"),
         ("fab", FAB, "", 100, 1, 5, "half"),
-        ("square", SquareLinf, "", 5001, 1, 1, "scores"),
+        ("square", SquareLinf, "", 5001, 1, 1, "full"),
         ("apgd-t", APGD, "t", 101, 1, 9, "full"),
         ("fab-t", TargetedFAB, "", 100, 1, 9, "full"),  # the last one
     ]

@@ -13,7 +13,7 @@ import pytest
 CODE = """
 import json, re, resource
 import numpy as np
-from autolora.heap import heap_kept
+from autolora.heap import heap_kept, heap_returned
 
 def gradient():  # activations: all alive, then all freed
     return sum(float(a[0]) for a in [np.ones(1 << 18) for _ in range(32)])
@@ -34,6 +34,9 @@ with heap_kept():
         found["inside"] = faults()
     found["still"] = faults()
     found["kept"] = held()
+    heap_returned()
+    found["returned"] = held()
+    found["inside again"] = faults()
 found["end"] = held()
 print(json.dumps(found))
 """
@@ -44,6 +47,7 @@ def test_pages_are_fetched_once_and_given_back(root: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", CODE], cwd=root, capture_output=True, text=True, check=True)
     found = json.loads(ran.stdout)
     assert found["outside"] > 4000  # of the 16,384 that hold 64 MB
-    assert max(found["inside"], found["still"]) < 100
+    assert max(found["inside"], found["still"], found["inside again"]) < 100
     assert found["kept"] > found["start"] + 50
+    assert found["returned"] < found["start"] + 10
     assert found["end"] < found["start"] + 10
