@@ -70,7 +70,7 @@ def device() -> str:
 
 
 def answers(path: Path) -> Answer:
-    return partial(logits, open_session(path, device(), torch.get_num_threads()))
+    return partial(logits, open_session(path, device(), torch.get_num_threads(), beside_torch=True))
 
 
 def measure(path: Path, examples: Examples, threat: Threat, seed: int, limit: int, work: Path) -> Standing:
