@@ -178,58 +178,52 @@ def _matmul(back: Backward, node: NodeProto, d: str) -> dict[str, str]:
     return {node.input[0]: back.emit("MatMul", d, back.constant(weight.T))}
 
 
+def _window(node: NodeProto) -> tuple[list[int], list[int], list[int]]:
+    """Strides, dilations, and the padding at each side: top, left, bottom, right."""
+    a = _attributes(node)
+    if a.get("auto_pad", b"NOTSET") != b"NOTSET" or a.get("ceil_mode") or len(a.get("kernel_shape", [])) != 2:
+        raise Underivable("a window that is padded by itself, or not in the plane")
+    return a.get("strides", [1, 1]), a.get("dilations", [1, 1]), a.get("pads", [0] * 4)
+
+
 def _conv(back: Backward, node: NodeProto, d: str) -> dict[str, str]:
     """Without strides a convolution again, for which onnxruntime has its fastest kernels."""
-    a, weight = _attributes(node), back.weight(node.input[1])
-    sides = list(weight.shape[2:])
-    ones, zeros = [1] * len(sides), [0] * 2 * len(sides)
-    strides, dilations, pads = a.get("strides", ones), a.get("dilations", ones), a.get("pads", zeros)
-    if a.get("auto_pad", b"NOTSET") != b"NOTSET" or len(sides) != 2:
-        raise Underivable("a convolution that is padded by itself, or not in the plane")
-    if strides == dilations == ones and a.get("group", 1) == 1 and all(p < k for p, k in zip(pads, sides * 2)):
+    weight, group = back.weight(node.input[1]), _attributes(node).get("group", 1)
+    (strides, dilations, pads), sides = _window(node), list(weight.shape[2:])
+    if strides == dilations == [1, 1] and group == 1 and all(p < k for p, k in zip(pads, sides * 2)):
         flipped = weight.swapaxes(0, 1)[:, :, ::-1, ::-1]
         pads = [k - 1 - p for p, k in zip(pads, sides * 2)]
         return {node.input[0]: back.emit("Conv", d, back.constant(flipped), kernel_shape=sides, pads=pads)}
-    return {node.input[0]: _spread(back, node, d, weight, strides, pads, dilations, a.get("group", 1))}
+    return _spread(back, node, d, weight, group)
 
 
-def _spread(
-    back: Backward,
-    node: NodeProto,
-    d: str,
-    weight: np.ndarray,
-    strides: list[int],
-    pads: list[int],
-    dilations: list[int],
-    group: int,
-) -> str:
+def _pool(back: Backward, node: NodeProto, d: str) -> dict[str, str]:
+    """An average pool is a convolution of each channel with a constant."""
+    a, (_, _, pads), (channels, *_) = _attributes(node), _window(node), back.shape(node.input[0])
+    if any(pads) and not a.get("count_include_pad"):
+        raise Underivable("an average pool whose windows differ in size")
+    window = np.full((channels, 1, *a["kernel_shape"]), 1 / prod(a["kernel_shape"]), np.float32)
+    return _spread(back, node, d, window, channels)
+
+
+def _spread(back: Backward, node: NodeProto, d: str, weight: np.ndarray, group: int) -> dict[str, str]:
     """The transposed convolution, as large as what went in: what no window reached is left over at the end."""
+    (strides, dilations, pads), sides = _window(node), list(weight.shape[2:])
     before, after = back.shape(node.input[0])[1:], back.shape(node.output[0])[1:]
-    reach = [
-        s * (n - 1) + r * (k - 1) + 1 for s, n, r, k in zip(strides, after, dilations, weight.shape[2:], strict=True)
-    ]
+    reach = [s * (n - 1) + r * (k - 1) + 1 for s, n, r, k in zip(strides, after, dilations, sides, strict=True)]
     left = [n + p + q - size for n, p, q, size in zip(before, pads[:2], pads[2:], reach)]
-    return back.emit(
+    slope = back.emit(
         "ConvTranspose",
         d,
         back.constant(weight),
-        kernel_shape=list(weight.shape[2:]),
+        kernel_shape=sides,
         strides=strides,
         pads=pads,
         dilations=dilations,
         group=group,
         output_padding=left,
     )
-
-
-def _pool(back: Backward, node: NodeProto, d: str) -> dict[str, str]:
-    """An average pool is a convolution of each channel with a constant."""
-    a, (channels, *_) = _attributes(node), back.shape(node.input[0])
-    sides, pads = a["kernel_shape"], a.get("pads", [0] * 4)
-    if a.get("ceil_mode") or (any(pads) and not a.get("count_include_pad")) or len(sides) != 2:
-        raise Underivable("an average pool whose windows differ in size")
-    window = np.full((channels, 1, *sides), 1 / prod(sides), np.float32)
-    return {node.input[0]: _spread(back, node, d, window, a.get("strides", [1, 1]), pads, [1, 1], channels)}
+    return {node.input[0]: slope}
 
 
 def _mean(back: Backward, node: NodeProto, d: str) -> dict[str, str]:

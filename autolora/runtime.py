@@ -35,8 +35,8 @@ def open_session(
     """A session on a file or on its bytes; `threads` 0: one per core.
 
     `beside_torch`, where torch computes between one run and the next, threads that have nothing to do sleep. (Spinning,
-    they take the cores from torch's: 2 to 5 times as slow.) Nor is all memory of a run planned as one block, on top of
-    what the first run took.
+    they take the cores from torch's, and all is 1.3 to 5 times as slow.) Nor is all memory of a run planned as one
+    block, on top of what the first run took.
     """
     name = "the model" if isinstance(model, bytes) else str(model)
     if not isinstance(model, bytes) and not Path(model).is_file():
