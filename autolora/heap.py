@@ -32,7 +32,7 @@ def heap_kept() -> Iterator[None]:
         users -= 1
         if users == 0 and libc is not None:
             libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST)  # what glibc comes to by itself when it has freed such a block
-            libc.malloc_trim(0)
+            heap_returned()
 
 
 def heap_returned() -> None:

@@ -35,7 +35,7 @@ def open_session(
     """A session on a file or on its bytes; `threads` 0: one per core.
 
     `beside_torch`, where torch computes between one run and the next, threads that have nothing to do sleep. (Spinning,
-    they take the cores from torch's, and all is 1.3 to 5 times as slow.) Nor is all memory of a run planned as one
+    they take the cores from torch's, and all is 1.3 to 4 times as slow.) Nor is all memory of a run planned as one
     block, on top of what the first run took.
     """
     name = "the model" if isinstance(model, bytes) else str(model)
