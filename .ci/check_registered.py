@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from autolora.backbones import load_classifier
-from autolora.files import file_sha256, read_json
+from autolora.backbones.classifier import load_classifier
+from autolora.common.files import file_sha256, read_json
 
 receipt = read_json("models/registered.json")
 mlflow.set_tracking_uri(receipt["tracking_uri"])

@@ -14,11 +14,11 @@ from importlib import import_module
 
 _HOMES = {
     "Threat": "threat",
-    "load_backbone": "loading",
-    "finetune": "training",
-    "merge": "branch",
+    "load_backbone": "backbones.loading",
+    "finetune": "training.loop",
+    "merge": "training.branch",
     "autoattack": "attacks.autoattack",
-    "export_onnx": "export",
+    "export_onnx": "export.write",
 }
 
 __all__ = sorted(_HOMES)

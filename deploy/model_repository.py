@@ -15,8 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-from autolora.files import write_bytes, write_text
-from autolora.runtime import BadModel, image_shape, notes, open_session, takes_bytes
+from autolora.common.files import write_bytes, write_text
+from autolora.export.runtime import BadModel, image_shape, notes, open_session, takes_bytes
 
 MAX_BATCH = 64
 QUEUE_MICROSECONDS = 2000  # how long a request may wait for others to share its batch

@@ -11,4 +11,4 @@ prefect --no-prompt work-pool create docker --type docker --overwrite \
 prefect --no-prompt work-pool create kubernetes --type kubernetes --overwrite \
   --base-job-template deploy/kubernetes/job-template.json
 prefect --no-prompt deploy --all
-python -m pipelines.faults
+python -m pipelines.execution.automations

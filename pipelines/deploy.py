@@ -29,15 +29,15 @@ from typing import Any
 
 import numpy as np
 
-from autolora.files import file_sha256
-from pipelines import repository
-from pipelines.history import now, who
-from pipelines.registry import alias_version, get_version, verified_onnx, where
-from stages.evidence import onnx_metadata
-from stages.examples import compare, disagreement
+from autolora.common.files import file_sha256
+from pipelines.registry import triton_repository as repository
+from pipelines.registry.decision_log import now, who
+from pipelines.registry.versions import alias_version, get_version, verified_onnx, where
+from stages.common.runner import StageError, only_one
+from stages.evidence.canaries import compare, disagreement
+from stages.evidence.files import onnx_metadata
 from stages.register import CANARIES, quiet
-from stages.tracking import answering, connect
-from stages.work import StageError, only_one
+from stages.tracking.client import answering, connect
 
 Canaries = dict[str, np.ndarray]
 METADATA = ("weights_sha256", "threat")  # what the file says of itself must be what the registry says

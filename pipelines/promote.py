@@ -16,13 +16,13 @@ import sys
 import uuid
 from typing import Any
 
-from pipelines import history
-from pipelines.decision import Finding, Paired, as_record, champion_findings, gate_findings
-from pipelines.registry import alias_version, evidence_of, get_version, where
-from stages.params import Gates, check
+from pipelines.registry import decision_log as history
+from pipelines.registry.gates import Finding, Paired, as_record, champion_findings, gate_findings
+from pipelines.registry.versions import alias_version, evidence_of, get_version, where
+from stages.common.params import Gates, check
+from stages.common.runner import StageError
 from stages.register import check_receipt
-from stages.tracking import answering, connect
-from stages.work import StageError
+from stages.tracking.client import answering, connect
 
 CLAIM = "promotion_claim"
 

@@ -34,8 +34,14 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from pipelines import commands, graph, pools, results, slots, tracking, workspace
-from pipelines.graph import Stage
+from pipelines.execution import commands
+from pipelines.execution import gpu_slots as slots
+from pipelines.execution import work_pools as pools
+from pipelines.sweeps import tracking
+from pipelines.workspace import dvc_graph as graph
+from pipelines.workspace import results
+from pipelines.workspace import worktree as workspace
+from pipelines.workspace.dvc_graph import Stage
 
 PERCENT = re.compile(r"\b(\d{1,3})%\|")  # tqdm: "finetune:  42%|####   | 25/60 ..."
 HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.", "Use `dvc push`")
@@ -43,7 +49,10 @@ REFUSED = (graph.GraphError, workspace.WorkspaceError, slots.SlotError, pools.Po
 MOST_RUNS = 5
 LOOK = 15.0  # seconds between two looks at whether this run still is the one
 EVERY = 10.0  # seconds between two reports of one progress bar
-AT_WORK, PAUSE = "another process is at work", 15.0  # what stages.work.only_one says; seconds between two tries
+AT_WORK, PAUSE = (
+    "another process is at work",
+    15.0,
+)  # what stages.common.runner.only_one says; seconds between two tries
 Made = TypeVar("Made")
 
 

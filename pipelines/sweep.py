@@ -27,13 +27,19 @@ from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from autolora.files import read_json, write_json
-from pipelines import comparison, graph, grid, pools, rebuild, slots, tracking, workspace
-from pipelines.comparison import Result
-from pipelines.grid import Cell, Sweep
+from autolora.common.files import read_json, write_json
+from pipelines import rebuild
+from pipelines.execution import gpu_slots as slots
+from pipelines.execution import work_pools as pools
+from pipelines.sweeps import comparison, grid, tracking
+from pipelines.sweeps.comparison import Result
+from pipelines.sweeps.grid import Cell, Sweep
+from pipelines.workspace import dvc_graph as graph
+from pipelines.workspace import worktree as workspace
+from pipelines.workspace.revisions import schema_in
 
-SAID = re.compile(r"[a-z_]+: ")  # stages.work.main: the stage's name, then what the user can mend
-DONE, KEPT = "cell.json", "params.yaml"  # KEPT: what a rebuild leaves in any case (pipelines/results.py)
+SAID = re.compile(r"[a-z_]+: ")  # stages.common.runner.main: the stage's name, then what the user can mend
+DONE, KEPT = "cell.json", "params.yaml"  # KEPT: what a rebuild leaves in any case (pipelines/workspace/results.py)
 
 
 @task(task_run_name="{what} {cell}", cache_policy=NO_CACHE)
@@ -96,7 +102,7 @@ def refuse_cells(source: Path, plan: Sweep) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for cell in plan.cells:
             (Path(folder) / cell.name()).write_text(yaml.safe_dump(params_of(source, cell)))
-        if (source / "stages" / "params.py").is_file():
+        if schema_in(source):
             workspace.judge(source, Path(folder), [cell.name() for cell in plan.cells])
 
 

@@ -24,19 +24,19 @@ import yaml
 from torch import Tensor
 
 from autolora.attacks.autoattack import autoattack
-from autolora.attacks.curve import Point, eps_curve
-from autolora.attacks.prepare import device_of
+from autolora.attacks.checks import curve_agrees, ordered, require
+from autolora.attacks.engine.prepare import device_of
+from autolora.attacks.eps_curve import Point, eps_curve
 from autolora.attacks.report import Check, Report
-from autolora.backbones import Classifier, load_classifier, read_notes
-from autolora.diagnostics import curve_agrees, ordered, require
-from autolora.files import read_json, replacing, write_json, write_text
-from autolora.statistics import mcnemar
-from stages.lineage import nothing_chosen, read_manifest, splits_apart, weights_match
-from stages.params import load
-from stages.pictures import Row, gallery
-from stages.processes import processes
-from stages.subset import Images, ids_sha256, read_images, stratified
-from stages.work import StageError, code_key, main, timed, work_dir
+from autolora.backbones.classifier import Classifier, load_classifier, read_notes
+from autolora.common.files import read_json, replacing, write_json, write_text
+from autolora.common.statistics import mcnemar
+from stages.common.params import load
+from stages.common.processes import processes
+from stages.common.runner import StageError, code_key, main, timed, work_dir
+from stages.evaluation.contact_sheet import Row, gallery
+from stages.evaluation.provenance_checks import nothing_chosen, read_manifest, splits_apart, weights_match
+from stages.evaluation.sample import Images, ids_sha256, read_images, stratified
 
 TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
 MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")

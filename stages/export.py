@@ -20,16 +20,16 @@ import onnx
 import onnxruntime
 import torch
 
-from autolora.backbones import Classifier, load_classifier, read_notes
-from autolora.export import evidence, export_onnx, opset
-from autolora.files import file_sha256, read_json, replacing_folder, write_json
-from autolora.runtime import logits, open_session
-from autolora.shipped import parity
+from autolora.attacks.onnx_file import parity
+from autolora.backbones.classifier import Classifier, load_classifier, read_notes
+from autolora.common.files import file_sha256, read_json, replacing_folder, write_json
+from autolora.export.runtime import logits, open_session
+from autolora.export.write import evidence, export_onnx, opset
 from autolora.threat import Threat
-from stages.params import load
-from stages.standing import Examples, device, measure, read_examples
-from stages.variants import Work, make, notes_in
-from stages.work import StageError, code_key, main, only_one, timed, work_dir
+from stages.common.params import load
+from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
+from stages.evaluation.onnx_robustness import Examples, device, measure, read_examples
+from stages.evaluation.onnx_variants import Work, make, notes_in
 
 MERGED, ADVERSARIAL = Path("models/merged.safetensors"), Path("models/adversarial.npz")
 ROBUSTNESS, CLASSES = Path("reports/robustness.json"), Path("data/prepared/test/classes.json")

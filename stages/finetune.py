@@ -22,18 +22,18 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from autolora import distributed
-from autolora.backbones import Classifier, save_classifier
-from autolora.branch import save_branch
-from autolora.downloads import resolve_weights
-from autolora.files import file_sha256, read_json, replacing, replacing_folder, write_json
-from autolora.loading import load_backbone
-from autolora.rectangles import Rectangles, rectangles
-from autolora.training import Tuned
-from autolora.training import finetune as tune
-from stages.params import load
-from stages.tracking import live
-from stages.work import StageError, code_key, main, only_one, processes_asked_for, timed, work_dir
+from autolora.backbones.classifier import Classifier, save_classifier
+from autolora.backbones.loading import load_backbone
+from autolora.common import distributed
+from autolora.common.downloads import resolve_weights
+from autolora.common.files import file_sha256, read_json, replacing, replacing_folder, write_json
+from autolora.data.ragged import Rectangles, rectangles
+from autolora.training.branch import save_branch
+from autolora.training.loop import Tuned
+from autolora.training.loop import finetune as tune
+from stages.common.params import load
+from stages.common.runner import StageError, code_key, main, only_one, processes_asked_for, timed, work_dir
+from stages.tracking.live_run import live
 
 PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]

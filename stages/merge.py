@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from autolora.backbones import load_classifier, read_notes, save_classifier
-from autolora.branch import fold, load_deltas
-from autolora.dial import Point, choose, interpolate, judge
-from autolora.files import file_sha256, replacing, write_text
+from autolora.backbones.classifier import load_classifier, read_notes, save_classifier
+from autolora.common.files import file_sha256, replacing, write_text
 from autolora.threat import Threat
-from stages.params import load
-from stages.work import StageError, code_key, main, only_one, timed, work_dir
+from autolora.training.branch import fold, load_deltas
+from autolora.training.dial import Point, choose, interpolate, judge
+from stages.common.params import load
+from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
 
 FINETUNED, VALIDATION = Path("models/finetuned"), Path("data/prepared/val")
 ROBUST = FINETUNED / "robust.safetensors"

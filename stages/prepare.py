@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from autolora.files import naming, replacing, replacing_folder, write_json
-from stages.duplicates import leave_out_copies, near_duplicates
-from stages.images import DECODER, decode, decode_whole
-from stages.params import load
-from stages.sources import LISTS, SOURCES
-from stages.splits import SPLITS, draw
-from stages.store import Found, Store, in_turn
-from stages.work import StageError, cores, main, processes_asked_for, timed, work_dir
+from autolora.common.files import naming, replacing, replacing_folder, write_json
+from stages.common.params import load
+from stages.common.runner import StageError, cores, main, processes_asked_for, timed, work_dir
+from stages.dataset.decode import DECODER, decode, decode_whole
+from stages.dataset.duplicates import leave_out_copies, near_duplicates
+from stages.dataset.sources import LISTS, SOURCES
+from stages.dataset.splits import SPLITS, draw
+from stages.dataset.store import Found, Store, in_turn
 
 COLUMNS = ["path", "sha256", "phash", "label", "split", "width", "height", "mode", "mean", "std", "bytes"]
 COLUMNS += ["near_duplicate", "reason"]

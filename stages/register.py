@@ -16,15 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from autolora.files import file_sha256, read_json, write_json, write_text
-from stages.card import card, plots
-from stages.evidence import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
-from stages.examples import canaries, gallery
-from stages.mirror import lineage, log_metrics, metrics, mirror
-from stages.params import load
-from stages.serving import log_checked
-from stages.tracking import LIVE_STAGE, answering, connect, tracking_uri, without_password
-from stages.work import StageError, main, timed, work_dir
+from autolora.common.files import file_sha256, read_json, write_json, write_text
+from stages.card.gallery import gallery
+from stages.card.page import card, plots
+from stages.common.params import load
+from stages.common.runner import StageError, main, timed, work_dir
+from stages.evidence.canaries import canaries
+from stages.evidence.files import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
+from stages.evidence.provenance import lineage
+from stages.tracking.client import answering, connect, tracking_uri, without_password
+from stages.tracking.live_run import LIVE_STAGE
+from stages.tracking.mirror import log_metrics, metrics, mirror
+from stages.tracking.serving import log_checked
 
 RECEIPT, CARD = "models/registered.json", "reports/card.html"
 CANARIES = "canaries.npz"

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autolora.files import replacing, write_json
-from stages.params import load
-from stages.quality import (
+from autolora.common.files import replacing, write_json
+from stages.common.params import load
+from stages.common.runner import StageError, main, timed
+from stages.dataset.quality import (
     changed_classes,
     classes,
     declared_classes,
@@ -26,11 +27,10 @@ from stages.quality import (
     shares,
     used,
 )
-from stages.splits import SPLITS
-from stages.work import StageError, main, timed
+from stages.dataset.splits import SPLITS
 
 if TYPE_CHECKING:
-    from stages.expectations import Outcome
+    from stages.dataset.expectations import Outcome
 
 MANIFEST, QUALITY, DOCS = Path("data/manifest.csv"), Path("data/quality.json"), Path("reports/data_docs")
 EXAMPLES = 5  # files named per check in quality.json
@@ -51,7 +51,7 @@ def validate() -> None:
 
 
 def _judge(manifest: pd.DataFrame, params: Any) -> list[Outcome]:
-    from stages.expectations import checks, run  # imported here: Great Expectations takes seconds
+    from stages.dataset.expectations import checks, run  # imported here: Great Expectations takes seconds
 
     data = params.data
     reference = _reference(data.reference_manifest)

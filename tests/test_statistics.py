@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import binomtest
 
-from autolora.statistics import holm, mcnemar, wilson
+from autolora.common.statistics import holm, mcnemar, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (63, 128), (499, 1000), (1, 3)])

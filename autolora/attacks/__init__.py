@@ -1,1 +1,5 @@
-"""Attacks in the pixels of the image as given: one file each, readable next to the papers."""
+"""The attacks, one file each, readable next to the papers; AutoAttack, its report, its checks, the eps curve.
+
+Not here: what runs them (engine/), and what becomes of a report (stages/evaluate.py).
+May import: threat, common, backbones, export.
+"""

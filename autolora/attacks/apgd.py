@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autolora.attacks.draws import normal, uniform
-from autolora.attacks.network import Network, column, fooled, lengths, put, replaced
+from autolora.attacks.engine.draws import normal, uniform
+from autolora.attacks.engine.network import Network, column, fooled, lengths, put, replaced
+from autolora.attacks.engine.slots import State
 from autolora.attacks.pgd import ascent_direction, project
-from autolora.attacks.slots import State
 from autolora.threat import Threat
 
 RHO, MOMENTUM = 0.75, 0.75

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.apgd import APGD, cross_entropy
-from autolora.attacks.draws import normal
-from autolora.attacks.network import Network, column, fooled, positive, put, replaced
-from autolora.attacks.slots import State
+from autolora.attacks.engine.draws import normal
+from autolora.attacks.engine.network import Network, column, fooled, positive, put, replaced
+from autolora.attacks.engine.slots import State
 from autolora.threat import Threat
 
 STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))  # radius in eps, share of the steps

@@ -25,18 +25,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from autolora import diagnostics
-from autolora.attacks.copies import Copies, quick_copies
-from autolora.attacks.in_onnxruntime import InOnnxruntime
-from autolora.attacks.network import Averaged, Network, from_session, predicted
-from autolora.attacks.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
-from autolora.attacks.progress import Progress
+from autolora.attacks import checks as diagnostics
+from autolora.attacks.engine.fast_copies import Copies, quick_copies
+from autolora.attacks.engine.network import Averaged, Network, from_session, predicted
+from autolora.attacks.engine.onnx_network import InOnnxruntime
+from autolora.attacks.engine.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
+from autolora.attacks.engine.progress import Progress
+from autolora.attacks.engine.slots import Images, Slots
+from autolora.attacks.engine.workers import gathered, of_the_first, wait, worker, workers
 from autolora.attacks.report import AttackResult, Report
-from autolora.attacks.slots import Images, Slots
 from autolora.attacks.versions import SAMPLES, SQUARES, VERSIONS, Step, plan_of
-from autolora.attacks.workers import gathered, of_the_first, wait, worker, workers
-from autolora.files import weights_sha256
-from autolora.heap import heap_kept, heap_returned
+from autolora.common.files import weights_sha256
+from autolora.common.malloc import heap_kept, heap_returned
 from autolora.threat import Threat
 
 PRECISIONS = ("full", "fast")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.apgd import start_point
-from autolora.attacks.network import Network, column, fooled, in_groups, lengths, positive, replaced
-from autolora.attacks.slots import State
+from autolora.attacks.engine.network import Network, column, fooled, in_groups, lengths, positive, replaced
+from autolora.attacks.engine.slots import State
 from autolora.threat import Threat
 
 ALPHA_MAX, ETA, BETA = 0.1, 1.05, 0.9

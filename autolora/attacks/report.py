@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from autolora.statistics import wilson
+from autolora.common.statistics import wilson
 from autolora.threat import Threat
 
 Verdict = Literal["pass", "warn", "fail", "not run"]

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from autolora.attacks.apgd import others
 from autolora.attacks.apgd_l1 import to_ball
-from autolora.attacks.draws import shifted, uniform
-from autolora.attacks.network import Network, column, fooled, put
-from autolora.attacks.slots import State
+from autolora.attacks.engine.draws import shifted, uniform
+from autolora.attacks.engine.network import Network, column, fooled, put
+from autolora.attacks.engine.slots import State
 from autolora.threat import Threat
 
 SCHEDULE = (

@@ -8,9 +8,9 @@ from functools import partial
 
 from autolora.attacks.apgd import dlr, targeted_dlr
 from autolora.attacks.apgd_l1 import apgd_for
+from autolora.attacks.engine.network import Network
+from autolora.attacks.engine.slots import Attack
 from autolora.attacks.fab import FAB, TargetedFAB
-from autolora.attacks.network import Network
-from autolora.attacks.slots import Attack
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.threat import Threat
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from autolora.attacks import apgd, square
 from autolora.attacks.apgd import APGD, dlr, start_point, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1, to_ball
-from autolora.attacks.draws import _in_torch, bits, image_keys, normal, shifted, uniform
+from autolora.attacks.engine.draws import _in_torch, bits, image_keys, normal, shifted, uniform
+from autolora.attacks.engine.network import Network, lengths
 from autolora.attacks.fab import FAB, TargetedFAB, to_hyperplane
-from autolora.attacks.network import Network, lengths
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.threat import Threat
 from tests.attacks import oracle

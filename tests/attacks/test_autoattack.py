@@ -8,18 +8,19 @@ import onnxruntime
 import pytest
 import torch
 
-from autolora import Threat, autoattack, diagnostics
+from autolora import Threat, autoattack
+from autolora.attacks import checks as diagnostics
 from autolora.attacks.apgd import APGD
 from autolora.attacks.autoattack import black_box
-from autolora.attacks.copies import quick_copies
-from autolora.attacks.network import Network
-from autolora.attacks.prepare import full_precision, switches
+from autolora.attacks.checks import CheckFailed
+from autolora.attacks.engine.fast_copies import quick_copies
+from autolora.attacks.engine.network import Network
+from autolora.attacks.engine.prepare import full_precision, switches
+from autolora.attacks.engine.slots import Images, Slots
 from autolora.attacks.report import Check
-from autolora.attacks.slots import Images, Slots
 from autolora.attacks.square import SquareL2, SquareLinf
 from autolora.attacks.versions import SQUARES, plan_of
-from autolora.conversion import ExportError, traced
-from autolora.diagnostics import CheckFailed
+from autolora.export.conversion import ExportError, traced
 from tests.attacks.nets import Linear, images, smooth, stands
 
 EPS = {"linf": 0.03, "l2": 0.25, "l1": 1.0}
@@ -233,7 +234,7 @@ def test_a_second_life_names_what_the_first_one_used(monkeypatch: pytest.MonkeyP
         )
 
     assert attacked().as_record() == attacked().as_record()
-    monkeypatch.setattr("autolora.attacks.in_onnxruntime.onnxruntime.__version__", "0.0")
+    monkeypatch.setattr("autolora.attacks.engine.onnx_network.onnxruntime.__version__", "0.0")
     with pytest.raises(ValueError, match="differs in runtime"):
         attacked()
 
@@ -423,7 +424,7 @@ def test_impossible_arguments(change: dict, said: str) -> None:
 @pytest.mark.parametrize(("name", "clean", "robust"), [("resnet2b", 72.4, 58.4), ("resnet4b", 78.8, 62.4)])
 def test_known_values(shared, name: str, clean: float, robust: float) -> None:
     """What the original finds on the 500 listed images: the white-box attacks must reach it, within 0.5 points."""
-    from tests.zoo import cifar500, load_zoo
+    from benchmarks.zoo import cifar500, load_zoo
 
     torch.set_num_threads(1)
     x, y = cifar500(shared)

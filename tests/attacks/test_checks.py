@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autolora import Threat, autoattack, diagnostics
+from autolora import Threat, autoattack
 from autolora.attacks import apgd, pgd
+from autolora.attacks import checks as diagnostics
 from autolora.attacks.apgd_l1 import to_ball
 from autolora.attacks.autoattack import black_box
-from autolora.attacks.network import Averaged, Network
-from autolora.attacks.prepare import full_precision
+from autolora.attacks.checks import NAMES, CheckFailed
+from autolora.attacks.engine.network import Averaged, Network
+from autolora.attacks.engine.prepare import full_precision
+from autolora.attacks.engine.slots import Slots
 from autolora.attacks.report import Report
-from autolora.attacks.slots import Slots
-from autolora.diagnostics import NAMES, CheckFailed
-from stages.lineage import nothing_chosen, splits_apart, weights_match
+from stages.evaluation.provenance_checks import nothing_chosen, splits_apart, weights_match
 from tests.attacks.nets import Linear, images, smooth
 
 THREAT = Threat("linf", 0.05)

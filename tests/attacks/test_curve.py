@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autolora import Threat
-from autolora.attacks.curve import eps_curve
+from autolora.attacks.eps_curve import eps_curve
 from tests.attacks.nets import Linear, images, stands
 
 

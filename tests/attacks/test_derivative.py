@@ -10,13 +10,14 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
-from autolora import derivative
-from autolora.attacks import copies, in_onnxruntime
-from autolora.attacks.copies import quick_copies
-from autolora.attacks.in_onnxruntime import Derivable, session
-from autolora.attacks.network import Network
-from autolora.conversion import converted, traced
-from autolora.derivative import Underivable, derived
+from autolora.attacks.engine import fast_copies as copies
+from autolora.attacks.engine import onnx_network as in_onnxruntime
+from autolora.attacks.engine.fast_copies import quick_copies
+from autolora.attacks.engine.network import Network
+from autolora.attacks.engine.onnx_network import Derivable, session
+from autolora.export import gradient_graph as derivative
+from autolora.export.conversion import converted, traced
+from autolora.export.gradient_graph import Underivable, derived
 from tests.attacks.nets import images
 
 SHAPE = (3, 12, 10)  # not square: height and width are not to be mixed up

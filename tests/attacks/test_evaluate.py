@@ -13,12 +13,12 @@ import torch
 import yaml
 from PIL import Image
 
-from autolora.backbones import Spec, build, load_classifier, save_classifier
-from autolora.files import read_json, write_json
+from autolora.backbones.classifier import Spec, build, load_classifier, save_classifier
+from autolora.common.files import read_json, write_json
 from stages import evaluate as stage
+from stages.common.params import load
 from stages.evaluate import by_class
-from stages.params import load
-from stages.subset import Images, read_images, stratified
+from stages.evaluation.sample import Images, read_images, stratified
 
 CLASSES, SIDE, TEST = 4, 16, 24
 OUTS = ("robustness.json", "metrics.json", "robust_flags.npy", "eps_curve.csv", "adversarial.png")

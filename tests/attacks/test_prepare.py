@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autolora.attacks.prepare import default_batch, operations
+from autolora.attacks.engine.prepare import default_batch, operations
 from tests.export.nets import EveryLayer, Tiny
 
 

@@ -14,9 +14,9 @@ import multiprocessing, os, time
 import torch
 import torch.distributed as dist
 from autolora.attacks.report import Check
-from autolora.diagnostics import CheckFailed
-from stages import processes as module
-from stages.work import main
+from autolora.attacks.checks import CheckFailed
+from stages.common import processes as module
+from stages.common.runner import main
 
 module.context = lambda: multiprocessing.get_context("{way}")
 whole = dist.init_process_group

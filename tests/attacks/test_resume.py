@@ -12,8 +12,8 @@ import torch
 
 from autolora import Threat, autoattack
 from autolora.attacks.autoattack import black_box
-from autolora.attacks.slots import Slots
-from autolora.diagnostics import CheckFailed
+from autolora.attacks.checks import CheckFailed
+from autolora.attacks.engine.slots import Slots
 from tests.attacks.nets import images, smooth
 
 THREAT = Threat("linf", 0.05)

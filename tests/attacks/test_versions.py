@@ -10,10 +10,10 @@ from torch import Tensor
 from autolora import Threat
 from autolora.attacks.apgd import APGD, cross_entropy, dlr, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1
+from autolora.attacks.engine.network import Network
+from autolora.attacks.engine.prepare import likely
+from autolora.attacks.engine.slots import Images, Slots, State
 from autolora.attacks.fab import FAB, TargetedFAB
-from autolora.attacks.network import Network
-from autolora.attacks.prepare import likely
-from autolora.attacks.slots import Images, Slots, State
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.attacks.versions import plan_of
 

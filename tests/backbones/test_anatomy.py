@@ -6,9 +6,9 @@ import torch
 import torchvision
 from torch import nn
 
-from autolora.anatomy import block_layers, head_name, head_names, stem_names
-from autolora.backbones import Spec, build, replace_head
-from tests.zoo import ResNet20, ResNet20a, SmallCNN, resnet4b
+from autolora.backbones.classifier import Spec, build, replace_head
+from autolora.backbones.layers import block_layers, head_name, head_names, stem_names
+from benchmarks.zoo import ResNet20, ResNet20a, SmallCNN, resnet4b
 
 # arch: (head, stem, layers between); 19 and 52 are the counts that the method is stated with
 KNOWN = {

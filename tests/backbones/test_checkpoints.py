@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from autolora.checkpoints import KNOWN, Inert, fit_state, grouped, read_checkpoint
+from autolora.backbones.checkpoints import KNOWN, Inert, fit_state, grouped, read_checkpoint
 
 
 def small(seed=0):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from autolora import downloads
-from autolora.backbones import Spec, build
-from autolora.downloads import fetch, resolve_weights
+from autolora.backbones.classifier import Spec, build
+from autolora.common import downloads
+from autolora.common.downloads import fetch, resolve_weights
 from tests.backbones.servers import HubHandler, serving
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
@@ -106,7 +106,7 @@ def test_absent_and_unreachable():
 
 
 def test_a_web_page_at_the_address():
-    from autolora.loading import load_backbone
+    from autolora.backbones.loading import load_backbone
 
     page = b"<!DOCTYPE html><html>Sign in to continue</html>"
     with serving({"/robust.pth": page}) as (address, _), pytest.raises(ValueError, match="it is a web page"):
@@ -115,7 +115,7 @@ def test_a_web_page_at_the_address():
 
 def test_processes_that_ask_at_once_download_once(tmp_path):
     """As the processes of one training on several GPUs do."""
-    code = "import sys; from autolora.downloads import fetch; print(fetch(sys.argv[1]))"
+    code = "import sys; from autolora.common.downloads import fetch; print(fetch(sys.argv[1]))"
     with serving({"/robust.pth": CONTENT}) as (address, record):
         command = [sys.executable, "-c", code, f"{address}/robust.pth"]
         processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -163,7 +163,7 @@ def test_a_url_needs_its_hash_in_the_pipeline():
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 SMALL = {"channels": [8, 8, 8, 8]}
-FETCH = "import sys; from autolora.downloads import fetch; print(fetch(sys.argv[1]))"
+FETCH = "import sys; from autolora.common.downloads import fetch; print(fetch(sys.argv[1]))"
 
 
 def from_hub(address, weights, home, offline="0"):
@@ -203,7 +203,7 @@ def hub_files(tmp_path_factory):
     ],
 )
 def test_from_the_hub(weights, mean, hub_files, tmp_path):
-    from autolora.loading import load_backbone
+    from autolora.backbones.loading import load_backbone
 
     files, weight = hub_files
     with serving(files, HubHandler) as (address, record):

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.anatomy import head_name
 from autolora.attacks.pgd import pgd
-from autolora.backbones import Spec, as_classifier, build, load_classifier, save_classifier
-from autolora.loading import load_backbone
+from autolora.backbones.classifier import Spec, as_classifier, build, load_classifier, save_classifier
+from autolora.backbones.layers import head_name
+from autolora.backbones.loading import load_backbone
 from autolora.threat import Threat
-from autolora.training import finetune
-from tests.zoo import ResNet20, SmallCNN
+from autolora.training.loop import finetune
+from benchmarks.zoo import ResNet20, SmallCNN
 
 TINY = {
     "ResNet": dict(arch="resnet10t", stem="lowres", options={"channels": [8, 8, 16, 16], "stem_width": 8}),
@@ -31,7 +31,7 @@ TINY = {
         network_size=56,
         options={"depths": [1, 1], "num_heads": [1, 2], "embed_dim": 16},
     ),
-    "plain": dict(arch="tests.zoo:ResNet20"),
+    "plain": dict(arch="benchmarks.zoo:ResNet20"),
     "torchvision": dict(arch="torchvision:shufflenet_v2_x0_5"),
 }
 
@@ -134,7 +134,7 @@ WRONG = [
     (dict(arch="torchvision:googlenet"), "gives a GoogLeNetOutputs"),
     (dict(arch="os:system"), "class derived from torch.nn.Module"),
     (dict(arch="no_such_package:Net"), "No module named"),
-    (dict(arch="tests.zoo:NoSuchNet"), "cannot be imported"),
+    (dict(arch="benchmarks.zoo:NoSuchNet"), "cannot be imported"),
     (dict(arch="resnet18", options={"colour": 3}), "backbone.options.*unexpected keyword argument 'colour'"),
     (dict(arch="resnet18", options={"pretrained": True}), "pretrained is set by"),
     (dict(arch="resnet18", classes=1), "at least 2 classes"),

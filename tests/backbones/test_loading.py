@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 
-from autolora.backbones import Spec, build, load_classifier, save_classifier
-from autolora.loading import load_backbone
+from autolora.backbones.classifier import Spec, build, load_classifier, save_classifier
+from autolora.backbones.loading import load_backbone
 from tests.backbones.test_checkpoints import MEAN, STD, prefixed
 
 SMALL = {"channels": [8, 8, 8, 8]}

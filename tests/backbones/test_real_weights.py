@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from autolora.attacks.pgd import frozen, pgd
-from autolora.loading import load_backbone
+from autolora.backbones.loading import load_backbone
 from autolora.threat import Threat
 
 CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2471, 0.2435, 0.2616]}
@@ -18,13 +18,13 @@ B4 = {"stem": 16, "widths": [32, 32]}
 T10 = {"channels": [32, 64, 128, 256], "stem_width": 16}
 # file: how it is loaded, the threat that it was trained for
 FILES = {
-    "cifar10-resnet20-natural.pth": (dict(arch="tests.zoo:ResNet20"), None),
-    "cifar10-resnet20-robust2.pth": (dict(arch="tests.zoo:ResNet20"), "linf:2/255"),
-    "cifar10-resnet2b-robust2.pth": (dict(arch="tests.zoo:ResNetB", options=B2, **CIFAR), "linf:2/255"),
-    "cifar10-resnet4b-robust2.pth": (dict(arch="tests.zoo:ResNetB", options=B4, **CIFAR), "linf:2/255"),
-    "cifar10-resnet20a-natural.th": (dict(arch="tests.zoo:ResNet20a"), None),
+    "cifar10-resnet20-natural.pth": (dict(arch="benchmarks.zoo:ResNet20"), None),
+    "cifar10-resnet20-robust2.pth": (dict(arch="benchmarks.zoo:ResNet20"), "linf:2/255"),
+    "cifar10-resnet2b-robust2.pth": (dict(arch="benchmarks.zoo:ResNetB", options=B2, **CIFAR), "linf:2/255"),
+    "cifar10-resnet4b-robust2.pth": (dict(arch="benchmarks.zoo:ResNetB", options=B4, **CIFAR), "linf:2/255"),
+    "cifar10-resnet20a-natural.th": (dict(arch="benchmarks.zoo:ResNet20a"), None),
     "cifar10-resnet10t-linf8.safetensors": (dict(arch="resnet10t", stem="nopool", options=T10), "linf:8/255"),
-    "mnist-smallcnn-trades03.pt": (dict(arch="tests.zoo:SmallCNN", channels=1, image_size=28), "linf:0.3"),
+    "mnist-smallcnn-trades03.pt": (dict(arch="benchmarks.zoo:SmallCNN", channels=1, image_size=28), "linf:0.3"),
 }
 CLEAN = {  # percent, of 500 images: exact
     "cifar10-resnet20-natural.pth": 89.8,
@@ -96,7 +96,7 @@ def test_robust_accuracy(shared, images, file, eps, published):
 
 def test_statistics_matter(shared, images):
     """The control: with the wrong mean and std these nets give other numbers, so those above can fail."""
-    how = dict(arch="tests.zoo:ResNetB", options=B4)
+    how = dict(arch="benchmarks.zoo:ResNetB", options=B4)
     wrong = load_backbone(
         weights=shared / "weights" / "cifar10-resnet4b-robust2.pth", classes=10, keep_head=True, **how
     )

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from autolora.backbones import Spec, build
-from autolora.loading import load_backbone, reduce_kernel
+from autolora.backbones.classifier import Spec, build
+from autolora.backbones.loading import load_backbone, reduce_kernel
 
 SMALL = {"channels": [8, 8, 8, 8]}
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.common.runner import StageError, main
+from stages.dataset.quality import images, read_manifest
 from stages.prepare import prepare
-from stages.quality import images, read_manifest
-from stages.work import StageError, main
 from tests.data.conftest import fill, picture
 from tests.data.test_images import encoded
 
@@ -168,7 +168,9 @@ def test_a_full_disk_says_so_and_loses_nothing(workspace, monkeypatch):
     workspace.prepare()
     before = workspace.ids()
     fill(workspace.raw, images=2, first=50)
-    monkeypatch.setattr("stages.store.tempfile.mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), "full"))
+    monkeypatch.setattr(
+        "stages.dataset.store.tempfile.mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), "full")
+    )
     with pytest.raises(SystemExit, match=r"cannot write \.work/prepare/.*/full: No space left on device\. Mend that"):
         main(prepare)
     assert workspace.ids() == before
@@ -329,7 +331,7 @@ def test_no_memory_now_may_be_memory_later(workspace, monkeypatch):
     fill(workspace.raw, images=9)
     shutil.copy(workspace.raw / "cat/0.png", workspace.raw / "cat/copy.png")
     with monkeypatch.context() as patch:
-        patch.setattr("stages.images._square", lambda image, size: (_ for _ in ()).throw(MemoryError))
+        patch.setattr("stages.dataset.decode._square", lambda image, size: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(StageError, match=r"cat/copy\.png: too large: it does not fit into memory"):
             prepare()
     assert [path for path, row in workspace.prepare().items() if row["reason"]] == ["cat/copy.png"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from stages.described import described
-from stages.duplicates import DISTANCE, _candidates, near_duplicates
-from stages.images import decode
+from stages.dataset.decode import decode
+from stages.dataset.duplicates import DISTANCE, _candidates, near_duplicates
+from stages.dataset.image_statistics import described
 from tests.data.conftest import picture
 from tests.data.test_images import encoded
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stages.described import described, dhash
-from stages.images import BadImage, content_sha256, decode, decode_whole, read_file, silent
-from stages.jpeg import plain_header
+from stages.dataset.decode import BadImage, content_sha256, decode, decode_whole, read_file, silent
+from stages.dataset.image_statistics import described, dhash
+from stages.dataset.jpeg_header import plain_header
 from tests.data.conftest import picture
 
 
@@ -190,7 +190,7 @@ def jpeg(kind: str, width: int = 61, height: int = 47) -> bytes:
 def without_torchvision(monkeypatch: pytest.MonkeyPatch, content: bytes, size: int) -> tuple | str:
     """What comes of it where Pillow decodes."""
     with monkeypatch.context() as patch:
-        patch.setattr("stages.images._from_jpeg", lambda _: None)
+        patch.setattr("stages.dataset.decode._from_jpeg", lambda _: None)
         return outcome(content, size)
 
 
@@ -244,7 +244,7 @@ def test_an_array_without_pixels():
 
 
 def test_a_jpeg_that_is_turned_or_far_too_large_is_pillows_affair(monkeypatch):
-    monkeypatch.setattr("stages.images.decode_jpeg", lambda _: pytest.fail("not plain"))
+    monkeypatch.setattr("stages.dataset.decode.decode_jpeg", lambda _: pytest.fail("not plain"))
     exif = Image.Exif()
     exif[0x0112] = 6
     decode(encoded(picture(1, 64, 48), "JPEG", exif=exif), 32)

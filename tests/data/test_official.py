@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages import official
-from stages.official import CALTECH256, CIFAR10, CIFAR100, CUB200, DOGS, DTD, Archive
-from stages.work import StageError
+from stages.common.runner import StageError
+from stages.dataset import official
+from stages.dataset.official import CALTECH256, CIFAR10, CIFAR100, CUB200, DOGS, DTD, Archive
 from tests.data.conftest import picture
 from tests.data.test_images import encoded
 
@@ -222,7 +222,7 @@ def test_an_archive_in_data_path_needs_no_network(server, tmp_path):
 
 def test_without_network_it_says_where_to_put_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("autolora.downloads.ATTEMPTS", 1)
+    monkeypatch.setattr("autolora.common.downloads.ATTEMPTS", 1)
     archive = Archive("http://127.0.0.1:9/dtd-r1.0.1.tar.gz", "md5", "0" * 32)
     monkeypatch.setattr(official, "DTD", replace(DTD, archives=(archive,)))
     with pytest.raises(StageError, match=r"(?s)dtd is not in .*cannot be downloaded.*Put dtd-r1\.0\.1\.tar\.gz there"):

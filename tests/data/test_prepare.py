@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 from torchvision.transforms import v2
 
-from autolora.rectangles import rectangles
-from stages.arrays import tiles
-from stages.images import content_sha256
-from stages.work import StageError
+from autolora.data.ragged import rectangles
+from stages.common.runner import StageError
+from stages.dataset.arrays import tiles
+from stages.dataset.decode import content_sha256
 from tests.data.conftest import fill, picture
 
 

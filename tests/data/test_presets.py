@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stages.params import check
-from stages.sources import SOURCES
+from stages.common.params import check
+from stages.dataset.sources import SOURCES
 from tests.conftest import ROOT
 
 PRESETS = sorted(p.stem for p in (ROOT / "presets").glob("*.yaml"))

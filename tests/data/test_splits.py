@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from stages.splits import draw, fraction_that_would_do, place
+from stages.dataset.splits import draw, fraction_that_would_do, place
 
 NAMES = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(20_000)]
 

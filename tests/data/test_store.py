@@ -9,10 +9,10 @@ import signal
 import numpy as np
 import pytest
 
-from stages.described import described
-from stages.images import decode, decode_whole
-from stages.store import Found, Store
-from stages.work import StageError
+from stages.common.runner import StageError
+from stages.dataset.decode import decode, decode_whole
+from stages.dataset.image_statistics import described
+from stages.dataset.store import Found, Store
 from tests.data.conftest import fill, picture
 
 

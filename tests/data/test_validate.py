@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stages.common.runner import StageError
 from stages.validate import validate
-from stages.work import StageError
 from tests.data.conftest import Workspace, fill, picture
 from tests.data.test_bad_input import plant
 from tests.data.test_images import encoded

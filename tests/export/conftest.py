@@ -13,10 +13,10 @@ import pytest
 import torch
 import yaml
 
+from autolora.attacks.onnx_file import square
 from autolora.attacks.pgd import frozen, pgd
-from autolora.backbones import Classifier, save_classifier
-from autolora.files import write_json
-from autolora.shipped import square
+from autolora.backbones.classifier import Classifier, save_classifier
+from autolora.common.files import write_json
 from autolora.threat import Threat
 from tests.export.nets import tiny
 
@@ -28,7 +28,7 @@ THREAT = Threat("linf", "2/255")
 def evaluated(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """`run(key=value)` runs the export stage with these keys of `export` changed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stages.standing.square", partial(square, queries=100))  # of 5,000: for time
+    monkeypatch.setattr("stages.evaluation.onnx_robustness.square", partial(square, queries=100))  # of 5,000: for time
     write_evaluated()
     Path("dvc.yaml").write_text((root / "dvc.yaml").read_text())
 

@@ -7,7 +7,7 @@ import random
 import torch
 from torch import Tensor, nn
 
-from autolora.backbones import Classifier, Spec, build
+from autolora.backbones.classifier import Classifier, Spec, build
 
 
 class Tiny(nn.Module):

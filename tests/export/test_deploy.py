@@ -16,7 +16,7 @@ import yaml
 from google.protobuf import text_format
 from PIL import Image
 
-from autolora.export import export_onnx
+from autolora.export.write import export_onnx
 from deploy import client, model_repository
 from tests.export import schemas
 from tests.export.nets import tiny

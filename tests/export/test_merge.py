@@ -13,11 +13,11 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
-from autolora.backbones import load_classifier, read_notes, save_classifier
-from autolora.branch import Branch, fold, save_branch
-from autolora.dial import SIGNIFICANT, Point, choose, interpolate, judge
+from autolora.backbones.classifier import load_classifier, read_notes, save_classifier
 from autolora.threat import Threat
-from stages.work import StageError, work_root
+from autolora.training.branch import Branch, fold, save_branch
+from autolora.training.dial import SIGNIFICANT, Point, choose, interpolate, judge
+from stages.common.runner import StageError, work_root
 from tests.export.nets import EveryLayer, tiny
 
 
@@ -140,7 +140,7 @@ def test_four_chances_are_not_four_times_the_false_moves(monkeypatch: pytest.Mon
     level = SIGNIFICANT / 2  # a two-sided test, of which only the gains move the dial
     assert moves(500, noisy=False) <= level
     assert moves(100, noisy=False, gain=0.3) > 0.9
-    monkeypatch.setattr("autolora.dial.holm", list)  # without the correction: this test would see it
+    monkeypatch.setattr("autolora.training.dial.holm", list)  # without the correction: this test would see it
     assert moves(500, noisy=False) > 2 * level
 
 

@@ -18,10 +18,19 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.conversion import ExportError, checked, torch_logits, traced
-from autolora.export import evidence, export_onnx, main, show
-from autolora.files import write_bytes
-from autolora.runtime import BadImages, BadModel, as_bytes, check_images, image_shape, logits, notes, open_session
+from autolora.common.files import write_bytes
+from autolora.export.conversion import ExportError, checked, torch_logits, traced
+from autolora.export.runtime import (
+    BadImages,
+    BadModel,
+    as_bytes,
+    check_images,
+    image_shape,
+    logits,
+    notes,
+    open_session,
+)
+from autolora.export.write import evidence, export_onnx, main, show
 from tests.export.nets import Bessel, Fickle, TwoImages, Undecided, tiny
 
 ROBUSTNESS = {
@@ -65,7 +74,7 @@ def test_one_file_without_a_trace_of_this_machine(exported: Path, root: Path) ->
 def test_the_same_bytes_from_another_folder_and_process(exported: Path, root: Path, tmp_path: Path) -> None:
     code = (
         "from tests.export.nets import tiny; from tests.export.test_onnx import ROBUSTNESS;"
-        "from autolora.export import *; import torch; torch.rand(7);"
+        "from autolora.export.write import *; import torch; torch.rand(7);"
         "model = tiny().to(memory_format=torch.channels_last);"
         "export_onnx(model, 'elsewhere.onnx', evidence(ROBUSTNESS, ['zero', 'één'], 'Apache-2.0', toward='branch'))"
     )

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autolora.export import export_onnx
-from autolora.runtime import logits, open_session
+from autolora.export.runtime import logits, open_session
+from autolora.export.write import export_onnx
 from deploy import client
 from tests.export.nets import tiny
 
@@ -35,8 +35,8 @@ def register(folder: Path, monkeypatch: pytest.MonkeyPatch, pixels: str = "float
     """A registered version with the alias `champion`, in sqlite under `folder`."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-    from stages.serving import log_checked
-    from stages.tracking import mlflow_module
+    from stages.tracking.client import mlflow_module
+    from stages.tracking.serving import log_checked
 
     mlflow = mlflow_module()
     export_onnx(tiny(), folder / "model.onnx", pixels=pixels)

@@ -10,13 +10,13 @@ import onnx
 import pytest
 import torch
 
-from autolora.export import export_onnx
-from autolora.quantise import finished, fp16, int8, is_transformer, known_to_break
-from autolora.runtime import logits, notes, open_session
-from autolora.shipped import parity, replay, square, white_box
-from autolora.straight import StraightThrough, rounded
+from autolora.attacks.onnx_file import parity, replay, square, white_box
+from autolora.export.quantise import finished, fp16, int8, is_transformer, known_to_break
+from autolora.export.runtime import logits, notes, open_session
+from autolora.export.straight_through import StraightThrough, rounded
+from autolora.export.write import export_onnx
 from autolora.threat import Threat
-from stages.standing import Examples, measure
+from stages.evaluation.onnx_robustness import Examples, measure
 from tests.export.nets import tiny
 
 LINF = Threat("linf", "8/255")
@@ -117,7 +117,7 @@ def test_square_goes_on_where_it_was_killed(tmp_path: Path) -> None:
 
 def test_square_on_another_file_does_not_go_on_from_this_one(exported: Path, tmp_path: Path, monkeypatch) -> None:
     """The same name in the same folder: what was found out about the file that lay there before is not taken over."""
-    monkeypatch.setattr("stages.standing.square", partial(square, queries=100))
+    monkeypatch.setattr("stages.evaluation.onnx_robustness.square", partial(square, queries=100))
     path, other = tmp_path / "model.onnx", tmp_path / "other.onnx"
     export_onnx(tiny(5), other)
     x = images()
@@ -261,7 +261,7 @@ def test_an_operator_without_a_straight_through_form_is_named(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_transformer_is_quantised_dynamically_and_copied(tmp_path: Path) -> None:
-    from autolora.backbones import Spec, build
+    from autolora.backbones.classifier import Spec, build
 
     options = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
     model = build(Spec("vit_tiny_patch16_224", 10, 16, options=options)).eval()

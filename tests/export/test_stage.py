@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from autolora.backbones import save_classifier
-from autolora.export import show
-from autolora.files import file_sha256, read_json, write_json
-from autolora.quantise import int8
-from autolora.runtime import notes, open_session
-from stages.work import StageError, work_root
+from autolora.backbones.classifier import save_classifier
+from autolora.common.files import file_sha256, read_json, write_json
+from autolora.export.quantise import int8
+from autolora.export.runtime import notes, open_session
+from autolora.export.write import show
+from stages.common.runner import StageError, work_root
 from tests.export.conftest import CLASSES, write_evaluated
 from tests.export.nets import tiny
 
@@ -128,7 +128,7 @@ def test_a_variant_that_loses_robustness_is_not_written(evaluated: Run, monkeypa
                 initializer.raw_data = np.roll(values, 7).tobytes()
         return model
 
-    monkeypatch.setattr("stages.variants.int8", ruined)
+    monkeypatch.setattr("stages.evaluation.onnx_variants.int8", ruined)
     evaluated(variants=["int8"])
     record = read_json("reports/export.json")["variants"]["int8"]
     assert record["written"] is False
@@ -139,7 +139,7 @@ def test_a_variant_that_loses_robustness_is_not_written(evaluated: Run, monkeypa
 def test_a_variant_known_to_break_the_network_is_not_tried(
     evaluated: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("stages.variants.int8", lambda *_: pytest.fail("nothing is computed"))
+    monkeypatch.setattr("stages.evaluation.onnx_variants.int8", lambda *_: pytest.fail("nothing is computed"))
     write_evaluated(model=tiny(name="Inverted"))
     evaluated(variants=["int8"])
     record = read_json("reports/export.json")["variants"]["int8"]
@@ -156,7 +156,7 @@ def test_a_variant_that_does_not_work_is_not_written(evaluated: Run, monkeypatch
     def broken(path):
         raise RuntimeError("no kernel for half floats\nand much more")
 
-    monkeypatch.setattr("stages.variants.fp16", broken)
+    monkeypatch.setattr("stages.evaluation.onnx_variants.fp16", broken)
     evaluated(variants=["fp16"])
     record = read_json("reports/export.json")["variants"]["fp16"]
     assert record == {"written": False, "reason": "fp16 does not work on this network: no kernel for half floats"}

@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from autolora import files
-from autolora.files import replacing, replacing_folder
+from autolora.common import files
+from autolora.common.files import replacing, replacing_folder
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 CODE = """
 import json, re, resource
 import numpy as np
-from autolora.heap import heap_kept, heap_returned
+from autolora.common.malloc import heap_kept, heap_returned
 
 def gradient():  # activations: all alive, then all freed
     return sum(float(a[0]) for a in [np.ones(1 << 18) for _ in range(32)])

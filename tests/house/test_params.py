@@ -9,8 +9,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from stages.params import Data, Finetune, Params, UndeclaredParam, check, load
-from stages.work import StageError
+from stages.common.params import Data, Finetune, Params, UndeclaredParam, check, load
+from stages.common.runner import StageError
 from tests.house.imports import ROOT
 
 
@@ -34,11 +34,11 @@ def test_the_shipped_file_is_right():
 
 
 def test_what_params_allow_is_what_the_registries_hold():
-    """Written out in stages.params, where the registries, and torch with them, would take seconds to import."""
-    from autolora.data import AUGMENTATIONS
-    from autolora.inputs import PRECISIONS, STATISTICS
-    from autolora.objectives import METHODS, REFERENCES
-    from stages.sources import SOURCES
+    """Written out in stages.common.params, where the registries, and torch with them, would take seconds to import."""
+    from autolora.data.batches import AUGMENTATIONS
+    from autolora.training.objectives import METHODS, REFERENCES
+    from autolora.training.settings import PRECISIONS, STATISTICS
+    from stages.dataset.sources import SOURCES
 
     allowed = {name: set(get_args(field.annotation)) for name, field in Finetune.model_fields.items()}
     assert allowed["method"] == set(METHODS)

@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 
-from autolora.files import file_sha256, read_json, replacing, weights_sha256, write_json
-from stages.work import StageError, code_key, main, only_one, timed, work_dir
+from autolora.common.files import file_sha256, read_json, replacing, weights_sha256, write_json
+from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
 from tests.house.imports import ROOT
 
 
@@ -59,13 +59,13 @@ def test_progress_of_other_code_is_not_gone_on_from(mended, monkeypatch):
     mended()
     ours = code_key()
     assert ours != before
-    monkeypatch.setattr("stages.work.installed", lambda name: "0.0")
+    monkeypatch.setattr("stages.common.runner.installed", lambda name: "0.0")
     assert code_key() not in (before, ours)
 
 
 def test_one_process_a_key(tmp_path):
     """The second is refused while the first lives, and let in as soon as it is gone, also when it was killed."""
-    code = "import sys, time; from pathlib import Path; from stages.work import only_one\n"
+    code = "import sys, time; from pathlib import Path; from stages.common.runner import only_one\n"
     code += "with only_one(Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert holder.stdout.readline() == "in\n"

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-from autolora.files import weights_sha256
-from autolora.training import finetune
+from autolora.common.files import weights_sha256
+from autolora.training.loop import finetune
 from tests.method.small import QUICK, THREAT, images, network
 
 SETTINGS = QUICK | {"epochs": 24, "batch_size": 32, "average": 0.9}

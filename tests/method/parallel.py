@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from autolora import distributed
-from autolora.training import finetune
+from autolora.common import distributed
+from autolora.training.loop import finetune
 from tests.method.small import QUICK, THREAT, images, network
 
 

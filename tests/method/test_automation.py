@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from autolora.automation import (
+from autolora.training.controllers import (
     AutoRate,
     Measured,
     StepRate,

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from autolora.attacks.pgd import frozen
-from autolora.automation import Scalars
-from autolora.branch import (
+from autolora.threat import Threat
+from autolora.training.branch import (
     Branch,
     all_layers,
     factor_shapes,
@@ -21,10 +21,10 @@ from autolora.branch import (
     natural_weights,
     save_branch,
 )
-from autolora.inputs import Settings
-from autolora.learner import Learner
-from autolora.objectives import Losses, autolora, divergence
-from autolora.threat import Threat
+from autolora.training.controllers import Scalars
+from autolora.training.learner import Learner
+from autolora.training.objectives import Losses, autolora, divergence
+from autolora.training.settings import Settings
 from tests.oracle import steps as oracle
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as F
 
-from autolora.data import (
+from autolora.data.batches import (
     AUGMENTATIONS,
     augmentation,
     boxes,
@@ -23,7 +23,7 @@ from autolora.data import (
     stream,
     take,
 )
-from autolora.rectangles import moved, rectangles, sampled
+from autolora.data.ragged import moved, rectangles, sampled
 from tests.oracle import sampling
 
 CPU = torch.device("cpu")
@@ -192,8 +192,8 @@ def test_a_few_numbers_an_image_go_to_the_device_and_no_grid(monkeypatch, name):
         return moved(values, device)
 
     numbers: list[int] = []
-    monkeypatch.setattr("autolora.data.moved", seen)
-    monkeypatch.setattr("autolora.rectangles.moved", seen)
+    monkeypatch.setattr("autolora.data.batches.moved", seen)
+    monkeypatch.setattr("autolora.data.ragged.moved", seen)
     augment = augmentation(name, 24, 16)
     for images in both_kinds():
         numbers.clear()
@@ -224,7 +224,7 @@ def test_a_container_s_limit_counts_and_not_the_machine_it_runs_on(tmp_path, fil
 
 
 def test_images_beyond_a_container_s_memory_stay_in_their_file(monkeypatch):
-    monkeypatch.setattr("autolora.data.left_in_container", lambda: 4 * 3 * 8 * 8)
+    monkeypatch.setattr("autolora.data.batches.left_in_container", lambda: 4 * 3 * 8 * 8)
     assert free_memory(torch.device("cpu")) == 768
     images = np.zeros((2, 3, 8, 8), np.uint8)
     assert place(images, torch.device("cpu")) is images

@@ -9,7 +9,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from autolora import distributed
+from autolora.common import distributed
 from tests.method.parallel import tune
 from tests.oracle.steps import Small
 

@@ -13,17 +13,18 @@ import torch
 from torch import nn
 
 import autolora
-from autolora import learner, objectives, training
 from autolora.attacks.pgd import pgd
-from autolora.automation import StepRate
-from autolora.files import AtWork, weights_sha256
-from autolora.inputs import Settings, as_split
-from autolora.loading import load_backbone
-from autolora.objectives import Losses, Method, cross_entropy
-from autolora.rectangles import rectangles
-from autolora.training import Diverged, finetune
+from autolora.backbones.loading import load_backbone
+from autolora.common.files import AtWork, weights_sha256
+from autolora.data.ragged import rectangles
+from autolora.training import learner, objectives
+from autolora.training import loop as training
+from autolora.training.controllers import StepRate
+from autolora.training.loop import Diverged, finetune
+from autolora.training.objectives import Losses, Method, cross_entropy
+from autolora.training.settings import Settings, as_split
 from stages import finetune as stage
-from stages.params import Finetune
+from stages.common.params import Finetune
 from tests.method.small import QUICK, THREAT, images, network
 
 
@@ -327,7 +328,7 @@ def test_images_in_a_mapped_file_give_the_same_bits_as_in_memory(tmp_path, monke
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     resident = digest(tune(train=(mapped, y)))
     assert resident == digest(tune(train=(torch.from_numpy(x), y)))
-    monkeypatch.setattr("autolora.data.RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr("autolora.data.batches.RESIDENT_SHARE", 0.0)
     assert resident == digest(tune(train=(mapped, y)))
 
 
@@ -348,7 +349,7 @@ def test_long_images_are_trained_on_whole_and_a_file_gives_the_same_bits_as_memo
     np.save(tmp_path / "images.npy", np.concatenate([image.reshape(-1) for image in wide]))
     mapped = rectangles(np.load(tmp_path / "images.npy", mmap_mode="r"), shapes)
     whole = digest(tune(train=(mapped, y), epochs=2))
-    monkeypatch.setattr("autolora.data.RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr("autolora.data.batches.RESIDENT_SHARE", 0.0)
 
     def cut(record):
         raise Killed
@@ -360,7 +361,7 @@ def test_long_images_are_trained_on_whole_and_a_file_gives_the_same_bits_as_memo
 
 def test_auto_takes_the_rule_for_small_data_and_the_paper_s_from_twenty_thousand_images(monkeypatch):
     assert tune(reference="auto", epochs=1).settings.reference == "best"
-    monkeypatch.setattr("autolora.inputs.SMALL", 48)
+    monkeypatch.setattr("autolora.training.settings.SMALL", 48)
     assert tune(reference="auto", epochs=1).settings.reference == "paper"
 
 

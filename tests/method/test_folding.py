@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from autolora.folding import Folded
+from autolora.backbones.fold_batchnorm import Folded
 from tests.oracle.steps import Small
 
 

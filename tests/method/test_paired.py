@@ -5,7 +5,7 @@ from math import isclose
 
 import pytest
 
-from autolora.automation import WINDOW, Measured, PairedRate, rise
+from autolora.training.controllers import WINDOW, Measured, PairedRate, rise
 
 IMAGES = 200
 

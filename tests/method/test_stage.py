@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from stages import finetune as stage
-from stages.work import StageError
+from stages.common.runner import StageError
 from tests.method.kill_and_resume import compare
 from tests.method.small import images
 

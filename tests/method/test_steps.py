@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from autolora.automation import Scalars
-from autolora.inputs import Settings
-from autolora.learner import Learner
 from autolora.threat import Threat
-from autolora.training import one_step
+from autolora.training.controllers import Scalars
+from autolora.training.learner import Learner
+from autolora.training.loop import one_step
+from autolora.training.settings import Settings
 from tests.oracle import steps as oracle
 
 EPS, STEPS, BATCH = 8 / 255, 3, 6

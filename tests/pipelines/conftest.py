@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.rehearsal import Server
+from tools.rehearse_failover import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from pipelines import commands
+from pipelines.execution import commands
 from tests.pipelines.conftest import ROOT
 
 # A family of three generations; the youngest leaves for a session of its own, as torchrun's workers do.
@@ -96,7 +96,7 @@ def test_a_family_that_ignores_the_polite_signal_is_killed_too(tmp_path):
 def test_family_ends_with_the_process_that_asked_for_it(tmp_path, number):
     """kill -9 gives that process no chance to clean up: the warden sees its pipe close."""
     caller = (
-        "import sys; from pathlib import Path; from pipelines import commands\n"
+        "import sys; from pathlib import Path; from pipelines.execution import commands\n"
         f"commands.run([sys.executable, '-c', {FAMILY!r}], Path('.'), commands.environment(), 600, "
         "lambda line: print(line, flush=True))"
     )
@@ -111,7 +111,8 @@ def test_family_ends_with_the_process_that_asked_for_it(tmp_path, number):
 def test_flow_process_ends_with_its_worker(tmp_path):
     """A worker killed with -9 leaves its flow process behind: that one notices, and so its family goes as well."""
     flow = (
-        "import sys; from pathlib import Path; from pipelines import commands; commands.end_with_parent(0.1)\n"
+        "import sys; from pathlib import Path; from pipelines.execution import commands\n"
+        "commands.end_with_parent(0.1)\n"
         f"commands.run([sys.executable, '-c', {FAMILY!r}], Path('.'), commands.environment(), 600, "
         "lambda line: print(line, flush=True))"
     )

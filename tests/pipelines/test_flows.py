@@ -16,9 +16,9 @@ import psutil
 import pytest
 import yaml
 
-from pipelines.rehearsal import PREFECT, Server, wait_for
 from tests.pipelines.conftest import ROOT, git
 from tests.registry.synthetic import make_run
+from tools.rehearse_failover import PREFECT, Server, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -114,7 +114,7 @@ def pids_of(server: Server) -> list[int]:
 def test_slots_are_strict_one_training_a_gpu(server, monkeypatch, tmp_path):
     """Two processes ask for the one GPU: the second gets it when the first has given it back."""
     code = (
-        "import time; from pipelines import slots\n"
+        "import time; from pipelines.execution import gpu_slots as slots\n"
         "with slots.held(1, ['gpu-x']) as taken:\n"
         "    print(time.time(), flush=True); time.sleep(3); print(time.time(), taken, flush=True)"
     )
@@ -124,7 +124,9 @@ def test_slots_are_strict_one_training_a_gpu(server, monkeypatch, tmp_path):
     (start_a, end_a), (start_b, end_b) = ([float(line.split()[0]) for line in each] for each in lines)
     assert end_a <= start_b or end_b <= start_a
     assert "['gpu-x']" in lines[0][1]
-    missing = "from contextlib import ExitStack; from pipelines import slots; slots._try('gpu-y', ExitStack())"
+    missing = (
+        "from contextlib import ExitStack; from pipelines.execution.gpu_slots import _try; _try('gpu-y', ExitStack())"
+    )
     done = subprocess.run([sys.executable, "-c", missing], env=env, capture_output=True, text=True)
     assert "no slot gpu:gpu-y on the server" in done.stderr
 
@@ -260,7 +262,7 @@ def test_promotion_and_deployment_as_deployments(deployed, tmp_path):
 def test_a_worker_killed_in_mid_training_and_another_that_goes_on(deployed, template, tmp_path):
     """kill -9: its children die with it; the run is noticed, scheduled again, resumed, and ends in the same weights."""
     server = deployed
-    server.run(sys.executable, "-m", "pipelines.faults", "--silence", "40")
+    server.run(sys.executable, "-m", "pipelines.execution.automations", "--silence", "40")
     assert len(server.ask("automations/filter", {})) == 2  # a second time they are changed, not made again
     shutil.rmtree(server.environment["AUTOLORA_WORK"], ignore_errors=True)
     clones = {name: clone(template, tmp_path / name, epochs=40, seconds=0.5) for name in ("one", "two")}

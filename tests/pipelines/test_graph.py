@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines import graph
+from pipelines.workspace import dvc_graph as graph
 from tests.pipelines.conftest import ROOT, dvc
 
 

@@ -11,9 +11,10 @@ import pytest
 import scipy.stats
 import yaml
 
-from pipelines import comparison, grid, workspace
 from pipelines import sweep as sweeping
-from pipelines.comparison import Result
+from pipelines.sweeps import comparison, grid
+from pipelines.sweeps.comparison import Result
+from pipelines.workspace import worktree as workspace
 from tests.pipelines.conftest import ROOT
 
 SMALL = {"grid": {"finetune.method": ["vanilla", "autolora"], "seed": [0, 1, 2]}, "over": "seed"}
@@ -61,7 +62,7 @@ def test_the_grid_of_the_paper():
 @pytest.mark.parametrize("name", [file.stem for file in sorted((ROOT / "presets" / "sweeps").glob("*.yaml"))])
 def test_every_cell_of_our_sweeps_is_a_valid_params_yaml(name, tmp_path):
     """Our own schema is asked about each different combination of preset and overrides."""
-    from stages.params import Params
+    from stages.common.params import Params
 
     for cell in grid.load(name, ROOT).cells:
         params = yaml.safe_load((ROOT / (cell.preset or "params.yaml")).read_text())

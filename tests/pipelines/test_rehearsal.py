@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines import rehearsal
+from tools import rehearse_failover as rehearsal
 
 
 def test_weights_are_read_where_the_stage_leaves_them(tmp_path):

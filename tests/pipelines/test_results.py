@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import rebuild, results
-from pipelines.commands import CommandFailed
+from pipelines import rebuild
+from pipelines.execution.commands import CommandFailed
+from pipelines.workspace import results
 from tests.pipelines.conftest import ROOT
 
 REPORT = {

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import commands, graph, rebuild, workspace
+from pipelines import rebuild
+from pipelines.execution import commands
+from pipelines.workspace import dvc_graph as graph
+from pipelines.workspace import worktree as workspace
 from tests.pipelines.conftest import ROOT, dvc, git
 
 
@@ -125,7 +128,8 @@ def test_uncommitted_changes_are_named_but_not_dvc_s_own(project):
 
 def test_two_rebuilds_of_one_workspace(project):
     """The second one, from another process, is told who is at work; the lock goes with its holder."""
-    code = f"from pathlib import Path; from pipelines.workspace import alone\nwith alone(Path({str(project)!r})): pass"
+    code = "from pathlib import Path; from pipelines.workspace.worktree import alone\n"
+    code += f"with alone(Path({str(project)!r})): pass"
     command = [sys.executable, "-c", code]
     with workspace.alone(project):
         second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autolora.files import read_json
+from autolora.common.files import read_json
 from tests.registry.synthetic import make_run
 
 
@@ -20,7 +20,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.chdir(folder)
-        from stages.tracking import connect
+        from stages.tracking.client import connect
 
         connect()
     return folder / "mlflow.db"
@@ -51,7 +51,7 @@ def registered(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return read_json("models/registered.json")
 
     # The artifact root of a database is taken from the working directory of its first user.
-    from stages.tracking import connect, experiment_id
+    from stages.tracking.client import connect, experiment_id
 
     experiment_id(connect())
     return run
@@ -69,7 +69,7 @@ def snapshot(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.chdir(folder)
         from stages.register import register
-        from stages.tracking import connect, experiment_id
+        from stages.tracking.client import connect, experiment_id
 
         experiment_id(connect())
         for name, options in {"1": {}, "2": BETTER, "3": WORSE}.items():
@@ -94,6 +94,6 @@ def registry(snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def client(request: pytest.FixtureRequest) -> Any:
     """Of the registry that the test uses: one of its own, or the three versions."""
     request.getfixturevalue("registry" if "registry" in request.fixturenames else "store")
-    from stages.tracking import connect
+    from stages.tracking.client import connect
 
     return connect().MlflowClient()

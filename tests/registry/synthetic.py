@@ -19,8 +19,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from autolora.files import file_sha256, write_json
-from autolora.statistics import mcnemar, wilson
+from autolora.common.files import file_sha256, write_json
+from autolora.common.statistics import mcnemar, wilson
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = [str(i) for i in range(10)]

@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from autolora.files import read_json, write_json
+from autolora.common.files import read_json, write_json
 from stages.card import plots, write_card
-from stages.charts import Axis, Series, lines, percent, standalone
-from stages.evidence import ONNX, Evidence
-from stages.examples import gallery
-from stages.serving import signature
+from stages.card.gallery import gallery
+from stages.card.svg import Axis, Series, lines, percent, standalone
+from stages.evidence.files import ONNX, Evidence
+from stages.tracking.serving import signature
 from tests.registry.synthetic import CLASSES, make_run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stages.card import write_card
+from stages.card.page import write_card
 from tests.registry.browser import browser, executable
 from tests.registry.synthetic import make_run
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from autolora.files import read_json, write_json
-from pipelines.decision import champion_findings, gate_findings, paired
-from stages.evidence import Evidence
-from stages.params import Gates
+from autolora.common.files import read_json, write_json
+from pipelines.registry.gates import champion_findings, gate_findings, paired
+from stages.common.params import Gates
+from stages.evidence.files import Evidence
 from tests.registry.synthetic import make_run
 
 GATES = Gates(clean=0.8, robust=0.3)

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from mlflow import MlflowException
 
-from autolora.files import file_sha256
-from pipelines import deploy, repository
+from autolora.common.files import file_sha256
+from pipelines import deploy
 from pipelines.deploy import main, watch
+from pipelines.registry import triton_repository as repository
 from stages import register as registering
-from stages.examples import answers, canaries
+from stages.evidence.canaries import answers, canaries
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import time
 
 import pytest
 
-from autolora.files import read_json
-from stages import tracking
-from stages.mirror import _missed
-from stages.tracking import LIVE_EPOCHS, LIVE_RECORD, find_live_run, flat, live, numbers
+from autolora.common.files import read_json
+from stages.tracking import client as tracking
+from stages.tracking.client import flat, numbers
+from stages.tracking.live_run import LIVE_EPOCHS, LIVE_RECORD, find_live_run, live
+from stages.tracking.mirror import _missed
 from tests.registry.synthetic import make_run
 
 
@@ -100,7 +101,7 @@ def test_a_server_that_is_away_costs_training_nothing(tmp_path, monkeypatch):
         deaf.bind(("127.0.0.1", 0))
         deaf.listen(5)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{deaf.getsockname()[1]}")
-        monkeypatch.setattr("stages.tracking.GOODBYE_SECONDS", 0.2)
+        monkeypatch.setattr("stages.tracking.live_run.GOODBYE_SECONDS", 0.2)
         waited = []
         work.mkdir(parents=True)
         with live(work, {}, 60) as on_epoch:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from autolora.files import read_json
-from pipelines import history, promote
+from autolora.common.files import read_json
+from pipelines import promote
 from pipelines.promote import main
-from pipelines.registry import alias_version
-from stages.tracking import connect
+from pipelines.registry import decision_log as history
+from pipelines.registry.versions import alias_version
+from stages.tracking.client import connect
 
 
 def log(name="synthetic"):

@@ -8,13 +8,13 @@ import socket
 import numpy as np
 import pytest
 
-from autolora.files import file_sha256, read_json, write_json
+from autolora.common.files import file_sha256, read_json, write_json
 from stages import register as registering
-from stages.evidence import Evidence
-from stages.mirror import lineage
+from stages.common.runner import StageError
+from stages.evidence.files import Evidence
+from stages.evidence.provenance import lineage
 from stages.register import check_receipt, create, find, register, settle
-from stages.tracking import connect
-from stages.work import StageError
+from stages.tracking.client import connect
 from tests.registry.synthetic import make_run
 
 

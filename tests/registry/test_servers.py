@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from autolora.files import file_sha256, read_json
+from autolora.common.files import file_sha256, read_json
 from pipelines.promote import main as promote
-from pipelines.registry import alias_version
-from stages.tracking import ENVIRONMENT, LIVE_RECORD, connect, live
+from pipelines.registry.versions import alias_version
+from stages.tracking.client import ENVIRONMENT, connect
+from stages.tracking.live_run import LIVE_RECORD, live
 from tests.registry.synthetic import ROOT, make_run
 
 pytestmark = pytest.mark.slow
@@ -141,8 +142,8 @@ def test_two_machines_register_at_once_and_the_better_one_is_promoted(server, tm
 
 def test_a_server_that_goes_away_and_comes_back(tmp_path, monkeypatch):
     """It dies during training, is missing at `register`, and is back at the next `dvc repro`: nothing is lost."""
+    from stages.common.runner import StageError
     from stages.register import register
-    from stages.work import StageError
     from tests.registry.test_live import rows_of
 
     run, port, store = make_run(tmp_path / "run"), free_port(), f"sqlite:///{tmp_path}/server.db"

@@ -1,0 +1,173 @@
+"""How the file itself stands: parity with torch, the stored adversarial examples replayed, Square through onnxruntime.
+
+Every function takes `answer`, a callable from float32 [n,3,h,w] in [0,1] to logits: what is measured is the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autolora.attacks.apgd import APGD, cross_entropy, targeted_dlr
+from autolora.attacks.engine.network import Network
+from autolora.attacks.engine.progress import Progress
+from autolora.attacks.engine.slots import Images, Slots
+from autolora.attacks.square import SquareL2, SquareLinf
+from autolora.export.conversion import noise, torch_logits
+from autolora.threat import Threat
+
+Answer = Callable[[np.ndarray], np.ndarray]
+Answers = Callable[[Tensor], Tensor]
+NAME = "square-file"  # part of the key of its draws: evaluate's Square has already failed with those of "square"
+BATCH, QUERIES, EVERY = 256, 5000, 50
+ASCENT, TARGETS = 100, 9  # steps of APGD, and classes that it aims at
+STEPS = -(-(QUERIES + 1) // EVERY) * EVERY  # of one image that stands: rows are looked at every 50 queries
+SQUARE = {"linf": SquareLinf, "l2": SquareL2}
+
+
+def parity(
+    model: nn.Module,
+    answer: Callable[[np.ndarray, int], np.ndarray],  # images, batch size
+    parts: Mapping[str, np.ndarray],  # name -> float32 [n,3,h,w]: clean, adversarial
+    batches: tuple[int, ...] = (1, 3, 7, 256),
+) -> dict[str, Any]:
+    """The file against torch, in logits and in labels, at every batch size; the last shrinks to `n`."""
+    largest = min(batches[-1], max(len(images) for images in parts.values()))
+    sizes = [batch for batch in batches[:-1] if batch < largest] + [largest]
+    rows: list[dict[str, Any]] = [{"batch": batch} for batch in sizes]
+    flips = beyond = 0
+    bound = 0.0
+    for name, images in parts.items():
+        expected = torch_logits(model, images, largest)
+        bound = max(bound, noise(expected))
+        top = np.sort(expected, axis=1)
+        margin = top[:, -1] - top[:, -2] if expected.shape[1] > 1 else np.full(len(top), np.inf)
+        flipped = np.zeros(len(images), bool)
+        for row in rows:
+            answered = answer(images, row["batch"])
+            row[name] = _two_digits(np.abs(answered - expected).max())
+            flipped |= answered.argmax(1) != expected.argmax(1)
+        flips += int(flipped.sum())
+        beyond += int((flipped & (margin > 2 * noise(expected))).sum())
+    return {
+        "n": {name: len(images) for name, images in parts.items()},
+        "max_difference": max(row[name] for row in rows for name in parts),
+        "noise": _two_digits(bound),
+        "label_flips": flips,
+        "label_flips_beyond_noise": beyond,
+        "batches": rows,
+    }
+
+
+def _two_digits(value: float) -> float:
+    """A difference of kernels is known by its size; further digits change with the number of threads."""
+    return float(f"{value:.1e}")
+
+
+class Replayed(NamedTuple):
+    clean: np.ndarray  # bool [n]: right on the image
+    robust: np.ndarray  # and on its stored adversarial example
+
+
+def replay(answer: Answer, clean: np.ndarray, adversarial: np.ndarray, labels: np.ndarray) -> Replayed:
+    """What stands when the stored adversarial examples are shown to the file."""
+    right = _right(answer(clean), labels)
+    return Replayed(right, right & _right(answer(adversarial), labels))
+
+
+def _right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """An answer that is NaN, of which argmax makes a class, is none."""
+    return (scores.argmax(1) == labels) & ~np.isnan(scores).any(1)
+
+
+def square(
+    answer: Answer,
+    x: np.ndarray,  # float32 [n,3,h,w]: images that stood
+    y: np.ndarray,
+    ids: Sequence[str],
+    threat: Threat,
+    seed: int,
+    queries: int = QUERIES,
+    progress: Path | None = None,
+    tick: Callable[[int], object] = lambda queries: None,
+) -> np.ndarray:
+    """bool [n]: which images stand against Square, with draws of its own, from the file's scores alone.
+
+    `progress` names a folder in which a killed run goes on; `tick` hears how many queries are done, or not needed.
+    """
+    network = Network(lambda t: torch.from_numpy(answer(t.numpy())), min(BATCH, max(len(y), 1)))
+    attack = SQUARE[threat.norm](network, threat, queries)
+    log = Progress(progress, batch=network.batch)
+    return _survivors(Slots(attack, _images(x, y, ids), NAME, seed, network.batch, EVERY), log, tick)
+
+
+def white_box(
+    copy: Answers,
+    answer: Answer,
+    x: np.ndarray,
+    y: np.ndarray,
+    ids: Sequence[str],
+    threat: Threat,
+    seed: int,
+    tick: Callable[[int], object] = lambda steps: None,
+) -> dict[str, np.ndarray]:
+    """Attack -> bool [n], which images stand after it: APGD-CE, then APGD-T on what is left.
+
+    The gradients are those of `copy`, its torch copy, and the logits are the file's: a step is judged, and a success
+    counted, on the file alone; the copy only says where to go.
+    """
+
+    def logits(points: Tensor) -> Tensor:
+        soft = copy(points)
+        return soft + (torch.from_numpy(answer(points.detach().numpy())) - soft).detach()
+
+    network = Network(logits, min(64, max(len(y), 1)))
+    stood, after = np.ones(len(y), bool), {}
+    for name, (loss, targets) in _losses(answer, x, y).items():
+        left = np.flatnonzero(stood)
+        images = _images(x[left], y[left], [ids[i] for i in left.tolist()], targets[left])
+        slots = Slots(APGD(network, threat, loss, steps=ASCENT), images, f"white-box {name}", seed, network.batch)
+        stood[left] = _survivors(slots, Progress(None), tick)
+        after[name] = stood.copy()
+    return after
+
+
+def _losses(answer: Answer, x: np.ndarray, y: np.ndarray) -> dict[str, tuple[Callable, Tensor]]:
+    """With the classes to aim at [n,ranks]; the targeted loss needs four classes."""
+    found: dict[str, tuple[Callable, Tensor]] = {"APGD-CE": (cross_entropy, torch.zeros(len(y), 1, dtype=torch.long))}
+    if len(y) and (scores := torch.from_numpy(answer(x))).shape[1] >= 4:
+        wrong = scores.scatter(1, torch.from_numpy(y)[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
+        found["APGD-T"] = (targeted_dlr, wrong[:, : min(TARGETS, scores.shape[1] - 1)])
+    return found
+
+
+def _images(x: np.ndarray, y: np.ndarray, ids: Sequence[str], targets: Tensor | None = None) -> Images:
+    none = torch.zeros(len(y), 1, dtype=torch.long)
+    return Images(torch.from_numpy(x), torch.from_numpy(y), none if targets is None else targets, list(ids))
+
+
+def _survivors(slots: Slots, log: Progress, tick: Callable[[int], object]) -> np.ndarray:
+    """Run one attack, at each of its targets, on every image that the log does not know yet."""
+    ids, ranks = slots.images.ids, slots.images.targets.shape[1]
+    known = log.read(slots.name)
+    broken = {name for (name, _), point in known.items() if point is not None}
+    tick(len(known) * slots.attack.rounds)
+
+    def finish(job: tuple[int, int], point: Tensor | None) -> None:
+        if point is not None:
+            broken.add(ids[job[0]])
+        log.add(slots.name, ids[job[0]], job[1], point)
+
+    def heard(done: int, saved: int) -> None:
+        tick(done + saved)
+
+    jobs = [(i, r) for i, name in enumerate(ids) for r in range(ranks) if name not in broken and (name, r) not in known]
+    if jobs:
+        slots.run(jobs, finish, heard)
+    log.flush(slots.name)
+    return np.array([name not in broken for name in ids], bool)

@@ -1,0 +1,5 @@
+"""python -m autolora.export --show model.onnx"""
+
+from autolora.export.write import main
+
+main()

@@ -1,0 +1,293 @@
+"""Robust fine-tuning: one loop for every method in objectives.METHODS, resumable to the bit.
+
+    tuned = finetune(model, (x_train, y_train), (x_val, y_val), Threat("linf", "8/255"))
+
+Every random draw depends on (seed, epoch, step) alone, and the state after each epoch lies in `checkpoints`, so that a
+run that was killed ends with the weights of one that was not. Weights are selected by validation RA; the test part
+has no way in.
+"""
+
+from __future__ import annotations
+
+import copy
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from autolora.common import distributed
+from autolora.common.malloc import heap_kept
+from autolora.data.batches import moved, stream, to_pixels
+from autolora.threat import Threat
+from autolora.training.branch import Branch
+from autolora.training.controllers import Measured, scalars
+from autolora.training.learner import Learner, evaluating, generator, number
+from autolora.training.resume import Progress, Record, alone, checkpoint_file, keep, restore
+from autolora.training.settings import Settings, as_split, check_settings, check_splits, decided
+
+DIVERGED = 1e4  # a loss above this never comes back
+LOOK = 50  # steps between two looks at the losses: each look waits for the device
+TERMS = ("loss", "loss_natural", "loss_adversarial", "loss_kl", "batch_accuracy")
+
+
+class Diverged(ValueError):
+    """The loss is no number any more, or beyond all bounds."""
+
+
+@dataclass
+class Tuned:
+    """What fine-tuning gives: the best state by validation, and how it went."""
+
+    model: nn.Module
+    branch: Branch | None
+    history: list[Record]
+    best_epoch: int
+    method: str
+    settings: Settings
+    checkpoint: Path | None = None
+
+    @property
+    def best(self) -> Record:
+        return self.history[self.best_epoch - 1]
+
+
+def finetune(
+    model: nn.Module,
+    train: tuple[Any, Any],
+    val: tuple[Any, Any],
+    threat: Threat,
+    method: str = "autolora",
+    epochs: int = 60,
+    seed: int = 0,
+    *,
+    checkpoints: str | Path | None = None,
+    on_epoch: Callable[[Record], None] | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Tuned:
+    """Tune a copy of `model` on (images, labels); images: uint8 [n,3,h,w] or floats in [0,1], in memory or mapped.
+
+    `checkpoints` is a folder to go on from; `on_epoch` is called with the record of each epoch that is trained. Further
+    settings (reference, batch_size, augmentation, ...) are those of `inputs.Settings`.
+    """
+    chosen = Settings(threat, method, epochs=epochs, seed=seed, **settings)
+    check_settings(chosen)
+    train, val = as_split(train, "training"), as_split(val, "validation")
+    check_splits(model, train, val)
+    chosen = decided(chosen, train)
+    with distributed.group(), heap_kept():
+        where = pick_device(device)
+        file = checkpoint_file(checkpoints, model, train, val, chosen, where)
+        with alone(file), torch.random.fork_rng([where] if where.type == "cuda" else []):
+            learner = Learner(model, train, val, chosen, where)
+            return fit(learner, file, on_epoch or (lambda record: None), progress and distributed.rank() == 0)
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None], progress: bool) -> Tuned:
+    settings = learner.settings
+    done = restore(learner, file)
+    if done.epoch == 0 and learner.branch is not None:
+        learner.weights = scalars(fraction(learner.natural_hits()))
+    steps = len(batches(learner, 1))
+    if not steps:
+        raise ValueError(
+            f"no batch to train on: {len(learner.labels)} images in batches of {settings.batch_size} for "
+            f"{distributed.world()} process(es), of which each needs at least two images (four for twins)"
+        )
+    bar = tqdm(
+        total=settings.epochs * steps,
+        initial=done.epoch * steps,
+        desc=settings.method,
+        unit="step",
+        mininterval=1,
+        disable=not progress,
+    )
+    with bar:
+        while done.epoch < settings.epochs and not done.stopped:
+            record = one_epoch(learner, done, bar, file)
+            keep(learner, done, file)
+            bar.set_postfix(shown(record))
+            on_epoch(record)
+    return finish(learner, done, file)
+
+
+def finish(learner: Learner, done: Progress, file: Path | None) -> Tuned:
+    """The best state, in eval and without gradients."""
+    learner.load(done.best)
+    if not learner.method.attacked:  # no attack takes part in these methods: one number, for the best state
+        done.history[done.best_epoch - 1]["val_robust"] = fraction(learner.robust_hits())
+    model = learner.shipped().eval().requires_grad_(False)
+    settings = learner.settings
+    return Tuned(model, learner.branch, done.history, done.best_epoch, settings.method, settings, file)
+
+
+def one_epoch(learner: Learner, done: Progress, bar: tqdm, file: Path | None) -> Record:
+    """Train, measure, and do what the controller says."""
+    start, epoch = time.perf_counter(), done.epoch + 1
+    rate, weights = learner.controller.rate, learner.weights
+    losses, cosine = train_epoch(learner, epoch, rate, bar, file)
+    check_weights(learner, epoch, file)
+    means = dict(zip(TERMS, losses.mean(0).tolist()))
+    accuracy = means["batch_accuracy"]
+    if learner.branch is not None:
+        accuracy = fraction(learner.natural_hits())
+        learner.weights = scalars(accuracy)  # of the network as trained: a restore below does not change it
+    clean = learner.clean_hits()
+    robust = learner.robust_hits() if learner.method.attacked else None
+    score = clean if robust is None else robust
+    done.epoch, done.steps = epoch, done.steps + len(losses)
+    verdict = learner.controller.observe(Measured(epoch, done.steps, fraction(score), tuple(score.tolist())))
+    if verdict.best:
+        done.best, done.best_epoch = copy.deepcopy(learner.state()), epoch
+    if verdict.restore:
+        learner.load(done.best)
+    done.stopped = verdict.stop
+    seconds = time.perf_counter() - start
+    record = {
+        "epoch": epoch,
+        "lr": rate,
+        "lambda1": weights.lambda1 if learner.branch else None,
+        "lambda2": weights.lambda2 if learner.branch else None,
+        **means,
+        "natural_accuracy": accuracy,
+        "val_clean": fraction(clean),
+        "val_robust": None if robust is None else fraction(robust),
+        "gradient_cosine": cosine,
+        "event": verdict.event,
+        "seconds": seconds,
+        "images_per_second": len(learner.labels) / seconds,
+        "peak_memory_mb": peak_memory(learner.device),
+    }
+    done.history.append(record)
+    return record
+
+
+def batches(learner: Learner, epoch: int) -> list[Tensor]:
+    """The global batches of an epoch, in the order that (seed, epoch) gives."""
+    order = torch.randperm(len(learner.labels), generator=generator(learner.settings.seed, "order", epoch))
+    halves = 2 if "norms" in learner.method.parts else 1  # TWINS cuts a batch in two
+    least = max(2 * distributed.world(), 2 * halves)  # batch norm needs two images
+    return [batch for batch in order.split(learner.settings.batch_size) if len(batch) >= least]
+
+
+def train_epoch(learner: Learner, epoch: int, rate: float, bar: tqdm, file: Path | None) -> tuple[Tensor, float | None]:
+    """One pass over the training set: [steps,5] of TERMS, and the cosine of the first batch's gradients."""
+    torch.manual_seed(number(learner.settings.seed, "dropout", epoch, distributed.rank() or ""))
+    for group in learner.optimiser.param_groups:
+        group["lr"] = rate
+    order = batches(learner, epoch)
+    losses = torch.zeros(len(order), len(TERMS), device=learner.device)
+    cosine = None
+    learner.model.train()
+    images = stream(learner.images, map(distributed.mine, order), learner.device)
+    for step, (index, stored) in enumerate(zip(order, images)):
+        x, y = prepare(learner, stored, index, epoch, step)
+        cosine_of = (lambda x=x, y=y: gradient_cosine(learner, x, y)) if step == 0 and learner.method.attacked else None
+        losses[step], found = one_step(learner, x, y, cosine_of)
+        cosine = cosine if found is None else found
+        bar.update()
+        if step % LOOK == LOOK - 1 or step == len(order) - 1:
+            seen = losses[step - step % LOOK : step + 1].clone()
+            distributed.add([seen])
+            losses[step - step % LOOK : step + 1] = seen
+            check_losses(losses[: step + 1], epoch, file)
+    return losses, cosine
+
+
+def prepare(learner: Learner, stored: Tensor, index: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
+    """This process' part of a global batch: augmented pixels and labels. Draws are for the whole batch."""
+    seed = learner.settings.seed
+    learner.global_batch = len(index)
+    learner.noise.manual_seed(number(seed, "attack", epoch, step))
+    draws = learner.augment.draw(len(index), generator(seed, "augment", epoch, step))
+    x = learner.laid_out(to_pixels(learner.augment.apply(stored, distributed.mine(draws))).to(learner.dtype))
+    return x, learner.labels[moved(distributed.mine(index), learner.device)]
+
+
+def one_step(
+    learner: Learner, x: Tensor, y: Tensor, look: Callable[[], float | None] | None = None
+) -> tuple[Tensor, float | None]:
+    """One backward, one SGD step; the losses of the batch, and what `look` saw between the two."""
+    with distributed.global_norms():
+        losses = learner.objective(learner, x, y, learner.weights)
+        learner.optimiser.zero_grad()
+        losses.total.backward()
+    distributed.add(p.grad for p in learner.trained)
+    seen = look() if look else None
+    learner.optimiser.step()
+    if learner.average is not None:
+        learner.average.update_parameters(learner.model)
+    return torch.stack([t.detach().float() for t in losses]), seen
+
+
+def check_weights(learner: Learner, epoch: int, file: Path | None) -> None:
+    """What an epoch's last step did is seen by no loss."""
+    if not all(torch.isfinite(p).all() for p in learner.trained):
+        raise Diverged(f"weights that are no numbers after epoch {epoch}: {last_good(epoch, file)}")
+
+
+def last_good(epoch: int, file: Path | None) -> str:
+    return f"the last good state, after epoch {epoch - 1}, is in {file}" if file and epoch > 1 else "no state was kept"
+
+
+def check_losses(losses: Tensor, epoch: int, file: Path | None) -> None:
+    bad = ~torch.isfinite(losses).all(1) | (losses[:, 0].abs() > DIVERGED)
+    if bad.any():
+        step = int(bad.int().argmax())
+        raise Diverged(
+            f"training diverged: the loss is {losses[step, 0].item():g} in epoch {epoch}, step {step + 1}; "
+            f"{last_good(epoch, file)}. "
+            "Look at the images and the backbone's weights; a baseline may need a lower rate."
+        )
+
+
+def gradient_cosine(learner: Learner, x: Tensor, y: Tensor, most: int = 64) -> float | None:
+    """Cosine between the gradients of CE(h(x), y) and CE(h(x~), y) at theta1: the paper's diagnosis of conflict."""
+    count = distributed.part(min(most, learner.global_batch))
+    assert learner.attacked is not None
+    extractor = [p for n, p in learner.model.named_parameters() if n not in learner.head and p.requires_grad]
+    if not extractor:  # a network that is its head alone
+        return None
+    natural, adversarial = (
+        _flat_gradient(learner, images[:count], y[:count], extractor) for images in (x, learner.attacked)
+    )
+    return float(F.cosine_similarity(natural, adversarial, dim=0))
+
+
+def _flat_gradient(learner: Learner, x: Tensor, y: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    with evaluating(learner.model):
+        loss = F.cross_entropy(learner.model(x), y, reduction="sum")
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    flat = torch.cat([g.reshape(-1) for g in gradients if g is not None])
+    distributed.add([flat])
+    return flat
+
+
+def fraction(right: Tensor) -> float:
+    return int(right.sum()) / len(right)
+
+
+def shown(record: Record) -> dict[str, str]:
+    names = {"loss": "loss", "SA": "val_clean", "RA": "val_robust", "lr": "lr"}
+    return {short: f"{record[name]:.3g}" for short, name in names.items() if record[name] is not None}
+
+
+def peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))

@@ -1,0 +1,174 @@
+"""One small function per method, and the table of methods. A sixth is one function and one line in METHODS.
+
+An objective gets the network in training, a batch and the loss weights, and returns its `Losses`. Means are taken over
+the global batch (`net.mean`), so that several processes add up to what one would compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autolora.training.branch import Layers, all_layers, last_blocks
+from autolora.training.controllers import (
+    AutoRate,
+    Controller,
+    PairedRate,
+    Scalars,
+    StepRate,
+    stalled_as_published,
+    stalled_as_released,
+)
+
+BETA = 6.0  # the weight of the KL term in TRADES and TWINS
+
+
+class Losses(NamedTuple):
+    total: Tensor
+    natural: Tensor
+    adversarial: Tensor
+    kl: Tensor
+    accuracy: Tensor  # on the natural images of the batch, in this very pass
+
+
+class Network(Protocol):
+    """What an objective may ask of the network in training."""
+
+    gamma: float  # TWINS' weight of the frozen half
+
+    def attack(self, x: Tensor, y: Tensor) -> Tensor: ...
+
+    def plain(self, x: Tensor) -> Tensor: ...  # h(x; theta1, theta2): branch off
+
+    def natural(self, x: Tensor) -> Tensor: ...  # h(x; sg(theta1) + BA, theta2): branch on
+
+    def still(self, x: Tensor) -> Tensor: ...  # branch off, in eval: batch-norm statistics are used and not moved
+
+    def frozen(self, x: Tensor) -> Tensor: ...  # TWINS: pre-trained batch-norm statistics, own affine copy
+
+    def mean(self, values: Tensor) -> Tensor: ...  # this process' part of the mean over the global batch
+
+    def halves(self, *tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]: ...
+
+
+def cross_entropy(net: Network, z: Tensor, y: Tensor) -> Tensor:
+    return net.mean(F.cross_entropy(wide(z), y, reduction="none"))
+
+
+def wide(z: Tensor) -> Tensor:
+    """At least float32: softmax and logarithm are never taken in half precision."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def accuracy(net: Network, z: Tensor, y: Tensor) -> Tensor:
+    return net.mean((z.detach().argmax(1) == y).float())
+
+
+def divergence(net: Network, z: Tensor, z_adv: Tensor) -> Tensor:
+    """KL(softmax z || softmax z~), batch mean; the soft label from z is not detached."""
+    log_p, log_q = F.log_softmax(wide(z), 1), F.log_softmax(wide(z_adv), 1)
+    return net.mean(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1))
+
+
+def autolora(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """lam1 * CE(z, y) + (1 - lam1) * CE(z~, y) + lam2 * KL(p || q): natural pass first, branch on; then adversarial."""
+    attacked = net.attack(x, y)
+    z = net.natural(x)
+    z_adv = net.plain(attacked)
+    natural, adversarial = cross_entropy(net, z, y), cross_entropy(net, z_adv, y)
+    kl = divergence(net, z, z_adv)
+    total = weights.lambda1 * natural + (1 - weights.lambda1) * adversarial + weights.lambda2 * kl
+    return Losses(total, natural, adversarial, kl, accuracy(net, z, y))
+
+
+def vanilla(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """TRADES (Zhang et al., 2019): CE(h(x), y) + 6 * KL(softmax h(x) || softmax h(x~))."""
+    attacked = net.attack(x, y)
+    z = net.plain(x)
+    z_adv = net.plain(attacked)
+    natural, kl = cross_entropy(net, z, y), divergence(net, z, z_adv)
+    return Losses(natural + BETA * kl, natural, cross_entropy(net, z_adv, y).detach(), kl, accuracy(net, z, y))
+
+
+def twins(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """TWINS (Liu et al., 2023): g*CE(nat_f) + CE(nat_a) + 6*[g*KL(nat_f||adv_f) + KL(nat_a||adv_a)], half a batch
+    through each of the two batch-norm modes, frozen and adaptive."""
+    return _twins(net, x, y, BETA)
+
+
+def twins_released(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """[released code] each KL sum over a half is divided by the full batch size: 3 per image, not 6."""
+    return _twins(net, x, y, BETA / 2)
+
+
+def _twins(net: Network, x: Tensor, y: Tensor, beta: float) -> Losses:
+    attacked = net.attack(x, y)  # against the adaptive net
+    (x_f, adv_f, y_f), (x_a, adv_a, y_a) = net.halves(x, attacked, y)
+    z_adv_f, z_adv_a = net.frozen(adv_f), net.plain(adv_a)  # the adversarial pass comes first
+    z_f, z_a = net.frozen(x_f), net.plain(x_a)
+    # net.mean divides by the whole batch: twice that is the mean over a half
+    natural = 2 * (net.gamma * cross_entropy(net, z_f, y_f) + cross_entropy(net, z_a, y_a))
+    kl = 2 * (net.gamma * divergence(net, z_f, z_adv_f) + divergence(net, z_a, z_adv_a))
+    return Losses(
+        natural + beta * kl, natural, 2 * cross_entropy(net, z_adv_a, y_a).detach(), kl, 2 * accuracy(net, z_a, y_a)
+    )
+
+
+def natural(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """Plain fine-tuning: what accuracy costs nothing to have."""
+    z = net.plain(x)
+    loss = cross_entropy(net, z, y)
+    return Losses(loss, loss.detach(), loss.new_zeros(()), loss.new_zeros(()), accuracy(net, z, y))
+
+
+def linear(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """The head alone, on features that stay as pre-trained (batch-norm statistics too)."""
+    z = net.still(x)
+    loss = cross_entropy(net, z, y)
+    return Losses(loss, loss.detach(), loss.new_zeros(()), loss.new_zeros(()), accuracy(net, z, y))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where the paper and the released code disagree; a further controller is one line in REFERENCES."""
+
+    layers: Callable[[nn.Module], Layers]  # that get a branch
+    controller: Callable[[float, int], Controller]  # of the learning rate: (first rate, epochs)
+    average: float | None = (
+        None  # decay of averaged weights that are validated and shipped; None: the weights themselves
+    )
+
+
+REFERENCES: dict[str, Reference] = {
+    "paper": Reference(all_layers, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_published)),
+    "released": Reference(last_blocks, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_released)),
+    "best": Reference(all_layers, PairedRate),
+}
+
+Objective = Callable[[Network, Tensor, Tensor, Scalars], Losses]
+
+
+@dataclass(frozen=True)
+class Method:
+    objective: Objective
+    rate: float  # the first learning rate
+    decay: float = 1e-4
+    released: Objective | None = None  # where the released code computes another loss
+    controller: Callable[[float, int], Controller] | None = StepRate  # None: the reference's own
+    parts: tuple[str, ...] = ()  # what is trained beside the network: "branch", "norms"
+    attacked: bool = True  # selected by validation RA; else by validation SA
+    head_only: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "autolora": Method(autolora, 0.01, controller=None, parts=("branch",)),
+    "vanilla": Method(vanilla, 0.003),
+    "twins": Method(twins, 0.003, released=twins_released, parts=("norms",)),
+    "natural": Method(natural, 0.01, attacked=False),
+    "linear": Method(linear, 0.01, attacked=False, head_only=True),
+}

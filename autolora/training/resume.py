@@ -1,0 +1,118 @@
+"""Where a killed run goes on: one file, named after all that determines the run, replaced after each epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autolora.common import distributed
+from autolora.common.files import locked, replacing, weights_sha256
+from autolora.data.ragged import Rectangles
+from autolora.training.controllers import Scalars
+from autolora.training.learner import Learner, speed
+from autolora.training.objectives import METHODS
+from autolora.training.settings import Settings, Split
+
+Record = dict[str, Any]
+LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their version, or by the files here
+
+
+@dataclass
+class Progress:
+    """Where a run stands after an epoch."""
+
+    epoch: int = 0
+    steps: int = 0
+    stopped: bool = False
+    best_epoch: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    history: list[Record] = field(default_factory=list)
+
+
+def checkpoint_file(
+    folder: str | Path | None, model: nn.Module, train: Split, val: Split, settings: Settings, device: torch.device
+) -> Path | None:
+    """A stale file is never picked up: other settings, network, weights, images, labels, code, kind of device or torch
+    are another name."""
+    if folder is None:
+        return None
+    digest = hashlib.sha256(f"{torch.__version__} {settings} {speed(settings, device)} {device.type}".encode())
+    digest.update(code(model, settings))
+    layers = re.sub(" at 0x[0-9a-f]+", "", repr(model))  # where a function lies in memory is another in each process
+    digest.update(f"{layers} {getattr(model, 'spec', None)}".encode())
+    digest.update(weights_sha256(model.state_dict() | dict(model.named_buffers())).encode())
+    for images, labels in (train, val):
+        for start in range(0, len(images), 1024):
+            chunk: Any = images[start : start + 1024]
+            digest.update(np.ascontiguousarray(chunk.cpu().numpy() if isinstance(chunk, Tensor) else chunk).data)
+        digest.update(labels.numpy().tobytes())
+        if isinstance(images, Rectangles):
+            digest.update(images.shapes.numpy().tobytes())
+    return Path(folder) / f"{settings.method}-{digest.hexdigest()[:16]}.pt"
+
+
+def code(model: nn.Module, settings: Settings) -> bytes:
+    """The files of this library, and what others wrote: the network's own layers and the method's objective."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(file.read_bytes())
+    written = {type(module) for module in model.modules()} | {METHODS[settings.method].objective}
+    for thing in sorted(written, key=lambda t: f"{t.__module__}.{t.__qualname__}"):
+        if thing.__module__.split(".")[0] not in LIBRARIES:
+            with suppress(OSError, TypeError):  # typed into a shell, or compiled
+                digest.update(inspect.getsource(thing).encode())
+    return digest.digest()
+
+
+@contextmanager
+def alone(file: Path | None) -> Iterator[None]:
+    """Two runs never train the same key at once; of processes that train it together the first holds the lock."""
+    with locked(file.with_suffix(".lock")) if file is not None and distributed.rank() == 0 else nullcontext():
+        yield
+
+
+def keep(learner: Learner, done: Progress, file: Path | None) -> None:
+    """The first process writes; all wait for it."""
+    if file is not None and distributed.rank() == 0:
+        saved = {
+            "modules": learner.state(),
+            "optimiser": learner.optimiser.state_dict(),
+            "controller": learner.controller.state(),
+            "weights": tuple(learner.weights),
+            "progress": {**vars(done)},
+        }
+        with replacing(file) as part:
+            torch.save(saved, part)
+    distributed.agree(done.epoch)
+
+
+def restore(learner: Learner, file: Path | None) -> Progress:
+    saved = _read(file, learner.device)
+    done = Progress(**saved["progress"]) if saved else Progress()
+    if not distributed.agree(done.epoch):
+        raise ValueError(f"the processes do not read the same checkpoint {file}: put AUTOLORA_WORK on shared storage")
+    if file is not None and distributed.rank() == 0:
+        for left in file.parent.glob(f".{file.name}.*.part"):  # a kill in the middle of writing
+            left.unlink(missing_ok=True)
+    if saved:
+        learner.load(saved["modules"])
+        learner.optimiser.load_state_dict(saved["optimiser"])
+        learner.controller.load(saved["controller"])
+        learner.weights = Scalars(*saved["weights"])
+    return done
+
+
+def _read(file: Path | None, device: torch.device) -> Mapping[str, Any]:
+    if file is None or not file.exists():
+        return {}
+    return torch.load(file, map_location=device, weights_only=True)

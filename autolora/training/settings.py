@@ -1,0 +1,139 @@
+"""What a run is given: its settings, the images and the labels. All that can be wrong is said before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autolora.attacks.pgd import frozen
+from autolora.data.batches import AUGMENTATIONS, Images, centre, take, to_pixels
+from autolora.threat import Threat
+from autolora.training.objectives import METHODS, REFERENCES
+
+Split = tuple[Images, Tensor]
+PRECISIONS = ("auto", "float32", "bfloat16")
+STATISTICS = ("shared", "separate")
+SWITCH = ("auto", True, False)
+SMALL = 20_000  # training images below which the paper's learning-rate rule was seen to starve (docs/log.md)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that determines a run, the network and the data apart."""
+
+    threat: Threat
+    method: str = "autolora"
+    reference: str = "auto"  # auto: `decided` below
+    epochs: int = 60
+    batch_size: int = 128
+    seed: int = 0
+    augmentation: str = "auto"
+    rate: float | None = None  # None: the method's own; for searches over the baselines' learning rate
+    decay: float | None = None
+    gamma: float = 1.0  # TWINS only
+    average: float | None = None  # decay of averaged weights, validated and shipped in place of the last ones
+    statistics: str = "shared"  # of batch norm in the natural pass
+    precision: str = "auto"
+    compile: bool | str = "auto"
+    channels_last: bool | str = "auto"  # the memory format of weights and images
+
+
+def check_settings(settings: Settings) -> None:
+    for key, allowed in (
+        ("method", METHODS),
+        ("reference", ("auto", *REFERENCES)),
+        ("augmentation", AUGMENTATIONS),
+        ("statistics", STATISTICS),
+        ("precision", PRECISIONS),
+        ("compile", SWITCH),
+        ("channels_last", SWITCH),
+    ):
+        if getattr(settings, key) not in allowed:
+            expected = ", ".join(map(str, allowed))
+            raise ValueError(f"finetune.{key} is {getattr(settings, key)!r}: expected one of {expected}")
+    for key, least in (("epochs", 1), ("batch_size", 2)):
+        if getattr(settings, key) < least:
+            raise ValueError(f"finetune.{key} is {getattr(settings, key)}: expected at least {least}")
+    if settings.average is not None and not 0 < settings.average < 1:
+        raise ValueError(f"finetune.average is {settings.average}: expected a decay between 0 and 1, such as 0.995")
+    if settings.threat.norm == "l1":
+        raise ValueError("threat.norm is 'l1': training knows linf and l2; evaluate l1 with AutoAttack")
+
+
+def decided(settings: Settings, train: Split) -> Settings:
+    """`auto` is `best` on small data and `paper` on large; the record of the run says which."""
+    if settings.reference != "auto":
+        return settings
+    return replace(settings, reference="best" if len(train[1]) < SMALL else "paper")
+
+
+def as_split(split: tuple[Any, Any], name: str) -> Split:
+    """Images of a shape, type and range that training can use, and as many labels."""
+    images, labels = split
+    labels = np.array(labels)
+    if not np.issubdtype(labels.dtype, np.number):
+        raise ValueError(f"{name} labels are {labels.dtype}: expected {len(images)} whole numbers")
+    labels = torch.as_tensor(labels)
+    if isinstance(images, list | tuple):
+        images = torch.as_tensor(np.array(images))
+    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"{name} images have the shape {tuple(images.shape)}: expected [n, 3, side, side]")
+    if str(images.dtype).removeprefix("torch.") not in ("uint8", "float32", "float64"):
+        raise ValueError(f"{name} images are {images.dtype}: expected uint8, or floats in [0, 1]")
+    if labels.shape != (len(images),) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        raise ValueError(f"{name} labels: {labels.dtype} {tuple(labels.shape)}, expected {len(images)} whole numbers")
+    if len(images) == 0:
+        raise ValueError(f"the {name} part is empty")
+    if "uint8" not in str(images.dtype):
+        _check_range(images, name)
+    return images, labels.long()
+
+
+def _check_range(images: Images, name: str) -> None:
+    for start in range(0, len(images), 1024):
+        chunk = torch.as_tensor(images[start : start + 1024])
+        low, high = float(chunk.min()), float(chunk.max())
+        if not (low >= 0 and high <= 1):  # also where one of them is NaN
+            raise ValueError(f"{name} images go from {low:g} to {high:g}: expected uint8, or floats in [0, 1]")
+
+
+def check_splits(model: nn.Module, train: Split, val: Split) -> None:
+    (x, y), (x_val, y_val) = train, val
+    if len(found := y.unique()) < 2:
+        raise ValueError(f"the training part holds only class {found.item()}: at least two are needed")
+    if missing := set(found.tolist()) - set(y_val.tolist()):
+        raise ValueError(
+            f"no validation image of class {', '.join(map(str, sorted(missing)))}: enlarge data.validation_fraction"
+        )
+    if x_val.shape[-1] > x.shape[-1]:
+        raise ValueError(f"training images ({x.shape[-1]} pixels) are smaller than validation's ({x_val.shape[-1]})")
+    classes = count_classes(model, x_val)
+    if classes < 2:
+        raise ValueError(f"the network has {classes} class: at least two are needed")
+    for name, labels in (("training", y), ("validation", y_val)):
+        if int(labels.min()) < 0 or int(labels.max()) >= classes:
+            raise ValueError(
+                f"{name} labels go from {int(labels.min())} to {int(labels.max())}, "
+                f"but the network knows the classes 0 to {classes - 1}"
+            )
+
+
+def count_classes(model: nn.Module, images: Images) -> int:
+    """Of the logits for one image, which also shows that the network takes images of this size."""
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ValueError(f"{type(model).__name__} has no parameters: nothing to fine-tune")
+    image = to_pixels(take(images, torch.arange(1), parameter.device)).to(parameter.dtype)
+    try:
+        with torch.no_grad(), frozen(model):
+            logits = model(centre(image, images.shape[-1]))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ValueError(f"the network does not take images of {images.shape[-1]} pixels: {error}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"the network gives {given} for one image: expected logits, [1, classes]")
+    return logits.shape[1]

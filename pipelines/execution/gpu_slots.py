@@ -1,0 +1,125 @@
+"""GPU slots: one training per GPU, whoever asks and from wherever.
+
+    python -m pipelines.execution.gpu_slots    create the slots of this machine's GPUs on the server, and list them
+
+Each GPU is a global concurrency limit of one, named by the GPU's UUID: hosts and containers need no numbering. A stage
+with `meta: {gpu: true}` takes the first free slot of its machine and sees that GPU only (CUDA_VISIBLE_DEVICES). A slot
+is a lease: whoever dies stops renewing it, and it is free again after LEASE seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+LEASE = 300.0
+PATIENCE = (2.0, 10.0)  # seconds between two looks at slots that are all taken
+PREFIX = "gpu:"
+
+
+class SlotError(RuntimeError):
+    pass
+
+
+def gpus() -> list[str]:
+    """What this worker may use: CUDA_VISIBLE_DEVICES where it is set (empty: none), else all that nvidia-smi lists."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [uuid_of(name.strip()) for name in named.split(",") if name.strip() not in ("", "-1")]
+    return list(_listed().values())
+
+
+def uuid_of(name: str) -> str:
+    """ "0" -> "GPU-8f..."; what is no index is a UUID already, or a name that a test has made up."""
+    return _listed().get(name, name)
+
+
+def _listed() -> dict[str, str]:
+    if not shutil.which("nvidia-smi"):
+        return {}
+    asked = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+    lines = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    return {index.strip(): uuid.strip() for index, uuid in (line.split(",") for line in lines if "," in line)}
+
+
+@contextmanager
+def held(count: int, devices: Sequence[str]) -> Iterator[list[str]]:
+    """`count` of the devices, waiting as long as it takes; a machine without a GPU holds none."""
+    if not devices or count < 1:
+        yield []
+        return
+    if count > len(devices):
+        raise SlotError(f"{count} GPUs wanted, this worker has {len(devices)}: {', '.join(devices)}")
+    create(devices)
+    while True:
+        with ExitStack() as stack:
+            taken = _take(count, devices, stack)
+            if len(taken) == count:
+                yield taken
+                return
+        time.sleep(random.uniform(*PATIENCE))  # all given back meanwhile: two that want two each never block each other
+
+
+def _take(count: int, devices: Sequence[str], stack: ExitStack) -> list[str]:
+    taken: list[str] = []
+    for device in devices:
+        if len(taken) < count and _try(device, stack):
+            taken.append(device)
+    return taken
+
+
+def _try(device: str, stack: ExitStack) -> bool:
+    """strict: a slot that does not exist is an error, not a GPU without a limit.
+
+    The lease outlives a server that restarts (docs/prefect.md: lease storage on disk), so a renewal that fails is no
+    reason to throw a training away.
+    """
+    from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+    from prefect.concurrency.sync import concurrency
+
+    slot = concurrency(
+        PREFIX + device, timeout_seconds=1, lease_duration=LEASE, strict=True, raise_on_lease_renewal_failure=False
+    )
+    try:
+        stack.enter_context(slot)
+    except TimeoutError:
+        return False
+    except ConcurrencySlotAcquisitionError as error:
+        raise SlotError(
+            f"no slot {PREFIX}{device} on the server: `python -m pipelines.execution.gpu_slots` on this machine "
+            f"creates it ({error})"
+        ) from None
+    return True
+
+
+def create(devices: Sequence[str]) -> None:
+    """Those that are missing; one that exists keeps the limit that somebody gave it."""
+    from prefect import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        for name in (PREFIX + device for device in devices):
+            try:
+                client.read_global_concurrency_limit_by_name(name)
+            except ObjectNotFound:
+                with suppress(ObjectAlreadyExists):  # another worker of this machine was faster
+                    client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+
+
+def main() -> None:
+    devices = gpus()
+    if not devices:
+        sys.exit("slots: nvidia-smi lists no GPU here, and CUDA_VISIBLE_DEVICES names none: nothing to create")
+    create(devices)
+    print("\n".join(PREFIX + device for device in devices))
+
+
+if __name__ == "__main__":
+    main()

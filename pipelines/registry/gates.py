@@ -1,0 +1,119 @@
+"""May an alias move to this version? Gates on its own evidence, and a paired test against the present champion.
+
+Nothing here talks to a server: evidence in, findings out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from autolora.common.statistics import mcnemar
+from stages.common.params import Gates
+from stages.evidence.files import Evidence
+
+
+@dataclass(frozen=True)
+class Finding:
+    what: str
+    passed: bool
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{'ok    ' if self.passed else 'refuse'}  {self.what}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two models on the same images: what only one of them gets right, and how surely that is no accident."""
+
+    only_new: int
+    only_old: int
+    p: float
+
+    def __str__(self) -> str:
+        return f"right only now {self.only_new}, right only before {self.only_old}, McNemar exact p = {self.p:.3g}"
+
+
+def gate_findings(evidence: Evidence, gates: Gates) -> list[Finding]:
+    r, parity = evidence.robustness, evidence.exported["parity"]
+    failed = [c["name"] for c in r["checks"] if c["verdict"] == "fail"]
+    flips = int(parity.get("label_flips_beyond_noise", parity["label_flips"]))
+    counts = {"standard": ("standard", "plus")}.get(gates.attack, (gates.attack,))
+    critical = evidence.quality["critical"]
+    return [
+        _threshold("clean_accuracy", r["clean_accuracy"], gates.clean),
+        _threshold("robust_accuracy", r["robust_accuracy"], gates.robust),
+        Finding("attack", r["version"] in counts, f"AutoAttack {r['version']}, {gates.attack} is asked for"),
+        Finding("checks", not failed, f"failed: {', '.join(failed)}" if failed else "none failed"),
+        Finding("parity", flips <= gates.label_flips, f"{flips} labels flip in ONNX, {gates.label_flips} may"),
+        Finding("data", not critical, "; ".join(critical) or evidence.quality["verdict"]),
+    ]
+
+
+def _threshold(metric: str, value: float, threshold: float) -> Finding:
+    """One of MLflow's own metric thresholds."""
+    import mlflow
+    from mlflow.models import EvaluationResult, MetricThreshold
+    from mlflow.models.evaluation.validation import ModelValidationFailedException
+
+    try:
+        mlflow.validate_evaluation_results(
+            {metric: MetricThreshold(threshold=threshold, greater_is_better=True)},
+            EvaluationResult(metrics={metric: value}, artifacts={}),
+        )
+        passed = True
+    except ModelValidationFailedException:
+        passed = False
+    return Finding(metric.replace("_", " "), passed, f"{value:.4f}, at least {threshold:.4f} is asked for")
+
+
+def champion_findings(new: Evidence, old: Evidence, gates: Gates) -> tuple[list[Finding], dict[str, Paired]]:
+    """Better in robust accuracy beyond chance, not worse in clean accuracy beyond chance, on the same images only."""
+    if refused := comparable(new, old):
+        return refused, {}
+    tests = {key: paired(new.flags, old.flags, key) for key in ("robust", "clean")}
+    robust, clean = tests["robust"], tests["clean"]
+    better = robust.only_new > robust.only_old and robust.p < gates.significance
+    worse = clean.only_old > clean.only_new and clean.p < gates.significance
+    verdict = f"{'better' if better else 'not shown to be better'} on {len(new.flags)} images"
+    beyond = f"beyond chance is p < {gates.significance:g}"
+    return [
+        Finding("robust, against the champion", better, f"{verdict}: {robust} ({beyond})"),
+        Finding("clean, against the champion", not worse, f"{'worse' if worse else 'not shown to be worse'}: {clean}"),
+    ], tests
+
+
+def comparable(new: Evidence, old: Evidence) -> list[Finding]:
+    """Why the two cannot be compared at all; empty where they can."""
+    a, b = new.robustness, old.robustness
+    pairs = {
+        "threat model": (a["threat"]["text"], b["threat"]["text"]),
+        "attack": (a["version"], b["version"]),
+        "test set": (a["data"]["ids_sha256"][:12], b["data"]["ids_sha256"][:12]),
+    }
+    found = [
+        Finding(what, False, f"{mine} here, {theirs} of the champion: not comparable, whatever the figures say")
+        for what, (mine, theirs) in pairs.items()
+        if mine != theirs
+    ]
+    if not found and set(new.flags["id"]) != set(old.flags["id"]):
+        found.append(Finding("test set", False, "the per-image flags are of other images: not comparable"))
+    return found
+
+
+def paired(new: np.ndarray, old: np.ndarray, key: str) -> Paired:
+    """McNemar on the flags of the same images, matched by their id."""
+    mine, theirs = (flags[np.argsort(flags["id"], kind="stable")][key] for flags in (new, old))
+    only_new, only_old = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
+    return Paired(only_new, only_old, mcnemar(only_new, only_old))
+
+
+def as_record(findings: list[Finding], tests: dict[str, Paired]) -> dict[str, Any]:
+    """Both as plain values, for the log."""
+    return {
+        "findings": [{"what": f.what, "passed": f.passed, "detail": f.detail} for f in findings],
+        "tests": {k: {"only_new": t.only_new, "only_old": t.only_old, "p": t.p} for k, t in tests.items()},
+    }

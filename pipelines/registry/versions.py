@@ -1,0 +1,112 @@
+"""Reading the registry without trusting it: versions, aliases, and evidence that is what was registered.
+
+with evidence_of(mlflow, version) as evidence: ...     # downloaded, every sha256 verified
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from autolora.common.files import file_sha256, read_json
+from stages.common.runner import StageError
+from stages.evidence.files import ONNX, Evidence, content_key, same_weights
+from stages.register import fetch_onnx, quiet, version_tags
+from stages.tracking.client import tracking_uri, without_password
+from stages.tracking.mirror import EVIDENCE
+
+NOT_THERE = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+
+
+def get_version(mlflow: Any, name: str, number: str | int) -> Any:
+    try:
+        return mlflow.MlflowClient().get_model_version(name, str(number))
+    except mlflow.MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        raise StageError(f"{where()} has no version {number} of {name}{_known(mlflow, name)}") from None
+
+
+def _known(mlflow: Any, name: str) -> str:
+    found = sorted(int(v.version) for v in mlflow.MlflowClient().search_model_versions(f"name = '{name}'"))
+    return f": there are {', '.join(map(str, found))}" if found else ", and no model of that name"
+
+
+def alias_version(mlflow: Any, name: str, alias: str) -> int | None:
+    """The number of the version that an alias names; None where it names none (MLflow says INVALID_PARAMETER_VALUE)."""
+    try:
+        return int(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
+    except mlflow.MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        return None
+
+
+def where() -> str:
+    return without_password(tracking_uri())
+
+
+@contextmanager
+def evidence_of(mlflow: Any, version: Any) -> Iterator[Evidence]:
+    """The files of a version in a temporary folder, laid out as in the repository, and verified."""
+    with tempfile.TemporaryDirectory() as folder:
+        title = f"{version.name} version {version.version}"
+        try:
+            with quiet():
+                mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=EVIDENCE, dst_path=folder)
+                tree = Path(folder) / EVIDENCE
+                (tree / ONNX).parent.mkdir(parents=True, exist_ok=True)
+                fetch_onnx(mlflow, version, (tree / ONNX).parent)
+        except Exception as error:
+            raise StageError(f"{title}: its files cannot be fetched from {where()} ({error})") from None
+        evidence = Evidence(tree)
+        verify(title, evidence, version.tags)
+        yield evidence
+
+
+def verify(title: str, evidence: Evidence, tags: dict[str, str]) -> None:
+    """What is there is what was registered, file by file; otherwise it is named and refused."""
+    if "content_key" not in tags:
+        raise StageError(f"{title} was not registered by this pipeline (it has no content_key): register it first")
+    registered = read_json(evidence.path("manifest.json"))
+    if content_key(registered) != tags["content_key"]:
+        raise StageError(f"{title}: its list of files or its content_key was changed. Its evidence proves nothing.")
+    if changed := [name for name, digest in registered.items() if _sha256(evidence.path(name)) != digest]:
+        names = ", ".join(changed)
+        raise StageError(f"{title}: {names} changed afterwards (sha256 differs). Its evidence proves nothing.")
+    for tag, value in version_tags(evidence).items():
+        if not _same(tags.get(tag, ""), value):
+            raise StageError(f"{title}: its tag {tag} says {tags.get(tag)}, its evidence says {value}: refused")
+    same_weights(evidence)
+
+
+def _sha256(path: Path) -> str | None:
+    return file_sha256(path) if path.is_file() else None
+
+
+def _same(tag: str, value: str) -> bool:
+    """Equal, or the same number in another notation."""
+    try:
+        return tag == value or abs(float(tag) - float(value)) < 1e-4
+    except ValueError:
+        return False
+
+
+def verified_onnx(mlflow: Any, version: Any, folder: Path) -> Path:
+    """The version's ONNX file in `folder`, with the sha256 that was registered."""
+    title = f"{version.name} version {version.version}"
+    try:
+        with quiet():
+            path = fetch_onnx(mlflow, version, folder)
+    except Exception as error:
+        raise StageError(f"{title}: model.onnx cannot be fetched from {where()} ({error})") from None
+    found, expected = file_sha256(path), version.tags.get("onnx_sha256", "none registered")
+    if found != expected:
+        raise StageError(
+            f"{title}: model.onnx was changed after it was registered "
+            f"(sha256 {found[:12]}, expected {expected[:12]}): refused"
+        )
+    return path

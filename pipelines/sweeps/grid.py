@@ -1,0 +1,117 @@
+"""A sweep as a small YAML: axes, what is averaged over, and which value the others are compared with.
+
+stages: [evaluate]                 # how far each cell goes
+first: validate                    # done once for all cells that share it, before they fan out
+grid:
+  data:                            # a mapping: each name stands for a preset and/or overrides
+    CIFAR-10: {preset: presets/cifar10.yaml}
+    DTD: {preset: presets/dtd.yaml, evaluate.images: 1000}
+  finetune.method: [autolora, vanilla, twins]        # a list: values of one key of params.yaml
+  seed: [0, 1, 2]
+over: seed
+baseline: {finetune.method: vanilla}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.workspace.worktree import slug
+
+KEYS = {"stages", "first", "grid", "over", "baseline", "title"}
+PRESETS = Path("presets") / "sweeps"
+
+
+class GridError(ValueError):
+    pass
+
+
+@dataclass(frozen=True)
+class Cell:
+    axes: dict[str, str]  # {"data": "DTD", "finetune.method": "vanilla", "seed": "0"}
+    preset: str | None
+    overrides: dict[str, Any]
+
+    def name(self) -> str:
+        """Readable, and different for cells that differ in what an axis stands for."""
+        return f"{slug('-'.join(self.axes.values()))}-{self.digest()}"
+
+    def digest(self) -> str:
+        value = json.dumps([self.axes, self.preset, self.overrides], sort_keys=True, default=str)
+        return hashlib.sha256(value.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    name: str
+    title: str
+    stages: list[str]
+    first: str | None
+    axes: dict[str, list[str]]
+    over: str | None
+    baseline: dict[str, str]
+    cells: list[Cell]
+
+
+def load(name_or_file: str, folder: Path) -> Sweep:
+    """`paper-table` is presets/sweeps/paper-table.yaml; any other path is a file."""
+    file = folder / PRESETS / f"{name_or_file}.yaml"
+    if not file.is_file():
+        file = folder / name_or_file
+    if not file.is_file():
+        known = sorted(path.stem for path in (folder / PRESETS).glob("*.yaml"))
+        raise GridError(
+            f"there is no sweep {name_or_file!r}: there are {', '.join(known) or 'none'}, or give a YAML file"
+        )
+    return parse(yaml.safe_load(file.read_text()), file.stem)
+
+
+def parse(content: Any, name: str) -> Sweep:
+    if not isinstance(content, dict) or not isinstance(content.get("grid"), dict) or not content["grid"]:
+        raise GridError(f"sweep {name}: expected a mapping with `grid`, as in pipelines/sweeps/grid.py")
+    if unknown := set(content) - KEYS:
+        raise GridError(
+            f"sweep {name}: unknown key {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(KEYS))}"
+        )
+    axes = {axis: _values(name, axis, values) for axis, values in content["grid"].items()}
+    over, baseline = content.get("over"), {k: str(v) for k, v in (content.get("baseline") or {}).items()}
+    for axis in [*([over] if over else []), *baseline]:
+        if axis not in axes:
+            raise GridError(f"sweep {name}: {axis} is no axis of the grid: the axes are {', '.join(axes)}")
+    for axis, value in baseline.items():
+        if value not in axes[axis]:
+            raise GridError(f"sweep {name}: baseline {axis} is {value}: the grid has {', '.join(axes[axis])}")
+    return Sweep(
+        name,
+        content.get("title", name),
+        list(content.get("stages") or ["evaluate"]),
+        content.get("first"),
+        {axis: list(values) for axis, values in axes.items()},
+        over,
+        baseline,
+        [_cell(axes, chosen) for chosen in itertools.product(*axes.values())],
+    )
+
+
+def _values(name: str, axis: str, values: Any) -> dict[str, dict[str, Any]]:
+    if isinstance(values, list) and values:
+        return {str(value): {axis: value} for value in values}
+    if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
+        return {str(key): value for key, value in values.items()}
+    raise GridError(f"sweep {name}: axis {axis} is {values!r}: expected a list of values, or names with overrides")
+
+
+def _cell(axes: Mapping[str, Mapping[str, dict[str, Any]]], chosen: tuple[str, ...]) -> Cell:
+    overrides: dict[str, Any] = {}
+    for axis, value in zip(axes, chosen, strict=True):
+        overrides |= axes[axis][value]
+    preset = overrides.pop("preset", None)
+    return Cell(dict(zip(axes, chosen, strict=True)), preset, overrides)

@@ -1,0 +1,287 @@
+"""Where a rebuild works: here, or in a fresh git worktree of its own that shares DVC's cache.
+
+One rebuild at a time per workspace. A worktree sees what is committed, the overrides, and the raw files that git does
+not keep (linked in, so that DVC finds the same hashes); outputs of earlier runs come from the shared cache.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from pipelines.execution import commands
+from pipelines.workspace import dvc_graph as graph
+from pipelines.workspace.revisions import PARAMS, RUNNER, module_in, schema_in
+
+OWN = ("dvc.lock", ".gitignore")  # DVC writes both
+
+
+class WorkspaceError(ValueError):
+    pass
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise WorkspaceError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def resolve(folder: Path, revision: str) -> str:
+    """The commit that a branch, tag or hash stands for; a worker's clone asks its remotes for what it does not have."""
+    for last in (False, True):
+        with suppress(WorkspaceError):
+            return git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+        if not last:
+            with suppress(WorkspaceError):  # no remote, or none that answers: the message below is the one that helps
+                git(folder, "fetch", "--quiet", "--all", "--tags")
+    raise WorkspaceError(
+        f"revision {revision!r} does not exist in {folder}, nor in its remotes: `git log --oneline --all` lists what "
+        "there is"
+    )
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Two rebuilds never work in one folder; the lock dies with its holder."""
+    file = folder / ".dvc" / "tmp" / "rebuild.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "a+") as handle:
+        if not _locked(handle):
+            handle.seek(0)
+            raise WorkspaceError(
+                f"{folder} is being rebuilt by process {handle.read().strip() or 'unknown'}: wait for it, or give "
+                "--revision HEAD to work in a fresh workspace beside it"
+            )
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def _locked(handle: IO[Any]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def refuse_uncommitted(folder: Path) -> None:
+    """What a run was made from must be a commit; DVC's own files and outputs may differ."""
+    changed = uncommitted(folder)
+    if changed:
+        shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
+        raise WorkspaceError(
+            f"{folder} has changes that are not committed: {shown}. Commit them, or give --uncommitted to build from "
+            "them all the same (here, without --override and --revision)"
+        )
+
+
+def uncommitted(folder: Path) -> list[str]:
+    """Changed or new files, relative to the top of the repository, but for DVC's outputs, dvc.lock and new raw files.
+
+    New files in a folder that a stage reads (images, weights) are data: DVC knows them by their hash.
+    """
+    entries = git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", ".").split("\0")
+    top = Path(git(folder, "rev-parse", "--show-toplevel").strip())
+    with graph.opened(folder) as repo:
+        outs = [Path(out.fs_path).absolute() for out in repo.index.outs]
+        read = [Path(dep.fs_path).absolute() for dep in repo.index.deps if dep.protocol == "local"]
+    raw = [path for path in read if path.is_dir()]
+    return [
+        entry[3:]
+        for entry in entries
+        if entry and not _belongs_to_dvc(top / entry[3:], [*outs, *(raw if entry.startswith("??") else [])])
+    ]
+
+
+def _belongs_to_dvc(file: Path, outs: Sequence[Path]) -> bool:
+    return file.name in OWN or any(file == out or out in file.parents for out in outs)
+
+
+@contextmanager
+def fresh(
+    source: Path, revision: str, overrides: Mapping[str, Any], name: str, preset: str | None = None
+) -> Iterator[Path]:
+    """A worktree of a commit with preset and overrides applied; removed when the block ends well.
+
+    After a failure it stays to be looked at, until the next one of the same name.
+    """
+    commit = resolve(source, revision)
+    place = source / ".work" / "workspaces"
+    place.mkdir(parents=True, exist_ok=True)
+    sweep_up(source, place, slug(name))
+    folder = place / f"{slug(name)}-{uuid.uuid4().hex[:8]}"
+    with open(_lock_of(folder), "w") as handle:
+        _locked(handle)  # before the folder is there: who sweeps up takes an unlocked one for left behind
+        git(source, "worktree", "add", "--detach", "--force", str(folder), commit)
+        try:
+            share_cache(source, folder)
+            use_preset(folder, preset)
+            override(folder, overrides)
+            link_raw_files(source, folder)
+        except BaseException:
+            remove(source, folder)
+            raise
+        yield folder
+        remove(source, folder)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def sweep_up(source: Path, place: Path, prefix: str) -> None:
+    """Remove what failed or killed runs of this name have left behind."""
+    for folder in place.glob(f"{glob.escape(prefix)}-????????"):
+        with open(_lock_of(folder), "a") as handle:
+            if _locked(handle):
+                remove(source, folder)
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:60] or "rebuild"
+
+
+def remove(source: Path, folder: Path) -> None:
+    subprocess.run(["git", "worktree", "remove", "--force", str(folder)], cwd=source, capture_output=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    _lock_of(folder).unlink(missing_ok=True)
+    git(source, "worktree", "prune")
+
+
+def share_cache(source: Path, folder: Path) -> None:
+    """The same cache, and the same private settings (remotes, passwords); bookkeeping of its own."""
+    private = source / ".dvc" / "config.local"
+    if private.is_file():
+        shutil.copy(private, folder / ".dvc" / "config.local")
+    with graph.opened(source) as repo:
+        cache = repo.cache.local_cache_dir
+    with graph.opened(folder) as repo, repo.config.edit("local") as settings:
+        settings["cache"]["dir"] = cache
+        settings["core"]["site_cache_dir"] = str(folder / ".dvc" / "tmp" / "site")
+
+
+def use_storage(folder: Path) -> None:
+    """Where a clone finds what a team shares, from the environment: machines differ in addresses, not in the pipeline.
+
+    AUTOLORA_CACHE: DVC's cache on shared storage. AUTOLORA_REMOTE: a DVC remote (s3://..., ssh://..., a folder), with
+    AUTOLORA_REMOTE_ENDPOINT for an S3 that is not Amazon's. All go into .dvc/config.local, which git does not see.
+    """
+    cache, remote, endpoint = (os.environ.get(f"AUTOLORA_{name}") for name in ("CACHE", "REMOTE", "REMOTE_ENDPOINT"))
+    if not cache and not remote:
+        return
+    with graph.opened(folder) as repo, repo.config.edit("local") as settings:
+        if cache:
+            settings["cache"]["dir"] = cache
+        if remote:
+            settings["remote"]["shared"] = {"url": remote} | ({"endpointurl": endpoint} if endpoint else {})
+            settings["core"]["remote"] = "shared"
+
+
+def remote(folder: Path) -> bool:
+    """Is there a default DVC remote, through which machines share what they have built?"""
+    with graph.opened(folder) as repo:
+        return bool(repo.config["core"].get("remote"))
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """["finetune.method=vanilla", "seed=1"] -> {"finetune.method": "vanilla", "seed": 1}"""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise WorkspaceError(f"override {text!r}: expected KEY=VALUE, as in finetune.method=vanilla")
+        found[key.strip()] = yaml.safe_load(value)
+    return found
+
+
+def use_preset(folder: Path, preset: str | None) -> None:
+    """A whole params.yaml of the revision instead of its own."""
+    if preset is None:
+        return
+    if not (folder / preset).is_file():
+        known = sorted(str(file.relative_to(folder)) for file in (folder / "presets").glob("*.yaml"))
+        raise WorkspaceError(f"there is no preset {preset} in this revision: there are {', '.join(known) or 'none'}")
+    shutil.copy(folder / preset, folder / "params.yaml")
+
+
+def override(folder: Path, overrides: Mapping[str, Any]) -> None:
+    """Write the overrides into params.yaml; the revision's own schema, where it has one, is the judge."""
+    file = folder / "params.yaml"
+    params = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    schema = schema_in(folder) is not None
+    for key, value in overrides.items():
+        put(params, key, value, allow_new=schema)
+    if overrides:
+        file.write_text(yaml.safe_dump(params, sort_keys=False))
+    if schema:
+        judge(folder, folder, ["params.yaml"])
+
+
+def put(params: dict[str, Any], key: str, value: Any, allow_new: bool) -> None:
+    *parents, last = key.split(".")
+    section: Any = params
+    for part in parents:
+        if not isinstance(section, dict) or not isinstance(section.get(part), dict):
+            raise WorkspaceError(f"override {key}: params.yaml has no section {part!r}; it has {', '.join(params)}")
+        section = section[part]
+    if last not in section and not allow_new:
+        raise WorkspaceError(f"override {key}: params.yaml has no such key; there are {', '.join(section)}")
+    section[last] = value
+
+
+def judge(source: Path, folder: Path, files: Sequence[str]) -> None:
+    """What the schema of `source` says about these files in `folder`: in a process, it may be another revision's."""
+    code = (
+        f"import sys\nimport {module_in(source, PARAMS)} as params, {module_in(source, RUNNER)} as runner\n"
+        "def override():\n    for file in sys.argv[1:]: params.check(file)\nrunner.main(override)"
+    )
+    env = commands.environment(PYTHONPATH=str(source))
+    done = subprocess.run([sys.executable, "-c", code, *files], cwd=folder, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise WorkspaceError(done.stderr.strip())
+
+
+def link_raw_files(source: Path, folder: Path) -> None:
+    """What stages read, git does not keep and DVC does not make (images, weights): links to the files beside us."""
+    for path in raw_paths(folder):
+        if (source / path).is_dir() or _ignored(source, path):  # new code is not raw data: it has to be committed
+            _link(source / path, folder / path)
+
+
+def _ignored(source: Path, path: Path) -> bool:
+    return subprocess.run(["git", "check-ignore", "--quiet", str(path)], cwd=source).returncode == 0
+
+
+def raw_paths(folder: Path) -> list[Path]:
+    """Dependencies inside the repository that no stage writes."""
+    with graph.opened(folder) as repo:
+        outs = [Path(out.fs_path).absolute() for out in repo.index.outs]
+        deps = {Path(dep.fs_path).absolute() for dep in repo.index.deps if dep.protocol == "local"}
+    return [dep.relative_to(folder) for dep in sorted(deps) if folder in dep.parents and not _belongs_to_dvc(dep, outs)]
+
+
+def _link(there: Path, here: Path) -> None:
+    """Whole where nothing is here, entry by entry where git has put a part (data/raw/README.md)."""
+    if not there.exists() or here.is_file():
+        return
+    if here.is_dir():
+        for entry in there.iterdir():
+            _link(entry, here / entry.name)
+        return
+    here.parent.mkdir(parents=True, exist_ok=True)
+    here.symlink_to(there, target_is_directory=there.is_dir())

@@ -1,0 +1,72 @@
+"""The card's examples: an image, the perturbation, and how the sum was read.
+
+for example in gallery(evidence, evidence.classes): ...
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from stages.evidence.canaries import answers, stored
+from stages.evidence.files import ONNX, Evidence
+
+GALLERY_IMAGES = 12
+
+
+@dataclass(frozen=True)
+class Example:
+    truth: str
+    seen: str  # what the model reads in the adversarial image
+    strip: str  # PNG as data URI: clean | perturbation, magnified | adversarial
+    width: int
+    size: int
+
+
+def gallery(evidence: Evidence, classes: list[str]) -> list[Example]:
+    """Images that were read rightly until they were attacked, from as many classes as there are."""
+    data = stored(evidence)
+    broken = np.flatnonzero(data["found"])
+    clean = data["x"][broken].astype(np.float32) / 255
+    if not len(broken):
+        return []
+    seen = answers(evidence.path(ONNX), data["adversarial"][broken]).argmax(1)
+    right = answers(evidence.path(ONNX), clean).argmax(1) == data["y"][broken]
+    order = _spread(data["y"][broken], np.flatnonzero(right & (seen != data["y"][broken])))
+    return [
+        Example(
+            classes[data["y"][broken[i]]],
+            classes[seen[i]],
+            *_strip(clean[i], data["adversarial"][broken[i]].astype(np.float32)),
+            clean.shape[-2],
+        )
+        for i in order[:GALLERY_IMAGES]
+    ]
+
+
+def _spread(labels: np.ndarray, candidates: np.ndarray) -> list[int]:
+    """The first of each class, then the second of each class, and so on."""
+    rank = {int(i): int((labels[candidates[:k]] == labels[i]).sum()) for k, i in enumerate(candidates)}
+    return sorted(rank, key=lambda i: (rank[i], labels[i]))
+
+
+def _strip(clean: np.ndarray, adversarial: np.ndarray) -> tuple[str, int]:
+    """Three images in a row, a thin gap between them; the perturbation is scaled to the full range around grey."""
+    from PIL import Image
+
+    offset = adversarial - clean
+    magnified = 0.5 + offset / (2 * max(float(np.abs(offset).max()), 1e-9))
+    gap = np.full((3, clean.shape[1], max(1, clean.shape[2] // 16)), np.nan, np.float32)
+    row = np.concatenate([clean, gap, magnified, gap, adversarial], axis=2).transpose(1, 2, 0)
+    opaque = np.where(np.isnan(row[..., :1]), 0, 255).astype(np.uint8)
+    pixels = (np.nan_to_num(row).clip(0, 1) * 255).round().astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate([pixels, opaque], axis=2), "RGBA").save(buffer, "PNG", optimize=True)
+    return data_uri(buffer.getvalue(), "image/png"), pixels.shape[1]
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,232 @@
+"""The card's sections without a chart: what each file says, as the words and rows that card.html lays out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autolora.common.files import file_sha256, read_json
+from stages.card.svg import percent, plain
+from stages.evidence.files import ONNX, Evidence
+
+STAGES = ["prepare", "validate", "finetune", "merge", "evaluate", "export", "register"]
+KINDS = {"pass": "pass", "warn": "warn", "fail": "fail", "not run": "none"}
+
+
+# --- model, threat, attacks -------------------------------------------------------------------------------------------
+
+
+def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
+    r, tuned = evidence.robustness, evidence.optional("models/finetuned/finetuned.json")
+    size, names = evidence.image_size, evidence.classes
+    pixels = "bytes from 0 to 255" if evidence.exported.get("input") == "uint8" else "floats from 0 to 1"
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return [
+        ("What it is", "an image classifier, tuned adversarially from a pre-trained backbone (AutoLoRa, ICLR 2024)"),
+        ("Reads", f"{size} × {size} pixels in colour, {pixels}; it normalises them itself" if size else ""),
+        ("Answers", f"{len(names)} logits: {', '.join(names[:12])}{more}"),
+        ("Method", f"{tuned['method']}, reference {tuned['reference']}" if tuned else ""),
+        ("Dial", f"alpha = {plain(r['alpha'])}"),
+        ("File", f"model.onnx, {evidence.exported['bytes'] / 1e6:.2f} MB, opset {evidence.exported['opset']}"),
+        ("To be promoted", f"{_gates(gates)}; no failed check"),
+    ]
+
+
+def _gates(gates: dict[str, Any]) -> str:
+    return f"at least {percent(gates['clean'])} clean and {percent(gates['robust'])} robust, {gates['attack']} attack"
+
+
+def threat(evidence: Evidence) -> dict[str, Any]:
+    t = evidence.robustness["threat"]
+    levels = f"{t['eps_255']:g}"
+    may = {
+        "linf": f"may move every colour value of every pixel by up to {levels} of 255 grey levels, each as it likes",
+        "l2": f"may move the image by up to {t['eps']:g} in Euclidean length, where white minus black is 1",
+        "l1": f"may move the image by up to {t['eps']:g} in the sum of all changes, where white minus black is 1",
+    }[t["norm"]]
+    eps = f"{t['eps']:.6g} of the pixel range" + (f", or {levels} grey levels of 255" if t["norm"] == "linf" else "")
+    return {"may": may, "facts": [("Norm and radius", f"{radius(evidence.robustness)}"), ("eps", eps)]}
+
+
+def radius(r: dict[str, Any]) -> str:
+    norm = {"linf": "L∞", "l2": "L2", "l1": "L1"}[r["threat"]["norm"]]
+    return f"{norm} {r['threat']['text'].split(':')[-1]}"
+
+
+def attacks(evidence: Evidence) -> dict[str, Any]:
+    """One row per attack: who still stands, and how many this attack took."""
+    r = evidence.robustness
+    other = r.get("baseline") or {}
+    natural = {
+        "none": other.get("clean_accuracy"),
+        **{a["name"]: a["robust_accuracy"] for a in other.get("attacks", [])},
+    }
+    rows, before = [("no attack", percent(r["clean_accuracy"]), "", _share(natural["none"]))], r["clean_accuracy"]
+    for attack in r["attacks"]:
+        left = attack["robust_accuracy"]
+        lost = f"{100 * (before - left):.1f} points"
+        rows.append((f"after {attack['name']}", percent(left), lost, _share(natural.get(attack["name"]))))
+        before = left
+    head = ["", "Still right", "Taken by it", "Natural twin"]
+    return {"head": head, "rows": rows} if other else {"head": head[:3], "rows": [row[:3] for row in rows]}
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else percent(value)
+
+
+def twin(evidence: Evidence) -> dict[str, Any] | None:
+    r = evidence.robustness
+    natural, paired = r.get("baseline"), r.get("mcnemar")
+    if not natural or not paired:
+        return None
+    return {
+        "gain": f"{100 * (r['robust_accuracy'] - natural['robust_accuracy']):+.1f}",
+        "price": f"{100 * (r['clean_accuracy'] - natural['clean_accuracy']):+.1f}",
+        "only_model": paired["only_model"],
+        "only_baseline": paired["only_baseline"],
+        "p": p_text(paired["p"]),
+    }
+
+
+def p_text(p: float) -> str:
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def data(evidence: Evidence) -> dict[str, Any]:
+    q, d = evidence.quality, evidence.robustness["data"]
+    found = q["checks"]
+    drawn = "drawn evenly from the classes" if d["stratified"] else "not drawn by class"
+    counts = {k: f"{v:,}" for k, v in q["images"].items()}
+    parts = ", ".join(f"{counts[k]} {k}" for k in ("train", "val", "test") if k in counts)
+    return {
+        "kind": data_kind(evidence),
+        "verdict": q["verdict"],
+        "summary": f"{sum(c['passed'] for c in found.values())} of {len(found)} expectations hold.",
+        "facts": [
+            ("Data set", str(d["name"])),
+            ("Images", f"{counts['used']} of {counts['found']} used: {parts}"),
+            ("Attacked", f"{d['n']:,} of the {d['split']} part, {drawn}"),
+            ("Their ids", f"sha256 {d['ids_sha256']}"),
+        ],
+        "remarks": [*q["critical"], *q["warnings"]],
+        "checks": [{"name": name, **_data_check(c)} for name, c in found.items()],
+    }
+
+
+def data_kind(evidence: Evidence) -> str:
+    return "fail" if evidence.quality["critical"] else "warn" if evidence.quality["warnings"] else "pass"
+
+
+def _data_check(c: dict[str, Any]) -> dict[str, Any]:
+    kind = "pass" if c["passed"] else "fail" if c["severity"] == "critical" else "warn"
+    return {"kind": kind, "verdict": "holds" if c["passed"] else c["severity"], "failed": f"{c['failed']} of {c['of']}"}
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def parity(evidence: Evidence) -> dict[str, Any]:
+    e = evidence.exported
+    p = e["parity"]
+    return {
+        "facts": [
+            ("Largest difference", f"{p['max_difference']:.1e} in a logit"),
+            ("Labels that flip", _flips(evidence)),
+            ("Batch sizes tried", ", ".join(str(b["batch"]) for b in p["batches"])),
+            ("Stored attacks on the file", _withstand(e.get("replay"))),
+            ("Square attack on the file", _square(e.get("square_onnxruntime"))),
+        ],
+        "variants": [
+            (
+                name,
+                _variant(v),
+                _share(v.get("clean_accuracy")),
+                _share(v.get("robust_accuracy")),
+                str(v.get("reason") or ""),
+            )
+            for name, v in e.get("variants", {}).items()
+        ],
+    }
+
+
+def label_flips(evidence: Evidence) -> int:
+    """Labels on which the file and the attacked network differ, where that is no matter of rounding."""
+    p = evidence.exported["parity"]
+    return int(p.get("label_flips_beyond_noise", p["label_flips"]))
+
+
+def _flips(evidence: Evidence) -> str:
+    count = evidence.exported["parity"]["label_flips"]
+    return f"{count}, {label_flips(evidence)} of them beyond rounding" if count else "none"
+
+
+def _square(value: dict[str, Any] | None) -> str:
+    """Run only on images that stood every attack in PyTorch, so the share of those is no robust accuracy."""
+    if value and "broken" in value:
+        return f"breaks {value['broken']} of {value['n']:,} that stood, in {value['queries']:,} queries each"
+    return _withstand(value)
+
+
+def _variant(v: dict[str, Any]) -> str:
+    return f"{v['bytes'] / 1e6:.2f} MB" if v.get("written") and v.get("bytes") else "not written"
+
+
+def _withstand(value: dict[str, Any] | None) -> str:
+    if not value or value.get("robust_accuracy") is None:
+        return ""
+    return f"{percent(value['robust_accuracy'])} withstand (n = {value['n']:,})"
+
+
+# --- checks, lineage, cost --------------------------------------------------------------------------------------------
+
+
+def checks(evidence: Evidence) -> dict[str, Any]:
+    found = sorted(evidence.robustness["checks"], key=lambda c: c["number"])
+    count = len({c["number"] for c in found})
+    rows = [{**c, "kind": KINDS[c["verdict"]]} for c in found]
+    return {"count": "Sixteen" if count == 16 else f"{count} of sixteen", "rows": rows}
+
+
+def origin(evidence: Evidence, lineage: dict[str, str]) -> dict[str, Any]:
+    r, lock = evidence.robustness, evidence.path("dvc.lock")
+    changed = ", with changes not committed" if lineage.get("git_dirty") == "yes" else ""
+    revision = lineage.get("git_revision")
+    facts = [
+        ("Code (git)", f"{revision}{changed}" if revision else "not in a git repository"),
+        ("Data version (DVC)", lineage.get("data_version", "")),
+        ("dvc.lock", f"sha256 {file_sha256(lock)}" if lock.is_file() else ""),
+        ("Weights", f"sha256 {r['weights_sha256']}"),
+        ("ONNX file", f"sha256 {evidence.manifest[ONNX]}"),
+        ("Evidence", f"sha256 {evidence.key}"),
+        ("Attacked on", f"{r['device']}, {r['dtype']}"),
+        ("Versions", ", ".join(f"{name} {v}" for name, v in sorted(r["versions"].items()))),
+    ]
+    return {"facts": facts, "files": list(evidence.manifest.items())}
+
+
+def cost(evidence: Evidence) -> dict[str, Any]:
+    found = {p.stem: read_json(p) for p in evidence.path("reports/timing").glob("*.json")}
+    known = [(stage, found[stage]) for stage in STAGES if stage in found]
+    rows = [
+        (stage, duration(t["seconds"]), f"{t['peak_memory_mb']:,} MB", speed(t), str(t.get("machine", "")))
+        for stage, t in known
+    ]
+    gpu_hours = sum(float(t.get("gpu_hours") or 0) for _, t in known)
+    total = duration(sum(t["seconds"] for _, t in known))
+    spent = f"{total} in all, {gpu_hours:.2f} GPU hours of it." if gpu_hours else f"{total} in all, no GPU used."
+    return {"rows": rows, "total": spent}
+
+
+def duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def speed(t: dict[str, Any]) -> str:
+    """Every "..._per_second" that the stage recorded."""
+    found = {k: v for k, v in t.items() if k.endswith("_per_second") and isinstance(v, int | float)}
+    return ", ".join(f"{v:,.0f} {k.removesuffix('_per_second').replace('_', ' ')}/s" for k, v in found.items())

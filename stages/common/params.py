@@ -1,0 +1,217 @@
+"""params.yaml, checked: one frozen model per section, and for each stage only the keys that dvc.yaml declares for it.
+
+    params = load("merge");  params.merge.alpha;  params.export  ->  UndeclaredParam
+
+An unknown key, a wrong type or an impossible value stops with one line naming the key, the value, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autolora.threat import Threat
+from stages.common.runner import StageError
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Section):
+    source: Literal[
+        "digits", "folder", "csv", "npz", "sheets", "cifar10", "cifar100", "dtd", "caltech256", "dogs", "cub200"
+    ]
+    path: str = "data/raw"
+    image_size: int = Field(ge=8, le=1024)
+    stored_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    validation_fraction: Fraction = 0.05
+    test_fraction: Fraction = 0.2
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    reference_manifest: str | None = None
+
+    @field_validator("stored_size")
+    @classmethod
+    def _large_enough(cls, stored: int | None, info: Any) -> int | None:
+        if stored is not None and stored < info.data.get("image_size", 0):
+            raise ValueError(f"expected null, or at least data.image_size ({info.data['image_size']})")
+        return stored
+
+
+class Backbone(Section):
+    arch: str
+    weights: str | None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    stem: Literal["timm", "lowres", "nopool"] = "timm"
+    options: dict[str, Any] = {}
+    network_size: int | None = Field(None, ge=8, le=1024)
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    trained_for: str | None = None
+
+    @field_validator("trained_for")
+    @classmethod
+    def _is_a_threat(cls, text: str | None) -> str | None:
+        return None if text is None else str(Threat.parse(text))
+
+
+class ThreatSection(Section):
+    norm: Literal["linf", "l2", "l1"]
+    eps: float | str | int
+
+    @field_validator("eps")
+    @classmethod
+    def _parses(cls, eps: float | str | int, info: Any) -> float | str | int:
+        Threat(info.data.get("norm", "l2"), eps)
+        return eps
+
+    def value(self) -> Threat:
+        return Threat(self.norm, self.eps)
+
+
+class Finetune(Section):
+    method: Literal["autolora", "vanilla", "twins", "natural", "linear"] = "autolora"
+    reference: Literal["auto", "paper", "released", "best"] = "auto"
+    epochs: int = Field(60, ge=1)
+    batch_size: int = Field(128, ge=2)
+    augmentation: Literal["auto", "crop_flip", "crop", "rrc_flip", "none"] = "auto"
+    average: Fraction | None = None
+    statistics: Literal["shared", "separate"] = "shared"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
+    channels_last: Literal["auto"] | bool = "auto"
+    rate: float | None = Field(None, gt=0)
+    decay: float | None = Field(None, ge=0)
+    gamma: float = Field(1.0, ge=0)
+
+
+class Merge(Section):
+    alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0, le=1)] = "auto"
+    toward: Literal["branch", "natural"] = "branch"
+
+
+class Evaluate(Section):
+    version: Literal["standard", "plus", "rand", "fast"] = "standard"
+    images: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
+    precision: Literal["full", "fast"] = "full"
+
+
+class Export(Section):
+    variants: list[Literal["fp16", "int8"]] = []
+    max_robust_drop: float = Field(1.0, ge=0)
+    check_images: int = Field(100, ge=0)
+    input: Literal["float32", "uint8"] = "float32"
+    license: str | None = None
+
+
+class Gates(Section):
+    """What a version must show before an alias moves to it (pipelines.promote)."""
+
+    clean: float = Field(0.0, ge=0, le=1)
+    robust: float = Field(0.0, ge=0, le=1)
+    attack: Literal["standard", "plus", "rand", "fast"] = "standard"  # where it is standard, plus counts as well
+    label_flips: int = Field(0, ge=0)  # between the ONNX file and the attacked network, beyond rounding
+    significance: Fraction = 0.05  # of the paired test against the champion
+
+
+class Register(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_. -]*$")  # also a folder's name, and part of addresses
+    gates: Gates = Gates()
+
+
+# `register` is what people write in params.yaml; that pydantic's metaclass has a method of the same name is no harm.
+warnings.filterwarnings("ignore", message='Field name "register"', category=UserWarning)
+
+
+class Params(Section):
+    seed: int = Field(0, ge=0)
+    data: Data
+    backbone: Backbone
+    threat: ThreatSection
+    finetune: Finetune = Finetune()
+    merge: Merge = Merge()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+    register: Register
+
+
+class UndeclaredParam(StageError):
+    pass
+
+
+class Declared:
+    """A view of params.yaml that shows a stage only what dvc.yaml declares for it."""
+
+    def __init__(self, value: Any, keys: set[str], stage: str, prefix: str = "") -> None:
+        self._value, self._keys, self._stage, self._prefix = value, keys, stage, prefix
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what Python asks for itself, of a copy that is empty yet
+            raise AttributeError(name)
+        key = f"{self._prefix}{name}"
+        if key in self._keys:
+            return getattr(self._value, name)
+        if any(k.startswith(key + ".") for k in self._keys):
+            return Declared(getattr(self._value, name), self._keys, self._stage, key + ".")
+        raise UndeclaredParam(f"stage {self._stage} reads {key}, which dvc.yaml does not declare for it")
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that is declared, flat: {"seed": 0, "threat": {...}, ...}; the stage's part of a work key."""
+        found = {}
+        for key in sorted(self._keys):
+            value = self._value
+            for part in key.split("."):
+                value = getattr(value, part)
+            found[key] = value.model_dump() if isinstance(value, BaseModel) else value
+        return found
+
+
+def load(stage: str, folder: str | Path = ".") -> Any:
+    """The declared part of a checked params.yaml."""
+    declared = yaml.safe_load((Path(folder) / "dvc.yaml").read_text())["stages"][stage].get("params", [])
+    return Declared(check(Path(folder) / "params.yaml"), set(declared), stage)
+
+
+def check(path: str | Path) -> Params:
+    try:
+        return Params.model_validate(yaml.safe_load(Path(path).read_text()))
+    except yaml.YAMLError as error:
+        raise StageError(f"{path} is not YAML: {error}") from None
+    except ValidationError as error:
+        raise StageError("\n".join(f"{path}: {line}" for line in _readable(error))) from None
+
+
+def _readable(error: ValidationError) -> list[str]:
+    """One line a key; where a key may be one of several kinds, what each of them allows, joined by "or"."""
+    problems: dict[str, list[Any]] = {}
+    for problem in error.errors():
+        problems.setdefault(_key(problem["loc"]), []).append(problem)
+    return [_line(key, found) for key, found in problems.items()]
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """section.key, without the names that pydantic gives to the members of a union."""
+    section, *rest = location or ("the file",)
+    return ".".join(str(part) for part in (section, *rest[:1]))
+
+
+def _line(key: str, problems: list[Any]) -> str:
+    first = problems[0]
+    if first["type"] == "extra_forbidden":
+        section: Any = Params
+        for part in first["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown key {'.'.join(map(str, first['loc']))}: allowed are {', '.join(section.model_fields)}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    reasons = dict.fromkeys(p["msg"].removeprefix("Value error, ").replace("Input should", "it must") for p in problems)
+    value = first["input"]
+    return f"{key} is {value!r}: " + " or ".join(reasons).replace(" or it must be", " or").removeprefix(
+        f"{key} is {value!r}, "
+    )

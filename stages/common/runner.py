@@ -1,0 +1,121 @@
+"""What every stage needs around its one function: an error that reads well, a place to go on from, times on record.
+
+DVC deletes a stage's outs before the command runs, so progress lives outside them: `.work/<stage>/<key>`, where the key
+is a hash of all that determines the work (`AUTOLORA_WORK` moves `.work`, to shared storage for instance).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any, cast
+
+from autolora.common.files import AtWork, locked, write_json
+
+UNWRITABLE = {getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST"]}
+
+
+class StageError(Exception):
+    """A failure that the user can mend: the message says what is wrong, where, and what to do."""
+
+
+def main(stage: Callable[[], None]) -> None:
+    """Run a stage; what a user can mend becomes one line on stderr and exit code 1, not a traceback.
+
+    A ValueError of ours reads like one of a library's, so AUTOLORA_TRACEBACK=1 shows where it came from.
+    """
+    try:
+        stage()
+    except (StageError, ValueError, FileNotFoundError) as error:
+        if os.environ.get("AUTOLORA_TRACEBACK"):
+            raise
+        sys.exit(f"{stage.__name__}: {error}")
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        sys.exit(
+            f"{stage.__name__}: cannot write {error.filename or 'its output'}: {error.strerror}. "
+            "Mend that and run `dvc repro` again: it goes on where it stopped; "
+            "`dvc checkout` brings the previous outputs back."
+        )
+    except KeyboardInterrupt:
+        sys.exit(f"{stage.__name__}: interrupted; `dvc repro` goes on where it stopped")
+
+
+def work_root() -> Path:
+    return Path(os.environ.get("AUTOLORA_WORK", ".work"))
+
+
+def work_dir(stage: str, **determines: Any) -> Path:
+    """The folder for the progress of exactly this work: same inputs, same folder, also after a crash."""
+    key = hashlib.sha256(json.dumps(determines, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    path = work_root() / stage / key
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def code_key() -> str:
+    """Progress made by other code, ours (what is imported of autolora) or torch's, is another work's."""
+    digest = hashlib.sha256(installed("torch").encode())
+    for name in sorted(name for name in sys.modules if name.split(".")[0] == "autolora"):
+        digest.update(Path(cast(str, sys.modules[name].__file__)).read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Two processes never work on the same key at once."""
+    try:
+        with locked(folder / "lock"):
+            yield
+    except AtWork as error:
+        raise StageError(str(error)) from None
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_asked_for() -> int | None:
+    """`AUTOLORA_PROCESSES`: no param, since the result does not depend on it."""
+    wanted = os.environ.get("AUTOLORA_PROCESSES")
+    if wanted is not None and not (wanted.isdigit() and int(wanted) > 0):
+        raise StageError(f"AUTOLORA_PROCESSES is {wanted!r}: expected a whole number from 1")
+    return None if wanted is None else int(wanted)
+
+
+@contextmanager
+def timed(stage: str) -> Iterator[dict[str, Any]]:
+    """Seconds and peak memory into reports/timing/<stage>.json; the stage may add figures of its own to the record."""
+    record: dict[str, Any] = {}
+    start = time.perf_counter()
+    yield record
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    record |= {
+        "seconds": round(time.perf_counter() - start, 2),
+        "peak_memory_mb": round(peak / 2**20),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        **_accelerators(time.perf_counter() - start),
+    }
+    write_json(f"reports/timing/{stage}.json", record)
+
+
+def _accelerators(seconds: float) -> dict[str, Any]:
+    """What a stage took of GPUs, where it used them: one for each of its processes."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    hours = seconds / 3600 * int(os.environ.get("WORLD_SIZE", 1))
+    return {"gpu": torch.cuda.get_device_name(), "gpu_hours": round(hours, 4)}

@@ -1,0 +1,109 @@
+"""Smaller files beside model.onnx, each under its own numbers, and none that loses more robustness than allowed.
+
+make("int8", model, ...)  ->  {"written": true, "clean_accuracy": ..., "robust_accuracy": ..., "bytes": ...}
+                              {"written": false, "reason": "..."}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from tqdm import tqdm
+
+from autolora.common.files import write_bytes
+from autolora.export.quantise import finished, fp16, int8, known_to_break
+from autolora.export.runtime import logits, open_session
+from autolora.export.write import as_text
+from autolora.threat import Threat
+from stages.evaluation.onnx_robustness import Examples, Standing, measure, with_gradients
+
+
+class Work(NamedTuple):
+    """What every variant is made from and measured with."""
+
+    model: Path  # model.onnx
+    notes: dict[str, str]
+    stands: Standing  # of model.onnx
+    examples: Examples
+    calibration: np.ndarray  # clean validation images, float32 [n,3,h,w]
+    threat: Threat
+    seed: int
+    limit: int
+    max_drop: float  # points of robust accuracy
+    folder: Path
+
+
+def make(name: str, work: Work, target: Path) -> dict[str, Any]:
+    """Write `target`/model.<name>.onnx where it is good enough; where it is not, the record and a line say why."""
+    record = _made(name, work, target)
+    if not record["written"]:
+        tqdm.write(f"export: model.{name}.onnx is not written: {record['reason']}")
+    return record
+
+
+def _made(name: str, work: Work, target: Path) -> dict[str, Any]:
+    if reason := known_to_break(name, onnx.load(str(work.model))):
+        return {"written": False, "reason": f"{name} is known to break this network: {reason}"}
+    trial = work.folder / f"model.{name}.onnx"
+    try:
+        variant = fp16(work.model) if name == "fp16" else int8(work.model, work.calibration)
+        write_bytes(trial, finished(variant, {}))
+        stands = _stands(name, trial, work)
+    except OSError:
+        raise
+    except Exception as error:
+        reason = _first_line(error).replace(str(trial), trial.name)  # no path of this machine in a report
+        return {"written": False, "reason": f"{name} does not work on this network: {reason}"}
+    record = _record(stands, trial, work)
+    drop = 100 * (work.stands.robust - stands.robust)
+    if not drop <= work.max_drop:
+        reason = f"loses {drop:.2f} points of robust accuracy; export.max_robust_drop allows {work.max_drop:g}"
+        return {"written": False, "reason": reason, **record}
+    content = finished(variant, notes_of(name, work, stands))
+    write_bytes(target / trial.name, content)
+    return {"written": True, "reason": None, **record, "bytes": len(content)}
+
+
+def _stands(name: str, trial: Path, work: Work) -> Standing:
+    stands = measure(trial, work.examples, work.threat, work.seed, work.limit, work.folder)
+    return with_gradients(trial, stands, work.examples, work.threat, work.seed) if name == "int8" else stands
+
+
+def _record(stands: Standing, trial: Path, work: Work) -> dict[str, Any]:
+    return {
+        "clean_accuracy": round(stands.clean, 6),
+        "robust_accuracy": stands.robust,
+        "robust_accuracy_of_model": work.stands.robust,
+        "bytes": trial.stat().st_size,
+        "depends_on_batch": depends_on_batch(trial, work.examples.x[:64]),
+        **stands.record,
+    }
+
+
+def depends_on_batch(path: Path, images: np.ndarray) -> int:
+    """How many of these labels change when an image is asked about alone: dynamic scales are found per batch."""
+    session = open_session(path)
+    return int((logits(session, images, 1).argmax(1) != logits(session, images, 64).argmax(1)).sum())
+
+
+def notes_of(name: str, work: Work, stands: Standing) -> dict[str, str]:
+    """The notes of model.onnx with this file's own numbers: replay, Square and (int8) APGD are a weaker test."""
+    n = len(work.examples.y)
+    return {key: value for key, value in work.notes.items() if key != "graph_sha256"} | {
+        "variant": name,
+        "attack": "stored adversarial examples, Square"
+        + (", APGD-CE and APGD-T straight through" if name == "int8" else ""),
+        "clean_accuracy": as_text({"value": round(stands.clean, 6), "n": n}),
+        "robust_accuracy": as_text({"value": stands.robust, "n": n, "attacked": len(stands.rows)}),
+    }
+
+
+def notes_in(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

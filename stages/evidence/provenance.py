@@ -1,0 +1,43 @@
+"""Where a model comes from: the revision of the code, the version of the data, the parameters each stage ran with."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def locked_params(folder: Path) -> dict[str, Any]:
+    """Every parameter as each stage really ran with it: dvc.lock knows, params.yaml may have changed since."""
+    found: dict[str, Any] = {}
+    for stage in _lock(folder).get("stages", {}).values():
+        found |= stage.get("params", {}).get("params.yaml", {})
+    return found
+
+
+def lineage(folder: Path) -> dict[str, str]:
+    """Where the model comes from: revision of the code, version of the data, hash of the lock."""
+    outs = _lock(folder).get("stages", {}).get("prepare", {}).get("outs", [])
+    data = {out["path"]: out.get("md5", "") for out in outs}
+    found = {
+        "git_revision": git(folder, "rev-parse", "HEAD"),
+        "git_dirty": "yes" if git(folder, "status", "--porcelain", "--untracked-files=no") else "no",
+        "data_version": data.get("data/prepared", ""),
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _lock(folder: Path) -> dict[str, Any]:
+    path = folder / "dvc.lock"
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says, or nothing where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

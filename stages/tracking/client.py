@@ -1,0 +1,164 @@
+"""Where runs are recorded (MLFLOW_TRACKING_URI, else sqlite in this folder), and how figures get there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from stages.common.runner import StageError
+
+DEFAULT_URI = "sqlite:///mlflow.db"
+# Set before MLflow is imported, and only where the user has not said otherwise.
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class ServerAway(StageError):
+    """The tracking server does not answer."""
+
+
+def tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+
+
+def experiment() -> str:
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "autolora"
+
+
+def mlflow_module() -> Any:
+    """MLflow without telemetry, banners and migration logs, pointed at the tracking server."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow
+
+    # MLflow configures its loggers when it is imported; the first use of sqlite logs some forty migrations.
+    # urllib3 would tell of every retry to a server that is away.
+    for name in ("mlflow", "alembic", "mlflow.store.db.utils", "mlflow.system_metrics", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"mlflow\..*")
+    mlflow.set_tracking_uri(tracking_uri())
+    mlflow.set_registry_uri(tracking_uri())
+    return mlflow
+
+
+def connect() -> Any:
+    """MLflow after the server has answered; ServerAway, with the address and what to set, when it has not."""
+    reason = _unreachable(tracking_uri())
+    if reason is None:
+        mlflow = mlflow_module()
+        try:
+            mlflow.MlflowClient().search_experiments(max_results=1)
+            return mlflow
+        except Exception as error:  # whatever the driver of this address raises
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    raise away(reason)
+
+
+def away(reason: str) -> ServerAway:
+    return ServerAway(
+        f"the MLflow server {without_password(tracking_uri())} does not answer ({reason}). Start it, or set "
+        f"MLFLOW_TRACKING_URI (unset: {DEFAULT_URI} in this folder). Nothing is lost: `dvc repro` finishes later."
+    )
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """A server that goes away in the middle of the block is a ServerAway like one that was never there; what it
+    refuses reads well."""
+    try:
+        yield
+    except StageError:
+        raise
+    except Exception as error:
+        if reason := _unreachable(tracking_uri()):
+            raise away(reason) from error
+        if isinstance(error, mlflow_module().MlflowException):
+            said = str(error).partition("\n")[0]
+            raise StageError(f"the MLflow server {without_password(tracking_uri())} refuses: {said}") from error
+        raise
+
+
+def _unreachable(uri: str, seconds: float = 5.0) -> str | None:
+    """Why no TCP connection comes about (quickly: MLflow itself would retry for minutes), or None."""
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return None
+    try:
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+        socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be shown and kept."""
+    parts = urlsplit(uri)
+    if not parts.password:
+        return uri
+    return parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
+def experiment_id(mlflow: Any) -> str:
+    """The experiment of all runs, created at first use (by whoever comes first)."""
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(experiment())
+    if found is None:
+        with suppress(mlflow.MlflowException):  # another process has just created it
+            return client.create_experiment(experiment())
+        found = client.get_experiment_by_name(experiment())
+    return found.experiment_id
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"threat": {"eps": 1}} -> {"threat.eps": 1}"""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """What MLflow can keep as metrics: finite numbers, without the epoch, which is their step."""
+    found = {}
+    for name, value in record.items():
+        with suppress(TypeError, ValueError):
+            if name != "epoch" and math.isfinite(float(value)):
+                found[name] = float(value)
+    return found
+
+
+def log_epochs(mlflow: Any, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """One metric value per number and epoch, in as few requests as MLflow allows."""
+    now = int(time.time() * 1000)
+    metrics = [
+        mlflow.entities.Metric(name, value, now, int(record["epoch"]))
+        for record in records
+        for name, value in numbers(record).items()
+    ]
+    for start in range(0, len(metrics), 1000):
+        mlflow.MlflowClient().log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def log_params(mlflow: Any, run_id: str, params: Mapping[str, Any]) -> None:
+    """Parameters that the run does not have yet: MLflow lets nobody change one."""
+    client = mlflow.MlflowClient()
+    known = client.get_run(run_id).data.params
+    new = [mlflow.entities.Param(key, str(value)) for key, value in flat(params).items() if key not in known]
+    for start in range(0, len(new), 100):
+        client.log_batch(run_id, params=new[start : start + 100])
