@@ -1,5 +1,5 @@
 """The robustness card: one HTML page from the evidence, its sections, charts and gallery.
 
 Not here: a number that is not in the evidence.
-May import: autolora, stages.common, stages.evidence, stages.tracking.
+May import: autolora, stages.common, stages.evidence.
 """
