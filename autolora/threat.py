@@ -1,14 +1,18 @@
-"""What the attacker may do: a norm, a radius in the pixels of the image as given, and the box that pixels live in.
+"""What the attacker may do: a norm, and a radius in the pixels of the image as given. Pixels stay in [0, 1].
 
     Threat("linf", "8/255")     Threat("l2", 0.5)     Threat.parse("linf:8/255")
 
-One value travels from params.yaml to the metadata of the ONNX file; nothing passes four loose floats.
+One value travels from params.yaml to the metadata of the ONNX file; nothing passes two loose numbers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any, ClassVar
+
+from autolora.common.errors import BadArgument
 
 NORMS = ("linf", "l2", "l1")
 
@@ -17,19 +21,20 @@ NORMS = ("linf", "l2", "l1")
 class Threat:
     norm: str
     eps: float
-    bounds: tuple[float, float]
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
-    def __init__(self, norm: str, eps: float | str, bounds: tuple[float, float] = (0.0, 1.0)) -> None:
+    def __init__(self, norm: str, eps: float | str) -> None:
         """The radius is given as "8/255", "0.03" or a number, and kept as the float that it means."""
         object.__setattr__(self, "norm", str(norm).lower())
         object.__setattr__(self, "eps", parse_eps(eps))
-        object.__setattr__(self, "bounds", bounds)
         if self.norm not in NORMS:
-            raise ValueError(f"threat.norm is {self.norm!r}: expected one of {', '.join(NORMS)}")
+            raise BadArgument("norm", self.norm, f"expected one of {', '.join(NORMS)}")
         if self.norm == "linf" and self.eps > 1:
-            raise ValueError(
-                f"threat.eps is {self.eps:g}, larger than the whole pixel range [0, 1]: "
-                f"for {self.eps:g} grey levels of 255 write '{self.eps:g}/255'"
+            raise BadArgument(
+                "eps",
+                self.eps,
+                f"larger than the whole pixel range [0, 1]: for {self.eps:g} grey levels of 255 "
+                f"write '{self.eps:g}/255'",
             )
 
     @classmethod
@@ -38,15 +43,20 @@ class Threat:
         norm, _, eps = text.partition(":")
         return cls(norm, eps)
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Threat:
+        """The inverse of as_record()."""
+        return cls(record["norm"], record["eps"])
+
     @property
     def eps_text(self) -> str:
-        """How people write the radius: "8/255" where it is a short fraction of 255, else the number."""
-        quarters = round(self.eps * 255 * 4)
-        if self.norm == "linf" and abs(quarters / 4 - self.eps * 255) < 1e-6:
-            return f"{quarters / 4:g}/255"
-        return f"{self.eps:.6g}"
+        """How people write the radius: "8/255" where it is exactly that, else the number with all its digits."""
+        quarters = f"{round(self.eps * 255 * 4) / 4:g}/255"
+        if self.norm == "linf" and quarters != "0/255" and parse_eps(quarters) == self.eps:
+            return quarters
+        return f"{self.eps:g}" if float(f"{self.eps:g}") == self.eps else repr(self.eps)
 
-    def as_record(self) -> dict:
+    def as_record(self) -> dict[str, Any]:
         """Both units, so that nobody reads 8 where 8/255 is meant."""
         return {"norm": self.norm, "eps": self.eps, "eps_255": round(self.eps * 255, 6), "text": str(self)}
 
@@ -59,7 +69,7 @@ def parse_eps(eps: float | str) -> float:
         above, _, below = str(eps).partition("/")
         value = float(Fraction(above.strip()) / Fraction(below.strip() or 1))
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"threat.eps is {eps!r}: expected a number or a fraction such as '8/255'") from None
+        raise BadArgument("eps", eps, "expected a number or a fraction such as '8/255'") from None
     if not value > 0:
-        raise ValueError(f"threat.eps is {eps!r}: the radius must be larger than 0")
+        raise BadArgument("eps", eps, "the radius must be larger than 0")
     return value

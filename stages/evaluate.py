@@ -31,9 +31,9 @@ from autolora.attacks.report import Check, Report
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
 from autolora.common.files import read_json, replacing, write_json, write_text
 from autolora.common.statistics import mcnemar
-from stages.common.params import load
 from stages.common.processes import processes
 from stages.common.runner import StageError, code_key, main, timed, work_dir
+from stages.common.views import EvaluateParams, load
 from stages.evaluation.contact_sheet import Row, gallery
 from stages.evaluation.provenance_checks import nothing_chosen, read_manifest, splits_apart, weights_match
 from stages.evaluation.sample import Images, ids_sha256, read_images, stratified
@@ -54,7 +54,7 @@ class Evidence(NamedTuple):
 
 
 def evaluate() -> None:
-    params = load("evaluate")
+    params = load(EvaluateParams)
     images = stratified(read_images(TEST), params.evaluate.images, params.seed)
     around = surroundings(images)
     attack = partial(both, params, images)
@@ -94,13 +94,13 @@ def times(report: Report) -> list[dict[str, Any]]:
     return [{"name": a.name, "seconds": round(a.seconds, 2), "forwards": a.forwards} for a in report.attacks]
 
 
-def both(params: Any, images: Images) -> tuple[Evidence, Evidence]:
+def both(params: EvaluateParams, images: Images) -> tuple[Evidence, Evidence]:
     return attacked(params, images, MERGED), attacked(params, images, NATURAL)
 
 
-def attacked(params: Any, images: Images, path: Path) -> Evidence:
+def attacked(params: EvaluateParams, images: Images, path: Path) -> Evidence:
     model, notes = shipped(path)
-    section, threat = params.evaluate, params.threat.value()
+    section, threat = params.evaluate, params.threat
     x, y = torch.from_numpy(images.x), torch.from_numpy(images.y)
     determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids_sha256(images.ids)}
     determines |= {"code": code_key(), "device": device_of(model, x).type}  # rounding of another kind of device differs

@@ -26,8 +26,8 @@ from autolora.common.files import file_sha256, read_json, replacing_folder, writ
 from autolora.export.runtime import logits, open_session
 from autolora.export.write import evidence, export_onnx, opset
 from autolora.threat import Threat
-from stages.common.params import load
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
+from stages.common.views import ExportParams, load
 from stages.evaluation.onnx_robustness import Examples, device, measure, read_examples
 from stages.evaluation.onnx_variants import Work, make, notes_in
 
@@ -38,10 +38,10 @@ EXPORT, REPORT = Path("models/export"), Path("reports/export.json")
 
 
 def export() -> None:
-    params = load("export")
+    params = load(ExportParams)
     with timed("export") as record:
         robustness, examples = read_json(ROBUSTNESS), read_examples(ADVERSARIAL)
-        refuse_other_weights(robustness, params.threat.value())
+        refuse_other_weights(robustness, params.threat)
         inputs = (MERGED, ADVERSARIAL, ROBUSTNESS, CLASSES, CALIBRATION)
         sources = {str(path): file_sha256(path) for path in inputs}
         versions = {"onnxruntime": onnxruntime.__version__, "code": code_key()}
@@ -62,16 +62,17 @@ def refuse_other_weights(robustness: dict[str, Any], threat: Threat) -> None:
             f"{MERGED} holds weights {merged[:12]}, but {ROBUSTNESS} speaks of {robustness['weights_sha256'][:12]}: "
             "what ships must be what was attacked; run `dvc repro evaluate`"
         )
-    if robustness["threat"]["text"] != str(threat):
+    if (measured := Threat.from_record(robustness["threat"])) != threat:
         raise StageError(
-            f"threat is {threat}, but {ROBUSTNESS} was measured under {robustness['threat']['text']}: "
-            "run `dvc repro evaluate`"
+            f"threat is {threat}, but {ROBUSTNESS} was measured under {measured}: run `dvc repro evaluate`"
         )
 
 
-def written(model: Classifier, robustness: dict, examples: Examples, params: Any, work: Path) -> dict[str, Any]:
+def written(
+    model: Classifier, robustness: dict, examples: Examples, params: ExportParams, work: Path
+) -> dict[str, Any]:
     """model.onnx under work/files, and what was measured on it and on its variants."""
-    path, section, threat = work / "files" / "model.onnx", params.export, params.threat.value()
+    path, section, threat = work / "files" / "model.onnx", params.export, params.threat
     toward = read_notes(MERGED)["toward"]
     said = evidence(robustness, read_json(CLASSES), section.license or "not stated", toward=toward)
     digest = export_onnx(model, path, said, section.input)

@@ -31,8 +31,8 @@ from autolora.data.ragged import Rectangles, rectangles
 from autolora.training.branch import save_branch
 from autolora.training.loop import Tuned
 from autolora.training.loop import finetune as tune
-from stages.common.params import load
 from stages.common.runner import StageError, code_key, main, only_one, processes_asked_for, timed, work_dir
+from stages.common.views import FinetuneParams, load
 from stages.tracking.live_run import live
 
 PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
@@ -52,7 +52,7 @@ def finetune() -> None:
 
 
 def train_both() -> None:
-    params = load("finetune")
+    params = load(FinetuneParams)
     first = distributed.rank() == 0
     work = work_dir("finetune", **params.as_dict(), data=data_keys(), code=code_key())
     clock: AbstractContextManager[dict[str, Any]] = timed("finetune") if first else nullcontext({})
@@ -68,14 +68,18 @@ def train_both() -> None:
 
 
 def tuned(
-    params: Any, model: Classifier, method: str, work: Path, on_epoch: Callable[[dict[str, Any]], None] | None = None
+    params: FinetuneParams,
+    model: Classifier,
+    method: str,
+    work: Path,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> Tuned:
     section = params.finetune
     return tune(
         model,
         read_split("train"),
         read_split("val"),
-        params.threat.value(),
+        params.threat,
         method,
         section.epochs,
         params.seed,
@@ -127,7 +131,7 @@ def die_with_parent() -> None:
 # --- what goes in ----------------------------------------------------------------------------------------------------
 
 
-def backbone(params: Any, classes: list[str]) -> Classifier:
+def backbone(params: FinetuneParams, classes: list[str]) -> Classifier:
     section = params.backbone
     return load_backbone(
         section.arch,
@@ -160,19 +164,19 @@ def data_keys() -> dict[str, str]:
 # --- what comes out --------------------------------------------------------------------------------------------------
 
 
-def write_outputs(params: Any, robust: Tuned, natural: Tuned) -> None:
+def write_outputs(params: FinetuneParams, robust: Tuned, natural: Tuned) -> None:
     with replacing_folder(FINETUNED) as part:
         write_json(part / "finetuned.json", write_weights(part, params, robust, natural))
     write_training(robust.history)
 
 
-def write_weights(folder: Path, params: Any, robust: Tuned, natural: Tuned) -> dict[str, Any]:
+def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: Tuned) -> dict[str, Any]:
     """The three files, and what they hold."""
-    threat = str(params.threat.value())
+    threat = str(params.threat)
     return {
         "method": robust.method,
         "reference": robust.settings.reference,
-        "threat": params.threat.value().as_record(),
+        "threat": params.threat.as_record(),
         "seed": params.seed,
         "epochs": len(robust.history),
         "best_epoch": robust.best_epoch,

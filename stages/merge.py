@@ -23,8 +23,8 @@ from autolora.common.files import file_sha256, replacing, write_text
 from autolora.threat import Threat
 from autolora.training.branch import fold, load_deltas
 from autolora.training.dial import Point, choose, interpolate, judge
-from stages.common.params import load
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
+from stages.common.views import MergeParams, load
 
 FINETUNED, VALIDATION = Path("models/finetuned"), Path("data/prepared/val")
 ROBUST = FINETUNED / "robust.safetensors"
@@ -41,15 +41,15 @@ class Ends(NamedTuple):
 
 
 def merge() -> None:
-    params = load("merge")
+    params = load(MergeParams)
     with timed("merge") as record:
         ends = _read_ends()
         asked, toward = params.merge.alpha, params.merge.toward
-        curve = _curve(ends, _settings(ends, asked, toward), params.threat.value())
+        curve = _curve(ends, _settings(ends, asked, toward), params.threat)
         along = [point for point in curve if point.toward == toward]
         chosen, why = choose(along) if asked == "auto" else (_find(along, float(asked)), "set in params.yaml")
         network = _network(ends, chosen.toward, chosen.alpha)
-        digest = _write(network, chosen, params.threat.value(), why, read_notes(ROBUST)["weights_sha256"])
+        digest = _write(network, chosen, params.threat, why, read_notes(ROBUST)["weights_sha256"])
         _write_curve(curve, chosen)
         record |= {"weights_sha256": digest, "alpha": chosen.alpha, "why": why}
         tqdm.write(f"merge: alpha = {chosen.alpha:g} toward {chosen.toward}: {why}")

@@ -19,8 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from autolora.common.files import naming, replacing, replacing_folder, write_json
-from stages.common.params import load
 from stages.common.runner import StageError, cores, main, processes_asked_for, timed, work_dir
+from stages.common.views import PrepareParams, load
 from stages.dataset.decode import DECODER, decode, decode_whole
 from stages.dataset.duplicates import leave_out_copies, near_duplicates
 from stages.dataset.sources import LISTS, SOURCES
@@ -33,7 +33,7 @@ PREPARED, MANIFEST = Path("data/prepared"), Path("data/manifest.csv")
 
 
 def prepare() -> None:
-    params = load("prepare")
+    params = load(PrepareParams)
     data = params.data
     size = data.stored_size or data.image_size
     decoder = decode_whole if size > data.image_size else decode

@@ -19,8 +19,8 @@ import numpy as np
 from autolora.common.files import file_sha256, read_json, write_json, write_text
 from stages.card.gallery import gallery
 from stages.card.page import card, plots
-from stages.common.params import load
 from stages.common.runner import StageError, main, timed, work_dir
+from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
 from stages.evidence.files import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
 from stages.evidence.provenance import lineage
@@ -34,7 +34,7 @@ CANARIES = "canaries.npz"
 
 
 def register() -> None:
-    params = load("register").register
+    params = load(RegisterParams).register
     with timed("register") as record:
         evidence = Evidence(".")
         same_weights(evidence)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from autolora.common.files import replacing, write_json
-from stages.common.params import load
 from stages.common.runner import StageError, main, timed
+from stages.common.views import ValidateParams, load
 from stages.dataset.quality import (
     changed_classes,
     classes,
@@ -38,7 +38,7 @@ LISTED = 50  # files named on the terminal
 
 
 def validate() -> None:
-    params = load("validate")
+    params = load(ValidateParams)
     with timed("validate"):
         manifest = read_manifest(MANIFEST)
         outcomes = _judge(manifest, params)
@@ -50,7 +50,7 @@ def validate() -> None:
         write_json(QUALITY, quality)
 
 
-def _judge(manifest: pd.DataFrame, params: Any) -> list[Outcome]:
+def _judge(manifest: pd.DataFrame, params: ValidateParams) -> list[Outcome]:
     from stages.dataset.expectations import checks, run  # imported here: Great Expectations takes seconds
 
     data = params.data

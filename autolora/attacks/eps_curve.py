@@ -50,7 +50,7 @@ def standing(network: Network, images: Images, clean: Tensor, threat: Threat, se
 
 
 def accuracy_at(network: Network, images: Images, clean: Tensor, threat: Threat, eps: float, seed: int) -> Point:
-    robust = standing(network, images, clean, Threat(threat.norm, eps, threat.bounds), seed)
+    robust = standing(network, images, clean, Threat(threat.norm, eps), seed)
     return Point(eps, torch.mean(robust.double()).item(), f"apgd-ce-{STEPS}")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from autolora.common.statistics import mcnemar
+from autolora.threat import Threat
 from stages.common.params import Gates
 from stages.evidence.files import Evidence
 
@@ -90,7 +91,7 @@ def comparable(new: Evidence, old: Evidence) -> list[Finding]:
     """Why the two cannot be compared at all; empty where they can."""
     a, b = new.robustness, old.robustness
     pairs = {
-        "threat model": (a["threat"]["text"], b["threat"]["text"]),
+        "threat model": (Threat.from_record(a["threat"]), Threat.from_record(b["threat"])),
         "attack": (a["version"], b["version"]),
         "test set": (a["data"]["ids_sha256"][:12], b["data"]["ids_sha256"][:12]),
     }

@@ -1,21 +1,23 @@
-"""params.yaml, checked: one frozen model per section, and for each stage only the keys that dvc.yaml declares for it.
+"""params.yaml, checked: one frozen model per section.
 
-    params = load("merge");  params.merge.alpha;  params.export  ->  UndeclaredParam
+    params = check("params.yaml");  params.threat;  params.merge.alpha
 
 An unknown key, a wrong type or an impossible value stops with one line naming the key, the value, and what is allowed.
+What a stage sees of it is in views.py.
 """
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from autolora.common.errors import BadArgument
 from autolora.threat import Threat
-from stages.common.runner import StageError
+from stages.common.errors import StageError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -24,17 +26,16 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Data(Section):
-    source: Literal[
-        "digits", "folder", "csv", "npz", "sheets", "cifar10", "cifar100", "dtd", "caltech256", "dogs", "cub200"
-    ]
-    path: str = "data/raw"
+class ImageSize(Section):
     image_size: int = Field(ge=8, le=1024)
+
+
+class Drawn(ImageSize):
+    """How large images are, and into which parts they are drawn."""
+
     stored_size: Annotated[int, Field(ge=8, le=1024)] | None = None
     validation_fraction: Fraction = 0.05
     test_fraction: Fraction = 0.2
-    on_bad_image: Literal["stop", "skip"] = "stop"
-    reference_manifest: str | None = None
 
     @field_validator("stored_size")
     @classmethod
@@ -42,6 +43,22 @@ class Data(Section):
         if stored is not None and stored < info.data.get("image_size", 0):
             raise ValueError(f"expected null, or at least data.image_size ({info.data['image_size']})")
         return stored
+
+
+class Prepared(Drawn):
+    source: Literal[
+        "digits", "folder", "csv", "npz", "sheets", "cifar10", "cifar100", "dtd", "caltech256", "dogs", "cub200"
+    ]
+    path: str = "data/raw"
+
+
+class Judged(Drawn):
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    reference_manifest: str | None = None
+
+
+class Data(Prepared, Judged):
+    """All of it: prepare sees one half, validate the other."""
 
 
 class Backbone(Section):
@@ -62,17 +79,28 @@ class Backbone(Section):
 
 
 class ThreatSection(Section):
+    """As it is written; everybody else sees the Threat that it means."""
+
     norm: Literal["linf", "l2", "l1"]
     eps: float | str | int
 
     @field_validator("eps")
     @classmethod
     def _parses(cls, eps: float | str | int, info: Any) -> float | str | int:
-        Threat(info.data.get("norm", "l2"), eps)
+        try:
+            Threat(info.data.get("norm", "l2"), eps)
+        except BadArgument as error:
+            raise ValueError(error.reason) from None
         return eps
 
     def value(self) -> Threat:
         return Threat(self.norm, self.eps)
+
+
+if TYPE_CHECKING:
+    AsThreat = Threat
+else:
+    AsThreat = Annotated[ThreatSection, AfterValidator(ThreatSection.value)]
 
 
 class Finetune(Section):
@@ -133,49 +161,12 @@ class Params(Section):
     seed: int = Field(0, ge=0)
     data: Data
     backbone: Backbone
-    threat: ThreatSection
+    threat: AsThreat
     finetune: Finetune = Finetune()
     merge: Merge = Merge()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
     register: Register
-
-
-class UndeclaredParam(StageError):
-    pass
-
-
-class Declared:
-    """A view of params.yaml that shows a stage only what dvc.yaml declares for it."""
-
-    def __init__(self, value: Any, keys: set[str], stage: str, prefix: str = "") -> None:
-        self._value, self._keys, self._stage, self._prefix = value, keys, stage, prefix
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # what Python asks for itself, of a copy that is empty yet
-            raise AttributeError(name)
-        key = f"{self._prefix}{name}"
-        if key in self._keys:
-            return getattr(self._value, name)
-        if any(k.startswith(key + ".") for k in self._keys):
-            return Declared(getattr(self._value, name), self._keys, self._stage, key + ".")
-        raise UndeclaredParam(f"stage {self._stage} reads {key}, which dvc.yaml does not declare for it")
-
-    def as_dict(self) -> dict[str, Any]:
-        """All that is declared, flat: {"seed": 0, "threat": {...}, ...}; the stage's part of a work key."""
-        found = {}
-        for key in sorted(self._keys):
-            value = self._value
-            for part in key.split("."):
-                value = getattr(value, part)
-            found[key] = value.model_dump() if isinstance(value, BaseModel) else value
-        return found
-
-
-def load(stage: str, folder: str | Path = ".") -> Any:
-    """The declared part of a checked params.yaml."""
-    declared = yaml.safe_load((Path(folder) / "dvc.yaml").read_text())["stages"][stage].get("params", [])
-    return Declared(check(Path(folder) / "params.yaml"), set(declared), stage)
 
 
 def check(path: str | Path) -> Params:
@@ -211,7 +202,4 @@ def _line(key: str, problems: list[Any]) -> str:
     if first["type"] == "missing":
         return f"{key} is missing"
     reasons = dict.fromkeys(p["msg"].removeprefix("Value error, ").replace("Input should", "it must") for p in problems)
-    value = first["input"]
-    return f"{key} is {value!r}: " + " or ".join(reasons).replace(" or it must be", " or").removeprefix(
-        f"{key} is {value!r}, "
-    )
+    return f"{key} is {first['input']!r}: " + " or ".join(reasons).replace(" or it must be", " or")

@@ -20,13 +20,12 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, cast
 
+from autolora.common.errors import BadArgument
 from autolora.common.files import AtWork, locked, write_json
+from stages.common.errors import StageError
+from stages.common.views import key_of
 
 UNWRITABLE = {getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST"]}
-
-
-class StageError(Exception):
-    """A failure that the user can mend: the message says what is wrong, where, and what to do."""
 
 
 def main(stage: Callable[[], None]) -> None:
@@ -39,7 +38,7 @@ def main(stage: Callable[[], None]) -> None:
     except (StageError, ValueError, FileNotFoundError) as error:
         if os.environ.get("AUTOLORA_TRACEBACK"):
             raise
-        sys.exit(f"{stage.__name__}: {error}")
+        sys.exit(f"{stage.__name__}: {_in_keys(stage.__name__, error)}")
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -50,6 +49,13 @@ def main(stage: Callable[[], None]) -> None:
         )
     except KeyboardInterrupt:
         sys.exit(f"{stage.__name__}: interrupted; `dvc repro` goes on where it stopped")
+
+
+def _in_keys(stage: str, error: Exception) -> str:
+    """The library names its argument; the user has set a key of params.yaml."""
+    if not isinstance(error, BadArgument):
+        return str(error)
+    return f"{key_of(stage, error.argument)} is {error.value!r}: {error.reason}"
 
 
 def work_root() -> Path:

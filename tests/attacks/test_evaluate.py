@@ -16,7 +16,7 @@ from PIL import Image
 from autolora.backbones.classifier import Spec, build, load_classifier, save_classifier
 from autolora.common.files import read_json, write_json
 from stages import evaluate as stage
-from stages.common.params import load
+from stages.common.views import EvaluateParams, load
 from stages.evaluate import by_class
 from stages.evaluation.sample import Images, read_images, stratified
 
@@ -171,7 +171,7 @@ def test_help(root: Path) -> None:
 def test_progress_is_of_this_code_and_this_kind_of_device(workspace: Path, mended, monkeypatch) -> None:
     def found() -> Path:
         with pytest.raises(StopIteration) as caught:
-            stage.attacked(load("evaluate"), read_images(stage.TEST), stage.MERGED)
+            stage.attacked(load(EvaluateParams), read_images(stage.TEST), stage.MERGED)
         return caught.value.value
 
     def autoattack(*_, progress: Path, **more) -> None:

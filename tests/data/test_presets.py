@@ -20,7 +20,7 @@ def test_a_preset_is_a_whole_params_file(name):
     params = check(ROOT / f"presets/{name}.yaml")
     assert params.data.source == name
     assert params.data.source in SOURCES
-    assert params.threat.value().as_record()["text"] == "linf:8/255"
+    assert params.threat.as_record()["text"] == "linf:8/255"
     assert params.finetune.epochs == 60
 
 

@@ -70,7 +70,7 @@ def test_other_weights_than_those_attacked(evaluated: Run) -> None:
 
 def test_another_threat_than_the_one_attacked_under(evaluated: Run) -> None:
     record = read_json("reports/robustness.json")
-    write_json("reports/robustness.json", record | {"threat": record["threat"] | {"text": "linf:8/255"}})
+    write_json("reports/robustness.json", record | {"threat": Threat("linf", "8/255").as_record()})
     with pytest.raises(StageError, match=r"threat is linf:2/255, but .* linf:8/255"):
         evaluated()
 

@@ -1,13 +1,20 @@
 """A threat is a value: parsed once, written in both units, the same after a round trip."""
 
+import json
+import random
+
 import pytest
 
 from autolora import Threat
+from autolora.threat import NORMS
 
 
 @pytest.mark.parametrize(
     ("norm", "eps", "value", "text"),
     [
+        ("l2", "1/3", 1 / 3, "l2:0.3333333333333333"),
+        ("linf", 1e-9, 1e-9, "linf:1e-09"),
+        ("linf", 0.0314, 0.0314, "linf:0.0314"),
         ("linf", "8/255", 8 / 255, "linf:8/255"),
         ("Linf", 8 / 255, 8 / 255, "linf:8/255"),
         ("linf", "0.5/255", 0.5 / 255, "linf:0.5/255"),
@@ -22,7 +29,19 @@ def test_parse_and_round_trip(norm, eps, value, text):
     assert threat.eps == pytest.approx(value, abs=1e-12)
     assert str(threat) == text
     assert str(Threat.parse(text)) == text
-    assert Threat.parse(text).eps == pytest.approx(value, rel=1e-6)
+    assert Threat.parse(text) == threat == Threat.from_record(json.loads(json.dumps(threat.as_record())))
+
+
+def test_every_threat_comes_back_from_its_text():
+    generator = random.Random(0)
+    for _ in range(5000):
+        norm = generator.choice(NORMS)
+        top = 1.0 if norm == "linf" else 1000.0
+        eps = generator.choice(
+            [generator.uniform(0, top), 10 ** generator.uniform(-12, 0), generator.randrange(1, 1021) / 1020]
+        )
+        threat = Threat(norm, eps)
+        assert Threat.parse(str(threat)) == threat == Threat.from_record(threat.as_record())
 
 
 def test_both_units_are_recorded():

@@ -1,0 +1,16 @@
+"""The library's own errors: what a caller can mend, said in one line that names the argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class BadArgument(ValueError):
+    """An argument that cannot be meant. `argument` is its name, so that a caller can say where it was set."""
+
+    def __init__(self, argument: str, value: Any, reason: str) -> None:
+        super().__init__(argument, value, reason)  # what pickle calls it with again, in another process
+        self.argument, self.value, self.reason = argument, value, reason
+
+    def __str__(self) -> str:
+        return f"{self.argument} is {self.value!r}: {self.reason}"
