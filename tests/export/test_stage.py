@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from autolora import Threat
 from autolora.backbones.classifier import save_classifier
 from autolora.common.files import file_sha256, read_json, write_json
 from autolora.export.quantise import int8

@@ -1,0 +1,89 @@
+"""The rooms: what stands at the front of each floor, which package may import which, and what an __init__.py holds."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.house.imports import FLOORS, ROOT, own_imports, sources
+from tests.house.test_graph import STAGES
+
+FRONT = {
+    "autolora": {"threat"},
+    "stages": set(STAGES),
+    "pipelines": {"rebuild", "sweep", "promote", "deploy"},
+}
+# Each package imports only what stands before it in its line; packages of one line that do not meet share a place.
+ORDER = {
+    "autolora": [
+        ["common"],
+        ["."],  # threat.py
+        ["backbones", "data"],
+        ["export"],
+        ["attacks/engine"],
+        ["attacks"],
+        ["training"],
+    ],
+    "stages": [["common"], ["evidence"], ["card"], ["tracking"], ["dataset", "evaluation"], ["."]],
+    "pipelines": [["execution"], ["workspace"], ["sweeps", "registry"], ["."]],
+}
+# What runs at import of a floor: the public names, fetched at first use; no telemetry, before Prefect is imported.
+WITH_CODE = {Path("autolora/__init__.py"), Path("pipelines/__init__.py")}
+PUBLIC_FUNCTIONS = {"finetune", "merge", "autoattack", "export_onnx", "load_backbone"}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_the_front_shows_what_the_floor_is_for(floor):
+    assert {p.stem for p in (ROOT / floor).glob("*.py")} - {"__init__"} == FRONT[floor]
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_every_package_has_its_place(floor):
+    found = {str(p.parent.relative_to(floor)) for p in sources(floor)}
+    assert found == {name for level in ORDER[floor] for name in level}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_packages_import_what_stands_below(floor):
+    place = {name: i for i, level in enumerate(ORDER[floor]) for name in level}
+    wrong = []
+    for file in sources(floor):
+        here = str(file.parent.relative_to(floor))
+        for other in own_imports(file):
+            there = str(other.parent.relative_to(floor)) if other.parts[0] == floor else None
+            if there is not None and there != here and place[there] >= place[here]:
+                wrong.append(f"{file} imports {other}")
+    assert not wrong
+
+
+def inits() -> list[Path]:
+    return [p for floor in (*FLOORS, "tools") for p in sources(floor) if p.name == "__init__.py"]
+
+
+@pytest.mark.parametrize("file", inits(), ids=str)
+def test_an_init_is_a_docstring(file):
+    """The import closure, which dvc.yaml's deps are, reads no code there."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    said = ast.get_docstring(tree)
+    assert said, "what lives here, what does not, what it may import"
+    if file in WITH_CODE:
+        return
+    assert len(tree.body) == 1
+    if len(file.parts) == 3 or file.parts[1:2] == ("attacks",):
+        assert "Not here: " in said
+        assert "May import: " in said
+
+
+def test_no_room_hides_a_public_function():
+    """Importing autolora.merge as a module would put the module where the function was."""
+    children = {p.stem for p in (ROOT / "autolora").glob("*.py")} | {p.name for p in (ROOT / "autolora").iterdir()}
+    assert not children & PUBLIC_FUNCTIONS
+
+
+def test_rooms_are_small():
+    long = {
+        str(f): n for floor in FLOORS for f in sources(floor) if (n := len((ROOT / f).read_text().splitlines())) > 400
+    }
+    assert not long
