@@ -6,7 +6,8 @@
     python -m benchmarks.rate_rules table
 
 PATH holds data/{cifar100-20,dtd10,trashnet} and weights/ of small robust networks. A rule is one of
-objectives.REFERENCES, with AutoLoRa's loss, or METHOD@RATE: a baseline at a fixed first rate, with its step schedule.
+objectives.REFERENCES, with AutoLoRa's loss, or METHOD@RATE: a method at a fixed first rate, with its own rate rule
+(autolora@0.03: `best` from 0.03 on).
 Each data set is cut once, class by class, into a pool, a part to select on and a test part; a seed draws the training
 images and the rule's own validation images from the pool. `--on test` attacks the networks that were kept on the test
 part: once, for what was chosen.
@@ -39,7 +40,13 @@ from stages.dataset.arrays import tiles
 RESULTS = Path(".work/controllers")
 SIDE = 32
 CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2471, 0.2435, 0.2616]}
+SHIPPED = Path(__file__).resolve().parents[1] / "models/pretrained/resnet10s-cifar10-linf8.safetensors"
 NETS = {  # file, how it is loaded, eps
+    "shipped": (
+        str(SHIPPED),  # the small backbone with batch norm that ships
+        dict(arch="resnet10t", stem="nopool", options={"channels": [24, 48, 96, 192], "stem_width": 16}),
+        "8/255",
+    ),
     "resnet4b": (
         "cifar10-resnet4b-robust2.pth",
         dict(arch="benchmarks.zoo:ResNetB", options={"stem": 16, "widths": [32, 32]}, **CIFAR),
