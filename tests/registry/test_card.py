@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from autolora.common.files import read_json, write_json
-from stages.card import plots, write_card
 from stages.card.gallery import gallery
+from stages.card.page import plots, write_card
 from stages.card.svg import Axis, Series, lines, percent, standalone
 from stages.evidence.files import ONNX, Evidence
 from stages.tracking.serving import signature

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from autolora.common.files import read_json
-from stages.tracking import client as tracking
+from stages.tracking import live_run
 from stages.tracking.client import flat, numbers
 from stages.tracking.live_run import LIVE_EPOCHS, LIVE_RECORD, find_live_run, live
 from stages.tracking.mirror import _missed
@@ -52,9 +52,9 @@ def test_register_finds_the_live_run_and_writes_what_it_missed(registered, clien
     path = make_run(tmp_path / "a")
     monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path / "work"))
     work = tmp_path / "work/finetune/key"
-    log_epochs = tracking.log_epochs
+    log_epochs = live_run.log_epochs
     monkeypatch.setattr(  # the server loses the first three epochs
-        tracking, "log_epochs", lambda m, run, records: log_epochs(m, run, [r for r in records if r["epoch"] > 3])
+        live_run, "log_epochs", lambda m, run, records: log_epochs(m, run, [r for r in records if r["epoch"] > 3])
     )
     train(work, rows_of(path))
     monkeypatch.undo()
