@@ -44,7 +44,7 @@ def int8(model: str | Path, calibration: np.ndarray) -> onnx.ModelProto:
 
 
 def known_to_break(variant: str, model: onnx.ModelProto) -> str:
-    """Why this variant is not even tried on this network (measured: docs/log.md); empty where nothing is known.
+    """Why this variant is not even tried on this network (measured: docs/log/19); empty where nothing is known.
 
     The channels of a depthwise convolution with its batch norm folded in differ in range by orders of magnitude, and
     activations have one scale for all of them. Where a layer norm follows (ConvNeXt), they do not.

@@ -18,7 +18,7 @@ Split = tuple[Images, Tensor]
 PRECISIONS = ("auto", "float32", "bfloat16")
 STATISTICS = ("shared", "separate")
 SWITCH = ("auto", True, False)
-SMALL = 20_000  # training images below which the paper's learning-rate rule was seen to starve (docs/log.md)
+SMALL = 20_000  # training images below which the paper's learning-rate rule was seen to starve (docs/log/28)
 
 
 @dataclass(frozen=True)
