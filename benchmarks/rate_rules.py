@@ -28,7 +28,8 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from autolora.attacks.pgd import frozen, pgd
+from autolora.attacks.pgd import pgd
+from autolora.backbones.frozen import frozen
 from autolora.backbones.loading import load_backbone
 from autolora.common.files import write_json
 from autolora.data.batches import to_pixels

@@ -32,9 +32,9 @@ from autolora.attacks.engine.onnx_network import InOnnxruntime
 from autolora.attacks.engine.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.engine.progress import Progress
 from autolora.attacks.engine.slots import Images, Slots
-from autolora.attacks.engine.workers import gathered, of_the_first, wait, worker, workers
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.versions import SAMPLES, SQUARES, VERSIONS, Step, plan_of
+from autolora.common import distributed
 from autolora.common.files import weights_sha256
 from autolora.common.malloc import heap_kept, heap_returned
 from autolora.threat import Threat
@@ -84,7 +84,7 @@ def autoattack(
         del copies  # with what their sessions hold
         heap_returned()
         if randomised:  # one pass would say something else each time
-            report.fooled = of_the_first(predicted(judge.all_logits(report.adversarial, device)).cpu())
+            report.fooled = distributed.of_the_first(predicted(judge.all_logits(report.adversarial, device)).cpu())
         works = diagnostics.attack_works(judge, x.to(device), report, randomised)
         unmoved = diagnostics.buffers_unmoved(model, buffers)
         report.checks = diagnostics.ordered([*before, unmoved, works, *diagnostics.after(report, x)])
@@ -154,7 +154,7 @@ def _evaluate(
     show: bool,
     device: torch.device,
 ) -> Report:
-    log = Progress(None if folder is None else Path(folder), worker(), network.batch)
+    log = Progress(None if folder is None else Path(folder), distributed.rank(), network.batch)
     logits = network.all_logits(x, device)
     steps, deviation = plan(logits.shape[1])
     runtime = _runtime(copies)
@@ -216,9 +216,9 @@ def _claimed(
             measured["slopes"] = _slopes(network, x[few].to(logits.device), y[few].to(logits.device))
         log.claim(determines, **measured)
         return logits
-    if worker() == 0:
+    if distributed.rank() == 0:
         logits = log.claim_at_random(determines, logits)
-    return of_the_first(logits.cpu()).to(logits.device)
+    return distributed.of_the_first(logits.cpu()).to(logits.device)
 
 
 def _slopes(network: Network, x: Tensor, y: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def _run(
     begin, clock = time.perf_counter(), time.process_time()
     spent = network.forwards + (quick.forwards if quick is not network else 0)
     standing = report.robust.nonzero().flatten().tolist()
-    mine = standing[worker() :: workers()]
+    mine = standing[distributed.rank() :: distributed.world()]
     done = _known(step.name, images, mine, log)
     again = _known(f"{step.name}{AGAIN}", images, mine, log)
     doubtful = _sweep(step, step.name, quick, network, threat, images, mine, done, report.seed, log, show)
@@ -256,7 +256,7 @@ def _run(
         again = {job: point for job, point in again.items() if job[0] in doubtful}
         _sweep(step, f"{step.name}{AGAIN}", network, network, threat, images, doubtful, again, report.seed, log, show)
         done |= again
-    done = gathered(done)
+    done = distributed.gathered(done)
     points = {job: point for job, point in done.items() if point is not None}
     for image, rank in sorted(points, reverse=True):  # the lowest rank is written last
         report.robust[image] = False
@@ -269,15 +269,15 @@ def _run(
             broken=len(standing) - int(report.robust.sum()),
             seconds=time.perf_counter() - begin,
             processor_seconds=time.process_time() - clock,
-            forwards=sum(gathered({worker(): took}).values()),
+            forwards=sum(distributed.gathered({distributed.rank(): took}).values()),
         )
     )
 
 
 def _known(name: str, images: Images, mine: list[int], log: Progress) -> Done:
-    wait()
+    distributed.wait()
     known = log.read(name)
-    wait()
+    distributed.wait()
     where = {images.ids[i]: i for i in mine}
     return {(where[name], rank): point for (name, rank), point in known.items() if name in where}
 
@@ -339,7 +339,7 @@ def _sweep(
 def _bar(name: str, steps: int, standing: int, slots: Slots, show: bool) -> Iterator[Callable[[int, int], None]]:
     """Images standing and time left; steps that prove unnecessary leave the total."""
     shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
-    hidden = None if show and steps and worker() == 0 else True
+    hidden = None if show and steps and distributed.rank() == 0 else True
 
     def said() -> str:
         return f"{name}: {standing - len(slots.broken)} of {standing} stand"

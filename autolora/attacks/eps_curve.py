@@ -17,7 +17,7 @@ from autolora.attacks.checks import huge
 from autolora.attacks.engine.network import Network, predicted
 from autolora.attacks.engine.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
 from autolora.attacks.engine.slots import Images, Slots
-from autolora.attacks.engine.workers import gathered, worker, workers
+from autolora.common import distributed
 from autolora.common.malloc import heap_kept
 from autolora.threat import Threat
 
@@ -72,6 +72,6 @@ def eps_curve(
         images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), names)
         clean = predicted(logits).cpu() == y
         wanted = radii(threat, x[0].numel())
-        mine = wanted[worker() :: workers()]
-        points = gathered({eps: accuracy_at(network, images, clean, threat, eps, seed) for eps in mine})
+        mine = wanted[distributed.rank() :: distributed.world()]
+        points = distributed.gathered({eps: accuracy_at(network, images, clean, threat, eps, seed) for eps in mine})
     return [Point(0.0, clean.double().mean().item(), "none")] + [points[eps] for eps in wanted]

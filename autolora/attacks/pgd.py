@@ -7,12 +7,11 @@ The published number is AutoAttack's; PGD only trains and selects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from autolora.threat import Threat
 
@@ -73,23 +72,3 @@ def project(perturbed: Tensor, x: Tensor, threat: Threat) -> Tensor:
 
 def _l2(t: Tensor) -> Tensor:
     return t.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[nn.Module]:
-    """Parameters without gradients and every module in eval, for the length of an attack; all of it put back after.
-
-    An input gradient then costs no weight gradients, and batch-norm statistics do not move.
-    """
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(False)
-        model.eval()
-        yield model
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, mode in modes:
-            module.training = mode

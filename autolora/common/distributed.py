@@ -12,13 +12,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -49,6 +52,30 @@ def group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def of_the_first(value: T) -> T:
+    """What the first process has: where each would come to something else."""
+    if world() == 1:
+        return value
+    shared: list[Any] = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def gathered(found: dict[K, T]) -> dict[K, T]:
+    """What all processes have found, one dictionary."""
+    if world() == 1:
+        return found
+    parts: list[Any] = [None] * world()
+    dist.all_gather_object(parts, found)
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def mine(index: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autolora.attacks.pgd import frozen, pgd
+from autolora.attacks.pgd import pgd
+from autolora.backbones.frozen import frozen
 from autolora.common.statistics import holm, mcnemar
 from autolora.data.batches import to_pixels
 from autolora.threat import Threat

@@ -15,8 +15,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from autolora.attacks.pgd import frozen, pgd, random_in_ball
+from autolora.attacks.pgd import pgd, random_in_ball
 from autolora.backbones.fold_batchnorm import Folded, has_bfloat16
+from autolora.backbones.frozen import frozen
 from autolora.common import distributed
 from autolora.data.batches import augmentation, centre, place, take, to_pixels
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights

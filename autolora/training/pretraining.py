@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from autolora.attacks.pgd import frozen, pgd
+from autolora.attacks.pgd import pgd
 from autolora.backbones.classifier import Classifier
+from autolora.backbones.frozen import frozen
 from autolora.common.files import replacing
 from autolora.data.batches import crop_and_flip, to_pixels
 from autolora.threat import Threat

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autolora.attacks.pgd import frozen
+from autolora.backbones.frozen import frozen
 from autolora.data.batches import AUGMENTATIONS, Images, centre, take, to_pixels
 from autolora.threat import Threat
 from autolora.training.objectives import METHODS, REFERENCES

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from autolora.attacks.pgd import frozen, pgd
+from autolora.attacks.pgd import pgd
+from autolora.backbones.frozen import frozen
 from autolora.backbones.loading import load_backbone
 from autolora.threat import Threat
 

@@ -14,8 +14,9 @@ import torch
 import yaml
 
 from autolora.attacks.onnx_file import square
-from autolora.attacks.pgd import frozen, pgd
+from autolora.attacks.pgd import pgd
 from autolora.backbones.classifier import Classifier, save_classifier
+from autolora.backbones.frozen import frozen
 from autolora.common.files import write_json
 from autolora.threat import Threat
 from tests.export.nets import tiny

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from autolora.attacks.pgd import frozen
+from autolora.backbones.frozen import frozen
 from autolora.threat import Threat
 from autolora.training.branch import (
     Branch,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from autolora.attacks.engine.network import from_session
-from autolora.attacks.engine.workers import of_the_first, worker
+from autolora.common import distributed
 from autolora.export.conversion import ExportError, checked, converted, traced
 from autolora.export.gradient_graph import derived
 from autolora.export.runtime import BadModel, open_session
@@ -55,7 +55,7 @@ class InOnnxruntime:
 
         To be asked for by all processes at once: the first one converts, which takes memory, for all.
         """
-        return of_the_first(self._converted() if worker() == 0 else None)
+        return distributed.of_the_first(self._converted() if distributed.rank() == 0 else [])
 
     def _converted(self) -> list[bytes]:
         channels, height, width = self.example.shape[1:]

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from autolora.attacks.pgd import frozen
+from autolora.backbones.frozen import frozen
 
 BUSY = 1e9  # floating point operations of a forward, about: beyond it a CPU does no more of them a second
 
