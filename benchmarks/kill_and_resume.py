@@ -25,6 +25,7 @@ from torch import nn
 from autolora import Threat, autoattack
 from autolora.attacks.autoattack import PRECISIONS
 from autolora.attacks.report import Report
+from autolora.common.processes import end_with_parent
 
 IMAGES, SIDE, THREAT = 32, 8, Threat("linf", 0.04)
 
@@ -45,6 +46,7 @@ def evaluate(progress: Path | None, precision: str) -> Report:
 
 def life(folder: Path, precision: str) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        end_with_parent()  # torchrun's workers are in sessions of their own, which the kill does not reach
         torch.distributed.init_process_group("gloo")
     report = evaluate(folder / "progress", precision)
     if int(os.environ.get("RANK", 0)) == 0:

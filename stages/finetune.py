@@ -8,9 +8,7 @@ torchrun (`AUTOLORA_PROCESSES` says another number); `torchrun --nproc-per-node 
 from __future__ import annotations
 
 import csv
-import ctypes
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +25,7 @@ from autolora.backbones.loading import load_backbone
 from autolora.common import distributed
 from autolora.common.downloads import resolve_weights
 from autolora.common.files import file_sha256, read_json, replacing, replacing_folder, write_json
+from autolora.common.processes import end_with_parent
 from autolora.data.ragged import Rectangles, rectangles
 from autolora.training.branch import save_branch
 from autolora.training.loop import Tuned
@@ -46,7 +45,7 @@ def finetune() -> None:
     if "WORLD_SIZE" not in os.environ and (count := processes()) > 1:
         return launch(count)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
+        end_with_parent()
     with distributed.group():
         train_both()
 
@@ -112,7 +111,7 @@ def processes() -> int:
 def launch(count: int) -> None:
     """This stage again, in `count` processes that torchrun keeps together; they die when this one does."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    with subprocess.Popen([*command, "-m", "stages.finetune"], preexec_fn=die_with_parent) as run:
+    with subprocess.Popen([*command, "-m", "stages.finetune"], preexec_fn=end_with_parent) as run:
         try:
             code = run.wait()
         except BaseException:
@@ -120,12 +119,6 @@ def launch(count: int) -> None:
             raise
     if code != 0:
         raise StageError(f"one of {count} processes failed (torchrun ended with {code}): its message is above")
-
-
-def die_with_parent() -> None:
-    """The kernel kills this process when its parent dies, kill -9 included (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 # --- what goes in ----------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ The receipt is no proof but a pointer: a clone that meets another server registe
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from autolora.common.files import file_sha256, read_json, write_json, write_text
+from autolora.common.files import file_sha256, locked, read_json, write_json, write_text
 from stages.card.gallery import gallery
 from stages.card.page import card, plots
 from stages.common.runner import StageError, main, timed, work_dir
@@ -74,8 +73,7 @@ def find_or_create(name: str, evidence: Evidence, origin: dict[str, str], charts
 @contextmanager
 def one_at_a_time(name: str) -> Iterator[None]:
     """Registrations on this machine wait for each other; those of other machines are settled on the server."""
-    with open(work_dir("register", name=name) / "lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(work_dir("register", name=name) / "lock", wait=True):
         yield
 
 

@@ -21,6 +21,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from autolora.common.errors import first_line
+
 
 def file_kind(path: Path) -> str:
     """zip, safetensors or pickle: by content, never by the file's name."""
@@ -86,8 +88,8 @@ def _read_torch(path: Path, kind: str) -> tuple[Any, list[str]]:
         LookupError,
         AttributeError,
     ) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged, truncated, or not written by torch.save ({reason[:200]})") from None
+        reason = first_line(error)[:200]
+        raise ValueError(f"{path} is damaged, truncated, or not written by torch.save ({reason})") from None
 
 
 def _refuse_foreign_zip(path: Path) -> None:

@@ -6,7 +6,6 @@ fetch("hf:timm/resnet18.a1_in1k@main/model.safetensors")
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -21,7 +20,8 @@ from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
-from autolora.common.files import file_sha256
+from autolora.common.errors import first_line
+from autolora.common.files import file_sha256, locked
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".ckpt", ".tar", ".pkl")
 HUB = re.compile(r"^(?:hf:|hf-hub:|hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<file>.+))?$")
@@ -99,7 +99,7 @@ def fetch_hub(weights: str) -> Path:
     except Exception as error:  # the client's transport, and so the types of its errors, change between versions
         named = " ".join(filter(None, (repo, match["file"])))
         raise ValueError(
-            f"backbone.weights: the hub does not give {named}: {type(error).__name__}, {_first_line(error)}"
+            f"backbone.weights: the hub does not give {named}: {type(error).__name__}, {first_line(error)}"
         ) from None
 
 
@@ -124,10 +124,6 @@ def _hub_file(repo: str, file: str | None, revision: str | None) -> Path:
     return _hub_file(repo, named[0], revision)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 # --- a URL ------------------------------------------------------------------------------------------------------------
 
 
@@ -137,8 +133,7 @@ def fetch_url(url: str, sha256: str | None = None, folder: str | Path | None = N
     folder.mkdir(parents=True, exist_ok=True)
     name = Path(unquote(urlsplit(url).path)).name or "weights"
     target = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
-    with open(target.with_name(target.name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of one training all ask for the same file
+    with locked(target.with_name(target.name + ".lock"), wait=True):  # the processes of a training all want one file
         if not (target.is_file() and sha256 in (None, file_sha256(target))):
             part = target.with_name(target.name + ".part")
             _download(url, part)

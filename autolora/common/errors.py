@@ -14,3 +14,8 @@ class BadArgument(ValueError):
 
     def __str__(self) -> str:
         return f"{self.argument} is {self.value!r}: {self.reason}"
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without the pages that follow; the name of its type where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -57,20 +59,18 @@ class AtWork(RuntimeError):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """`path` is the lock itself; it dies with its holder, also where that is killed. On Windows there is none."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
+def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """`path` is the lock itself; it dies with its holder, also where that is killed. Held: wait, or AtWork."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AtWork(f"another process is at work in {path.parent}: wait for it, or stop it") from None
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise AtWork(f"another process is at work in {path.parent}: wait for it, or stop it") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_text(path: str | Path, text: str) -> None:

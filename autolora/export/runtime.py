@@ -52,7 +52,7 @@ def open_session(
     except Exception as error:  # onnxruntime has one class per kind of fault, and no common one
         raise BadModel(
             f"{name} is not a model that onnxruntime {onnxruntime.__version__} can run, or it is damaged "
-            f"(truncated, for instance): {_first_line(error)}"
+            f"(truncated, for instance): {str(error).partition(chr(10))[0]}"
         ) from error
 
 
@@ -129,7 +129,3 @@ def as_bytes(images: np.ndarray) -> np.ndarray:
     ):
         raise BadImages("image holds values that are no bytes: expected whole numbers from 0 to 255")
     return images.astype(np.uint8)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -15,7 +15,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -27,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 from autolora.attacks.checks import CheckFailed
+from autolora.common.processes import end_with_parent
 from stages.common.runner import StageError, cores, main, processes_asked_for
 
 MOST = 8
@@ -91,7 +91,7 @@ def context() -> ForkContext | SpawnContext:
 
 def _help(rank: int, parent: int, work: Callable[[], Any]) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    _end_with(parent)
+    end_with_parent(parent)
 
     def helper() -> None:
         with processes(work):
@@ -128,17 +128,6 @@ def _require_alive(helpers: list[BaseProcess], joining: threading.Thread) -> Non
                 f"process {number} of {len(helpers) + 1} ended with exit code {code} before the work began: "
                 "its message is above"
             )
-
-
-def _end_with(parent: int) -> None:
-    """A helper does not outlive the process that started it, even one that is killed."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stop(helper: BaseProcess) -> None:

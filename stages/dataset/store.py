@@ -8,7 +8,6 @@ line per content: where its pixels lie and its facts, or why it has none). Both 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import sys
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from autolora.common.files import naming
+from autolora.common.files import locked, naming
 from stages.common.runner import StageError
 from stages.dataset.decode import BadImage, NoMemory, centre, content_sha256, decode, read_file, silent
 from stages.dataset.image_statistics import described
@@ -59,8 +58,7 @@ Looked = tuple[list[Found], list[Look]]
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
     """Two runs that share a folder write to it one after the other; the lock dies with its holder."""
-    with open(folder / "lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with locked(folder / "lock", wait=True):
         yield
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
+from autolora.common.errors import first_line
 from autolora.common.files import write_bytes
 from autolora.export.quantise import finished, fp16, int8, known_to_break
 from autolora.export.runtime import logits, open_session
@@ -55,7 +56,7 @@ def _made(name: str, work: Work, target: Path) -> dict[str, Any]:
     except OSError:
         raise
     except Exception as error:
-        reason = _first_line(error).replace(str(trial), trial.name)  # no path of this machine in a report
+        reason = first_line(error).replace(str(trial), trial.name)  # no path of this machine in a report
         return {"written": False, "reason": f"{name} does not work on this network: {reason}"}
     record = _record(stands, trial, work)
     drop = 100 * (work.stands.robust - stands.robust)
@@ -103,7 +104,3 @@ def notes_of(name: str, work: Work, stands: Standing) -> dict[str, str]:
 
 def notes_in(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

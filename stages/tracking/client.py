@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from autolora.common.errors import first_line
 from stages.common.runner import StageError
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -65,7 +66,7 @@ def connect() -> Any:
             mlflow.MlflowClient().search_experiments(max_results=1)
             return mlflow
         except Exception as error:  # whatever the driver of this address raises
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
     raise away(reason)
 
 
