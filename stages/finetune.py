@@ -30,7 +30,8 @@ from autolora.data.ragged import Rectangles, rectangles
 from autolora.training.branch import save_branch
 from autolora.training.loop import Tuned
 from autolora.training.loop import finetune as tune
-from stages.common.runner import StageError, code_key, main, only_one, processes_asked_for, timed, work_dir
+from stages.common.errors import TryAgain
+from stages.common.runner import code_key, main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
 from stages.tracking.live_run import live
 
@@ -118,7 +119,7 @@ def launch(count: int) -> None:
             run.terminate()
             raise
     if code != 0:
-        raise StageError(f"one of {count} processes failed (torchrun ended with {code}): its message is above")
+        raise TryAgain(f"one of {count} processes failed (torchrun ended with {code}): its message is above")
 
 
 # --- what goes in ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,8 @@ import torch.distributed as dist
 
 from autolora.attacks.checks import CheckFailed
 from autolora.common.processes import end_with_parent
-from stages.common.runner import StageError, cores, main, processes_asked_for
+from stages.common.errors import TryAgain
+from stages.common.runner import cores, main, processes_asked_for
 
 MOST = 8
 GRACE = 10.0  # seconds that a process may have ended before the first one has joined
@@ -112,7 +113,7 @@ def _join(rank: int, helpers: list[BaseProcess]) -> None:
         joining.join(0.2)
         _require_alive(helpers, joining)
     if not dist.is_initialized():
-        raise StageError("the processes did not find each other: the reason is above")
+        raise TryAgain("the processes did not find each other: the reason is above")
 
 
 def _require_alive(helpers: list[BaseProcess], joining: threading.Thread) -> None:
@@ -124,7 +125,7 @@ def _require_alive(helpers: list[BaseProcess], joining: threading.Thread) -> Non
         if joining.is_alive():
             for other in helpers:
                 other.kill()
-            raise StageError(
+            raise TryAgain(
                 f"process {number} of {len(helpers) + 1} ended with exit code {code} before the work began: "
                 "its message is above"
             )

@@ -18,37 +18,50 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from autolora.common.errors import BadArgument
 from autolora.common.files import AtWork, locked, write_json
-from stages.common.errors import StageError
+from stages.common.endings import forget, tell
+from stages.common.errors import BUSY, INTERRUPTED, MEND, Busy, StageError
 from stages.common.views import key_of
 
 UNWRITABLE = {getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST"]}
 
 
 def main(stage: Callable[[], None]) -> None:
-    """Run a stage; what a user can mend becomes one line on stderr and exit code 1, not a traceback.
+    """Run a stage; what a user can mend becomes one line on stderr and an exit code of errors.py, not a traceback.
 
     A ValueError of ours reads like one of a library's, so AUTOLORA_TRACEBACK=1 shows where it came from.
     """
+    name = stage.__name__
+    if "RANK" not in os.environ:  # a process among several leaves what the others have told
+        forget(name)
     try:
         stage()
+    except AtWork as error:
+        _end(name, BUSY, str(error))
     except (StageError, ValueError, FileNotFoundError) as error:
         if os.environ.get("AUTOLORA_TRACEBACK"):
             raise
-        sys.exit(f"{stage.__name__}: {_in_keys(stage.__name__, error)}")
+        _end(name, getattr(error, "code", MEND), _in_keys(name, error))
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
-        sys.exit(
-            f"{stage.__name__}: cannot write {error.filename or 'its output'}: {error.strerror}. "
+        _end(
+            name,
+            MEND,
+            f"cannot write {error.filename or 'its output'}: {error.strerror}. "
             "Mend that and run `dvc repro` again: it goes on where it stopped; "
-            "`dvc checkout` brings the previous outputs back."
+            "`dvc checkout` brings the previous outputs back.",
         )
     except KeyboardInterrupt:
-        sys.exit(f"{stage.__name__}: interrupted; `dvc repro` goes on where it stopped")
+        _end(name, INTERRUPTED, "interrupted; `dvc repro` goes on where it stopped")
+
+
+def _end(name: str, code: int, message: str) -> NoReturn:
+    print(f"{name}: {message}", file=sys.stderr)
+    sys.exit(tell(name, code, message).code)
 
 
 def _in_keys(stage: str, error: Exception) -> str:
@@ -85,7 +98,7 @@ def only_one(folder: Path) -> Iterator[None]:
         with locked(folder / "lock"):
             yield
     except AtWork as error:
-        raise StageError(str(error)) from None
+        raise Busy(str(error)) from None
 
 
 def cores() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from autolora.common.errors import first_line
-from stages.common.runner import StageError
+from stages.common.errors import StageError, TryAgain
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 # Set before MLflow is imported, and only where the user has not said otherwise.
@@ -29,7 +29,7 @@ ENVIRONMENT = {
 }
 
 
-class ServerAway(StageError):
+class ServerAway(TryAgain):
     """The tracking server does not answer."""
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from autolora.backbones.classifier import Spec, build, load_classifier, save_classifier
 from autolora.common.files import read_json, write_json
 from stages import evaluate as stage
+from stages.common.errors import MEND
 from stages.common.views import EvaluateParams, load
 from stages.evaluate import by_class
 from stages.evaluation.sample import Images, read_images, stratified
@@ -140,7 +141,7 @@ def test_other_weights_are_refused(workspace: Path, root: Path) -> None:
     content[-5] ^= 1
     path.write_bytes(content)
     ended = run(root)
-    assert ended.returncode == 1
+    assert ended.returncode == MEND
     assert "sha256" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not Path("reports/robustness.json").exists()
@@ -153,7 +154,7 @@ def test_another_twin_and_a_leak_are_refused(workspace: Path, root: Path) -> Non
         [{"sha256": i.decode(), "split": "train", "near_duplicate": ""} for i in np.load("data/prepared/test/ids.npy")]
     )
     ended = run(root)
-    assert ended.returncode == 1
+    assert ended.returncode == MEND
     assert "check 14" in ended.stderr
     assert "check 15" in ended.stderr
     assert "Traceback" not in ended.stderr

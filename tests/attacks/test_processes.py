@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from stages.common.errors import AGAIN, MEND
+
 STAGE = """
 import multiprocessing, os, time
 import torch
@@ -77,7 +79,7 @@ def test_all_work_and_each_has_one_thread(tmp_path: Path, root: Path, way: str) 
 @pytest.mark.slow
 def test_one_that_dies_on_its_way_is_not_waited_for(tmp_path: Path, root: Path, way: str) -> None:
     ended = run(tmp_path, root, way, "dies")
-    assert ended.returncode == 1
+    assert ended.returncode == AGAIN
     assert "stage: process 1 of 3 ended with exit code 3" in ended.stderr
     assert "Traceback" not in ended.stderr
 
@@ -86,7 +88,7 @@ def test_one_that_dies_on_its_way_is_not_waited_for(tmp_path: Path, root: Path, 
 @pytest.mark.slow
 def test_a_failed_check_is_told_once(tmp_path: Path, root: Path, way: str) -> None:
     ended = run(tmp_path, root, way, "fails")
-    assert ended.returncode == 1
+    assert ended.returncode == MEND
     assert ended.stderr.count("planted") == 1
     assert "Traceback" not in ended.stderr
 

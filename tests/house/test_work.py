@@ -6,42 +6,98 @@ import errno
 import os
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 
-from autolora.common.files import file_sha256, read_json, replacing, weights_sha256, write_json
-from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
+from autolora.common.files import AtWork, file_sha256, read_json, replacing, weights_sha256, write_json
+from stages.common.endings import ended
+from stages.common.errors import AGAIN, BUSY, INTERRUPTED, MEND, Busy, StageError, TryAgain
+from stages.common.runner import code_key, main, only_one, timed, work_dir
 from tests.house.imports import ROOT
 
 
-def fails_with(error):
+def prepare_ends(capsys, error):
+    """Exit code, the line on stderr, and what a flow finds."""
+
     def prepare():
         raise error
 
     with pytest.raises(SystemExit) as caught:
         main(prepare)
-    return str(caught.value.code)
+    return caught.value.code, capsys.readouterr().err.strip(), ended("prepare")
 
 
-def test_a_failure_reads_well():
-    assert fails_with(StageError("no such thing")) == "prepare: no such thing"
-    assert "seed" in fails_with(ValueError("seed is -1"))
-    full = fails_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "models/x"))
-    assert "models/x" in full
-    assert "No space left" in full
-    assert "goes on where it stopped" in full
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StageError("no such thing"), MEND),
+        (ValueError("no such thing"), MEND),
+        (Busy("no such thing"), BUSY),
+        (AtWork("no such thing"), BUSY),
+        (TryAgain("no such thing"), AGAIN),
+    ],
+)
+def test_a_failure_is_one_line_and_its_code_says_what_to_do(capsys, error, code):
+    found, said, told = prepare_ends(capsys, error)
+    assert (found, said) == (code, "prepare: no such thing")
+    assert told == (code, "no such thing")
+
+
+def test_a_full_disk_names_the_file(capsys):
+    code, said, _ = prepare_ends(capsys, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "models/x"))
+    assert code == MEND
+    assert "models/x" in said
+    assert "No space left" in said
+    assert "goes on where it stopped" in said
+
+
+def test_no_code_is_one_that_python_or_dvc_ends_with():
+    assert not {MEND, BUSY, AGAIN, INTERRUPTED} & {0, 1, 2, 120, 255, *range(250, 255)}
+    assert len({MEND, BUSY, AGAIN, INTERRUPTED}) == 4
+
+
+def test_an_ending_is_of_the_last_run_only(capsys):
+    prepare_ends(capsys, TryAgain("away"))
+
+    def prepare():
+        assert ended("prepare") is None
+
+    main(prepare)
+    assert ended("prepare") is None
+
+
+def test_the_first_of_several_processes_to_tell_is_right(capsys, monkeypatch):
+    """As with torchrun: a process says what is wrong, and the one that started it only that a process failed."""
+    monkeypatch.setenv("RANK", "0")
+    prepare_ends(capsys, Busy("another process is at work"))
+    monkeypatch.setenv("RANK", "1")
+    assert prepare_ends(capsys, StageError("a consequence"))[2] == (BUSY, "another process is at work")
+    monkeypatch.setenv("RANK", "0")
+    assert prepare_ends(capsys, TryAgain("one of 2 processes failed"))[0] == BUSY
+
+
+def test_where_an_ending_cannot_be_written_the_line_and_the_code_remain(capsys, tmp_path):
+    (tmp_path / ".work").write_text("a file, where a folder should be")
+    assert prepare_ends(capsys, StageError("no such thing")) == (MEND, "prepare: no such thing", None)
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch):
-    def prepare(error):
-        raise error
+    def divides():
+        raise ZeroDivisionError
+
+    def complains():
+        raise ValueError("whose?")
 
     with pytest.raises(ZeroDivisionError):
-        main(partial(prepare, ZeroDivisionError()))
+        main(divides)
     monkeypatch.setenv("AUTOLORA_TRACEBACK", "1")
     with pytest.raises(ValueError, match="whose"):
-        main(partial(prepare, ValueError("whose?")))
+        main(complains)
 
 
 def test_the_same_work_has_the_same_folder(tmp_path, monkeypatch):
