@@ -11,20 +11,20 @@ of what it is sent, never its range: export with `export.input: uint8`, where 0.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from autolora.common.files import write_bytes, write_text
-from autolora.export.runtime import BadModel, image_shape, notes, open_session, takes_bytes
-
-MAX_BATCH = 64
-QUEUE_MICROSECONDS = 2000  # how long a request may wait for others to share its batch
+from autolora.export.runtime import BadModel
+from pipelines.registry.triton_config import config, labels
 
 
-def write_repository(model: Path, folder: Path, name: str, gpu: bool) -> Path:
+def write_repository(model: Path, folder: Path, name: str, *, gpu: bool) -> Path:
     """<folder>/<name>/{config.pbtxt,labels.txt,1/model.onnx}; the configuration is written last."""
-    names, text = "".join(f"{label}\n" for label in labels(model)), config(model, name, gpu)  # refuses a damaged file
+    names, text = (
+        "".join(f"{label}\n" for label in labels(model)),
+        config(model, name, gpu=gpu),
+    )  # refuses a damaged file
     target = folder / name
     write_bytes(target / "1" / "model.onnx", model.read_bytes())
     write_text(target / "labels.txt", names)
@@ -32,33 +32,7 @@ def write_repository(model: Path, folder: Path, name: str, gpu: bool) -> Path:
     return target
 
 
-def labels(model: Path) -> list[str]:
-    """Class names in the order of the logits; a name with a line break would move all that follow."""
-    session = open_session(model)
-    found = json.loads(notes(session).get("classes", "[]"))
-    return [str(label).replace("\n", " ") for label in found] or [str(i) for i in range(classes(model))]
-
-
-def classes(model: Path) -> int:
-    return int(open_session(model).get_outputs()[0].shape[1])
-
-
-def config(model: Path, name: str, gpu: bool) -> str:
-    session = open_session(model)
-    pixels = "TYPE_UINT8" if takes_bytes(session) else "TYPE_FP32"
-    dims = ", ".join(str(side) for side in image_shape(session))
-    return f"""# Written by deploy/model_repository.py from the file's own input contract.
-name: {json.dumps(name)}
-backend: "onnxruntime"
-max_batch_size: {MAX_BATCH}
-input [{{ name: "image", data_type: {pixels}, dims: [ {dims} ] }}]
-output [{{ name: "logits", data_type: TYPE_FP32, dims: [ {classes(model)} ], label_filename: "labels.txt" }}]
-instance_group [{{ kind: {"KIND_GPU" if gpu else "KIND_CPU"}, count: 1 }}]
-dynamic_batching {{ preferred_batch_size: [ 8, {MAX_BATCH} ], max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}
-"""
-
-
-def inference_service(storage: str, name: str, gpu: bool) -> str:
+def inference_service(storage: str, name: str, *, gpu: bool) -> str:
     """Triton inside KServe; `storage` is where the repository above was copied to."""
     resources = '{cpu: "1", memory: 2Gi, nvidia.com/gpu: "1"}' if gpu else '{cpu: "1", memory: 2Gi}'
     return f"""apiVersion: serving.kserve.io/v1beta1
@@ -88,10 +62,10 @@ def main() -> None:
     parser.add_argument("--kserve", metavar="STORAGE_URI", help="print an InferenceService for a stored repository")
     arguments = parser.parse_args()
     if arguments.kserve:
-        print(inference_service(arguments.kserve, arguments.name, arguments.gpu), end="")
+        print(inference_service(arguments.kserve, arguments.name, gpu=arguments.gpu), end="")
     elif arguments.model and arguments.repository:
         try:
-            print(write_repository(arguments.model, arguments.repository, arguments.name, arguments.gpu))
+            print(write_repository(arguments.model, arguments.repository, arguments.name, gpu=arguments.gpu))
         except (BadModel, OSError) as error:
             sys.exit(f"model_repository: {error}")
     else:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,7 +37,10 @@ from stages.common.runner import StageError, only_one
 from stages.evidence.canaries import compare, disagreement
 from stages.evidence.files import onnx_metadata
 from stages.register import CANARIES, quiet
-from stages.tracking.client import answering, connect
+from stages.tracking.client import answering, connect, mlflow_module
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
 
 Canaries = dict[str, np.ndarray]
 METADATA = ("weights_sha256", "threat")  # what the file says of itself must be what the registry says
@@ -69,8 +72,8 @@ AS_USUAL = How()
 
 def deploy(name: str, alias: str, to: Path, how: How = AS_USUAL) -> str:
     """One look at the alias; returns what was done."""
-    mlflow = connect()
-    number = alias_version(mlflow, name, alias)
+    client = connect().MlflowClient()
+    number = alias_version(client, name, alias)
     if number is None:
         raise StageError(f"{where()} has no {name}@{alias}: promote a version first")
     model = to / name
@@ -80,29 +83,29 @@ def deploy(name: str, alias: str, to: Path, how: How = AS_USUAL) -> str:
         if str(number) in record["refused"] and not how.retry:
             why = record["refused"][str(number)]
             raise Refused(f"{name} version {number} was refused here before ({why}): --retry tries it again")
-        version = get_version(mlflow, name, number)
+        version = get_version(client, name, number)
         if record["current"] == number and _is(model, version):
             return f"{name} version {number} is served already"
         with tempfile.TemporaryDirectory() as folder:
-            return _publish(mlflow, version, model, Path(folder), how)
+            return _publish(version, model, Path(folder), how)
 
 
-def _is(model: Path, version: Any) -> bool:
+def _is(model: Path, version: ModelVersion) -> bool:
     file = model / str(version.version) / repository.MODEL_FILE
     return file.is_file() and file_sha256(file) == version.tags.get("onnx_sha256")
 
 
-def _publish(mlflow: Any, version: Any, model: Path, folder: Path, how: How) -> str:
+def _publish(version: ModelVersion, model: Path, folder: Path, how: How) -> str:
     """Verify, try, write, try again where it lies, and take it back when it does not answer as recorded."""
     number, before = int(version.version), repository.state(model)["current"]
-    path = verified_onnx(mlflow, version, folder)
+    path = verified_onnx(version, folder)
     check_metadata(version, path)
-    canaries = fetch_canaries(mlflow, version, folder)
+    canaries = fetch_canaries(version, folder)
     _try(model, number, before, lambda: disagreement(path, canaries))
     if how.server:  # or a dead server would have the served version changed, and changed back, at each look
         _try(model, number, before, partial(alive, how.server))
     written = repository.write_version(model, number, path)
-    repository.serve(model, number, {"at": now(), "by": who(), "what": "deployed"}, how.gpu)
+    repository.serve(model, number, {"at": now(), "by": who(), "what": "deployed"}, gpu=how.gpu)
     _try(model, number, before, lambda: disagreement(written, canaries))
     if how.server:
         _try(model, number, before, partial(ask, how.server, model.name, number, canaries))
@@ -110,7 +113,7 @@ def _publish(mlflow: Any, version: Any, model: Path, folder: Path, how: How) -> 
     return f"{model.name} version {number} is served from {written.parent} (before: {before or 'none'})"
 
 
-def check_metadata(version: Any, path: Path) -> None:
+def check_metadata(version: ModelVersion, path: Path) -> None:
     notes = onnx_metadata(path)
     for key in METADATA:
         if notes.get(key) != version.tags.get(key):
@@ -120,10 +123,12 @@ def check_metadata(version: Any, path: Path) -> None:
             )
 
 
-def fetch_canaries(mlflow: Any, version: Any, folder: Path) -> Canaries:
+def fetch_canaries(version: ModelVersion, folder: Path) -> Canaries:
     """The recorded answers, which must be those that were registered."""
     with quiet():
-        path = mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=CANARIES, dst_path=str(folder))
+        path = mlflow_module().artifacts.download_artifacts(
+            run_id=version.run_id, artifact_path=CANARIES, dst_path=str(folder)
+        )
     if file_sha256(path) != version.tags.get("canaries_sha256"):
         title = f"{version.name} version {version.version}"
         raise StageError(f"{title}: {CANARIES} was changed after it was registered: refused")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.registry import decision_log as history
 from pipelines.registry.gates import Finding, Paired, as_record, champion_findings, gate_findings
@@ -24,20 +24,24 @@ from stages.common.runner import StageError
 from stages.register import check_receipt
 from stages.tracking.client import answering, connect
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
 CLAIM = "promotion_claim"
 
 
 def promote(
-    name: str, version: str, to: str, gates: Gates, force: bool = False, why: str | None = None
+    name: str, version: str, to: str, gates: Gates, *, force: bool = False, why: str | None = None
 ) -> dict[str, Any]:
     """The entry in the log: what was decided on this version, and on which evidence."""
-    mlflow = connect()
-    number = int(_version(mlflow, name, version).version)
-    claim = _claim(mlflow, name)
-    present = alias_version(mlflow, name, to)
+    client = connect().MlflowClient()
+    number = int(_version(client, name, version).version)
+    claim = _claim(client, name)
+    present = alias_version(client, name, to)
     if present == number:
         raise StageError(f"{name} version {number} is {to} already")
-    findings, tests = examine(mlflow, name, number, to, gates)
+    findings, tests = examine(client, name, number, to, gates)
     earned = all(f.passed for f in findings)
     entry = {
         "model": name,
@@ -48,39 +52,41 @@ def promote(
         "why": why,
         "evidence": as_record(findings, tests),
     }
-    return _move(mlflow, entry, claim) if earned or force else history.append(mlflow, entry)
+    return _move(client, entry, claim) if earned or force else history.append(client, entry)
 
 
-def _version(mlflow: Any, name: str, version: str) -> Any:
+def _version(client: MlflowClient, name: str, version: str) -> ModelVersion:
     if version != "registered":
-        return get_version(mlflow, name, version)
-    found = check_receipt(mlflow.MlflowClient())
+        return get_version(client, name, version)
+    found = check_receipt(client)
     if found.name != name:
         raise StageError(f"models/registered.json is of {found.name}, not of {name}")
     return found
 
 
-def examine(mlflow: Any, name: str, number: int, to: str, gates: Gates) -> tuple[list[Finding], dict[str, Paired]]:
+def examine(
+    client: MlflowClient, name: str, number: int, to: str, gates: Gates
+) -> tuple[list[Finding], dict[str, Paired]]:
     """The gates; and for a champion the paired test against the one that reigns."""
-    reigning = alias_version(mlflow, name, "champion")
-    with evidence_of(mlflow, get_version(mlflow, name, number)) as new:
+    reigning = alias_version(client, name, "champion")
+    with evidence_of(get_version(client, name, number)) as new:
         findings = gate_findings(new, gates)
         if to != "champion" or reigning is None or reigning == number:
             return findings, {}
-        with evidence_of(mlflow, get_version(mlflow, name, reigning)) as old:
+        with evidence_of(get_version(client, name, reigning)) as old:
             more, tests = champion_findings(new, old, gates)
     return findings + more, tests
 
 
 def rollback(name: str, alias: str = "champion", why: str | None = None) -> dict[str, Any]:
     """Back to the version before, whose files must still be what they were."""
-    mlflow = connect()
-    claim = _claim(mlflow, name)
-    present = alias_version(mlflow, name, alias)
-    before = [v for v in history.reigns(history.entries(mlflow, name), alias) if v != present]
+    client = connect().MlflowClient()
+    claim = _claim(client, name)
+    present = alias_version(client, name, alias)
+    before = [v for v in history.reigns(history.entries(client, name), alias) if v != present]
     if present is None or not before:
         raise StageError(f"{name} has no {alias} before the present one ({present}): there is nothing to go back to")
-    with evidence_of(mlflow, get_version(mlflow, name, before[-1])):
+    with evidence_of(get_version(client, name, before[-1])):
         entry = {
             "model": name,
             "alias": alias,
@@ -89,39 +95,41 @@ def rollback(name: str, alias: str = "champion", why: str | None = None) -> dict
             "decision": "rolled back",
             "why": why,
         }
-    return _move(mlflow, entry, claim)
+    return _move(client, entry, claim)
 
 
-def _claim(mlflow: Any, name: str) -> str:
+def _claim(client: MlflowClient, name: str) -> str:
     """MLflow cannot compare and set an alias, so whoever decides leaves a mark first: the last mark wins."""
+    from mlflow import MlflowException
+
     claim = uuid.uuid4().hex
     try:
-        mlflow.MlflowClient().set_registered_model_tag(name, CLAIM, claim)
-    except mlflow.MlflowException:
+        client.set_registered_model_tag(name, CLAIM, claim)
+    except MlflowException:
         raise StageError(f"{where()} has no model named {name}") from None
     return claim
 
 
-def _move(mlflow: Any, entry: dict[str, Any], claim: str) -> dict[str, Any]:
+def _move(client: MlflowClient, entry: dict[str, Any], claim: str) -> dict[str, Any]:
     """Log, look once more, set. Of two who decide at the same time, one finds the other's mark or a moved alias."""
-    client, name, alias = mlflow.MlflowClient(), entry["model"], entry["alias"]
-    entry = history.append(mlflow, entry)
+    name, alias = entry["model"], entry["alias"]
+    entry = history.append(client, entry)
     mine = client.get_registered_model(name).tags.get(CLAIM) == claim
-    present = alias_version(mlflow, name, alias)
+    present = alias_version(client, name, alias)
     if not mine or present != entry["previous"]:
         reason = f"the alias moved from {entry['previous']} to {present}" if mine else "somebody else began to promote"
-        history.append(mlflow, entry | {"decision": "withdrawn", "why": reason, "withdraws": entry["id"]})
+        history.append(client, entry | {"decision": "withdrawn", "why": reason, "withdraws": entry["id"]})
         raise StageError(
             f"{name}: {reason} while version {entry['version']} was examined; nothing was changed, run it again"
         )
     client.set_registered_model_alias(name, alias, str(entry["version"]))
-    if alias_version(mlflow, name, alias) != entry["version"]:
+    if alias_version(client, name, alias) != entry["version"]:
         raise StageError(f"{name}@{alias} was moved again by somebody else at once: see --history")
     _tag(client, entry)
     return entry
 
 
-def _tag(client: Any, entry: dict[str, Any]) -> None:
+def _tag(client: MlflowClient, entry: dict[str, Any]) -> None:
     tests = entry.get("evidence", {}).get("tests", {})
     tags = {
         "decision": f"{entry['decision']} to {entry['alias']}",
@@ -146,10 +154,10 @@ def show(entry: dict[str, Any]) -> None:
 
 
 def show_history(name: str) -> None:
-    mlflow = connect()
-    log = history.entries(mlflow, name)
+    client = connect().MlflowClient()
+    log = history.entries(client, name)
     print("\n".join(history.lines(log)) or f"{name}: no decision yet")
-    present, known = alias_version(mlflow, name, "champion"), history.reigns(log, "champion")
+    present, known = alias_version(client, name, "champion"), history.reigns(log, "champion")
     if present is not None and present != (known[-1] if known else None):
         print(f"  !! champion is version {present}, which no entry explains: the alias was moved by other means")
 
@@ -181,7 +189,7 @@ def carry_out(chosen: argparse.Namespace) -> dict[str, Any] | None:
     if chosen.rollback:
         return rollback(chosen.name, chosen.to, chosen.why)
     gates = check(chosen.params).register.gates
-    return promote(chosen.name, chosen.version, chosen.to, gates, chosen.force, chosen.why)
+    return promote(chosen.name, chosen.version, chosen.to, gates, force=chosen.force, why=chosen.why)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -163,6 +163,7 @@ def run_name() -> str:
 @flow(name="rebuild", flow_run_name=run_name, persist_result=False)
 def rebuild(
     stages: list[str] | None = None,
+    *,
     overrides: dict[str, Any] | None = None,
     revision: str | None = None,
     folder: Path = Path("."),
@@ -179,7 +180,7 @@ def rebuild(
     source, overrides = Path(folder).resolve(), overrides or {}
     leave_no_orphans()
     workspace.use_storage(source)
-    refuse(source, stages or [], revision, uncommitted and not (overrides or revision or preset))
+    refuse(source, stages or [], revision, uncommitted=uncommitted and not (overrides or revision or preset))
     with place(source, revision, overrides, preset) as here, workspace.alone(here):
         env = environment(source, here)
         rows = [outcome(stage, here, env, gpus) for stage in graph.stages(here, stages or [])]
@@ -191,7 +192,7 @@ def rebuild(
     return rows
 
 
-def refuse(source: Path, stages: Sequence[str], revision: str | None, uncommitted: bool) -> None:
+def refuse(source: Path, stages: Sequence[str], revision: str | None, *, uncommitted: bool) -> None:
     """What can be known to be wrong before a server is started or a workspace made."""
     graph.stages(source, stages)
     workspace.resolve(source, revision or "HEAD")
@@ -281,7 +282,7 @@ def start(args: argparse.Namespace) -> None:
         print(pools.submit(f"rebuild/{args.pool}", given))
     else:
         fresh = bool(args.override or args.revision or args.preset)
-        refuse(Path.cwd(), args.stages, args.revision, args.uncommitted and not fresh)
+        refuse(Path.cwd(), args.stages, args.revision, uncommitted=args.uncommitted and not fresh)
         rebuild(**given)
 
 

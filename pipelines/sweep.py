@@ -147,10 +147,10 @@ def params_of(source: Path, cell: Cell) -> dict[str, Any]:
     return params
 
 
-def value_at(params: Any, key: str) -> Any:
+def value_at(values: Any, key: str) -> Any:
     for part in key.split("."):
-        params = params.get(part) if isinstance(params, dict) else None
-    return params
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def place_of(source: Path, plan: Sweep, cell: Cell) -> Path:

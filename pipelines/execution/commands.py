@@ -1,4 +1,4 @@
-"""Run a command under the warden: its lines as they come, a time limit, and nothing left behind."""
+"""Run a command under the process guard: its lines as they come, a time limit, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pipelines.execution import process_guard as warden
+from pipelines.execution import process_guard
 
 LINE_END = re.compile(rb"[\r\n]+")
 KEPT = 40  # last lines that an error may quote
@@ -48,7 +48,7 @@ def run(
         except TimeoutError:
             raise TimeLimit(command, seconds, kept) from None
         finally:
-            process.stdin.close()  # type: ignore[union-attr]  # the warden ends the family
+            process.stdin.close()  # type: ignore[union-attr]  # the guard ends the family
         status = process.wait()
     if status:
         raise CommandFailed(command, status, kept)
@@ -56,9 +56,9 @@ def run(
 
 
 def started(command: Sequence[str], folder: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """In a session of its own: a signal to the caller's group must not take the warden away before its children."""
+    """In a session of its own: a signal to the caller's group must not take the guard away before its children."""
     return subprocess.Popen(
-        [sys.executable, "-P", warden.__file__, *command],
+        [sys.executable, "-P", process_guard.__file__, *command],
         cwd=folder,
         env=dict(env),
         stdin=subprocess.PIPE,
@@ -96,7 +96,7 @@ def end_with_parent(seconds: float = 1.0) -> None:
 
 
 def end_when(over: Callable[[], bool], seconds: float) -> None:
-    """Look again and again, beside the work; then end at once: the warden sees the pipe close and cleans up."""
+    """Look again and again, beside the work; then end at once: the guard sees the pipe close and cleans up."""
 
     def watch() -> None:
         while not over():

@@ -3,7 +3,7 @@
     python -m pipelines.execution.process_guard COMMAND ...        with a pipe on stdin, held open by the caller
 
 The kernel closes the pipe when the caller ends, kill -9 included; then every descendant is killed, also those that have
-moved to a session of their own (torchrun's workers do). On Linux orphans go to the warden, so that none is missed.
+moved to a session of their own (torchrun's workers do). On Linux orphans go to this process, so that none is missed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def adopt_orphans() -> None:
 
 
 def die_with_parent() -> None:
-    """Between fork and exec: should the warden itself be killed with -9, its child goes too."""
+    """Between fork and exec: should this process itself be killed with -9, its child goes too."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 

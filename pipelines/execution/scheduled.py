@@ -19,15 +19,15 @@ HOUR = 3600.0
 @flow(name="promote", flow_run_name="promote {name} {version} to {to}")
 def promote(name: str, version: int | str, to: str = "champion") -> None:
     """A refusal fails the run, with its reasons in the log; the registry keeps it as well."""
-    errand("pipelines.promote", name, str(version), "--to", to)
+    run_module("pipelines.promote", name, str(version), "--to", to)
 
 
 @flow(name="deploy", flow_run_name="deploy {model}")
 def deploy(model: str, to: str) -> None:
     """What the alias names now, verified and tried on its canaries."""
-    errand("pipelines.deploy", model, "--to", to)
+    run_module("pipelines.deploy", model, "--to", to)
 
 
-def errand(module: str, *arguments: str) -> None:
+def run_module(module: str, *arguments: str) -> None:
     command = [sys.executable, "-m", module, *arguments]
     commands.run(command, Path.cwd(), commands.environment(), HOUR, get_run_logger().info)

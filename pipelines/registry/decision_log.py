@@ -11,40 +11,51 @@ import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.evidence.provenance import git
 from stages.tracking.client import experiment
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
 MOVED = ("promoted", "forced", "rolled back")
 
 
-def entries(mlflow: Any, name: str) -> list[dict[str, Any]]:
+def entries(client: MlflowClient, name: str) -> list[dict[str, Any]]:
     """All decisions on a model, oldest first, deleted ones too."""
-    found = mlflow.MlflowClient().get_experiment_by_name(_log_name())
+    found = client.get_experiment_by_name(_log_name())
     if found is None:
         return []
-    runs = mlflow.search_runs(
-        experiment_ids=[found.experiment_id],
-        filter_string=f"tags.model = '{name}'",
-        run_view_type=mlflow.entities.ViewType.ALL,
-        output_format="list",
-    )
+    runs = _all_runs(client, found.experiment_id, f"tags.model = '{name}'")
     records = [json.loads(run.data.tags["entry"]) | {"id": run.info.run_id} for run in runs]
     return sorted(records, key=lambda r: (r["at"], r["id"]))
 
 
-def append(mlflow: Any, entry: dict[str, Any]) -> dict[str, Any]:
+def _all_runs(client: MlflowClient, experiment_id: str, where: str) -> list[Run]:
+    """Page by page, deleted ones too."""
+    from mlflow.entities import ViewType
+
+    found: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], where, ViewType.ALL, max_results=1000, page_token=token)
+        found += page
+        if not (token := page.token):
+            return found
+
+
+def append(client: MlflowClient, entry: dict[str, Any]) -> dict[str, Any]:
     """One request, so that an entry is there whole or not at all."""
-    client = mlflow.MlflowClient()
-    before = entries(mlflow, entry["model"])
+    before = entries(client, entry["model"])
     entry = {**entry, "at": now(), "by": who(), "follows": before[-1]["id"] if before else None}
     title = f"{entry['model']} {entry['version']} {entry['alias']} {entry['decision']}"
     tags = {
         "entry": json.dumps(entry, sort_keys=True),
         **{k: str(entry[k]) for k in ("model", "version", "alias", "decision")},
     }
-    run = client.create_run(_experiment_id(mlflow), tags=tags, run_name=title)
+    run = client.create_run(_experiment_id(client), tags=tags, run_name=title)
     client.set_terminated(run.info.run_id)
     return entry | {"id": run.info.run_id}
 
@@ -53,11 +64,15 @@ def _log_name() -> str:
     return f"{experiment()}-promotions"
 
 
-def _experiment_id(mlflow: Any) -> str:
-    client = mlflow.MlflowClient()
-    with suppress(mlflow.MlflowException):  # there already
+def _experiment_id(client: MlflowClient) -> str:
+    from mlflow import MlflowException
+
+    found = client.get_experiment_by_name(_log_name())
+    if found is not None:
+        return found.experiment_id
+    with suppress(MlflowException):  # somebody else has just created it
         return client.create_experiment(_log_name())
-    return client.get_experiment_by_name(_log_name()).experiment_id
+    return _experiment_id(client)
 
 
 def now() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autolora.common.files import read_json, write_json, write_text
-from deploy.model_repository import config, labels
+from pipelines.registry.triton_config import config, labels
 
 STATE = "deployed.json"
 MODEL_FILE = "model.onnx"
@@ -43,13 +43,13 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def serve(model: Path, number: int, event: dict[str, Any], gpu: bool | None = None) -> None:
+def serve(model: Path, number: int, event: dict[str, Any], *, gpu: bool | None = None) -> None:
     """Point config.pbtxt at a version that is there, and keep that in the record; `gpu` None: as it was."""
     record, file = state(model), model / str(number) / MODEL_FILE
     record["gpu"] = bool(record.get("gpu") if gpu is None else gpu)
     policy = f"version_policy: {{ specific {{ versions: [ {number} ] }} }}\n"
     write_text(model / "labels.txt", "".join(f"{label}\n" for label in labels(file)))
-    write_text(model / "config.pbtxt", config(file, model.name, record["gpu"]) + policy)
+    write_text(model / "config.pbtxt", config(file, model.name, gpu=record["gpu"]) + policy)
     record["events"] = _counted(record["events"], {"version": number, "before": record["current"], **event})
     record["refused"].pop(str(number), None)
     write_json(model / STATE, record | {"current": number})

@@ -1,6 +1,6 @@
 """Reading the registry without trusting it: versions, aliases, and evidence that is what was registered.
 
-with evidence_of(mlflow, version) as evidence: ...     # downloaded, every sha256 verified
+with evidence_of(version) as evidence: ...     # downloaded, every sha256 verified
 """
 
 from __future__ import annotations
@@ -9,37 +9,45 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from autolora.common.files import file_sha256, read_json
 from stages.common.runner import StageError
 from stages.evidence.files import ONNX, Evidence, content_key, same_weights
 from stages.register import fetch_onnx, quiet, version_tags
-from stages.tracking.client import tracking_uri, without_password
+from stages.tracking.client import mlflow_module, tracking_uri, without_password
 from stages.tracking.mirror import EVIDENCE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 NOT_THERE = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
 
 
-def get_version(mlflow: Any, name: str, number: str | int) -> Any:
+def get_version(client: MlflowClient, name: str, number: str | int) -> ModelVersion:
+    from mlflow import MlflowException
+
     try:
-        return mlflow.MlflowClient().get_model_version(name, str(number))
-    except mlflow.MlflowException as error:
+        return client.get_model_version(name, str(number))
+    except MlflowException as error:
         if error.error_code not in NOT_THERE:
             raise
-        raise StageError(f"{where()} has no version {number} of {name}{_known(mlflow, name)}") from None
+        raise StageError(f"{where()} has no version {number} of {name}{_known(client, name)}") from None
 
 
-def _known(mlflow: Any, name: str) -> str:
-    found = sorted(int(v.version) for v in mlflow.MlflowClient().search_model_versions(f"name = '{name}'"))
+def _known(client: MlflowClient, name: str) -> str:
+    found = sorted(int(v.version) for v in client.search_model_versions(f"name = '{name}'"))
     return f": there are {', '.join(map(str, found))}" if found else ", and no model of that name"
 
 
-def alias_version(mlflow: Any, name: str, alias: str) -> int | None:
+def alias_version(client: MlflowClient, name: str, alias: str) -> int | None:
     """The number of the version that an alias names; None where it names none (MLflow says INVALID_PARAMETER_VALUE)."""
+    from mlflow import MlflowException
+
     try:
-        return int(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
-    except mlflow.MlflowException as error:
+        return int(client.get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
         if error.error_code not in NOT_THERE:
             raise
         return None
@@ -50,12 +58,13 @@ def where() -> str:
 
 
 @contextmanager
-def evidence_of(mlflow: Any, version: Any) -> Iterator[Evidence]:
+def evidence_of(version: ModelVersion) -> Iterator[Evidence]:
     """The files of a version in a temporary folder, laid out as in the repository, and verified."""
     with tempfile.TemporaryDirectory() as folder:
         title = f"{version.name} version {version.version}"
         try:
             with quiet():
+                mlflow = mlflow_module()
                 mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path=EVIDENCE, dst_path=folder)
                 tree = Path(folder) / EVIDENCE
                 (tree / ONNX).parent.mkdir(parents=True, exist_ok=True)
@@ -95,12 +104,12 @@ def _same(tag: str, value: str) -> bool:
         return False
 
 
-def verified_onnx(mlflow: Any, version: Any, folder: Path) -> Path:
+def verified_onnx(version: ModelVersion, folder: Path) -> Path:
     """The version's ONNX file in `folder`, with the sha256 that was registered."""
     title = f"{version.name} version {version.version}"
     try:
         with quiet():
-            path = fetch_onnx(mlflow, version, folder)
+            path = fetch_onnx(mlflow_module(), version, folder)
     except Exception as error:
         raise StageError(f"{title}: model.onnx cannot be fetched from {where()} ({error})") from None
     found, expected = file_sha256(path), version.tags.get("onnx_sha256", "none registered")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autolora.common.files import read_json
 from pipelines.execution import commands
@@ -20,6 +20,9 @@ from pipelines.sweeps.grid import Sweep
 from pipelines.workspace.revisions import TRACKING, module_in
 from stages.common.runner import StageError
 from stages.tracking import client as tracking
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
 PARENT = "mlflow.parentRunId"
@@ -69,14 +72,14 @@ def _inside(folder: Path) -> Any:
         os.chdir(before)
 
 
-def _run(client: Any, experiment: str, name: str, tags: dict[str, str]) -> str:
+def _run(client: MlflowClient, experiment: str, name: str, tags: dict[str, str]) -> str:
     """The run with these tags; a second time it is found, not made again."""
     clauses = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     found = client.search_runs([experiment], filter_string=clauses, max_results=1)
     return found[0].info.run_id if found else client.create_run(experiment, run_name=name, tags=tags).info.run_id
 
 
-def _child(client: Any, experiment: str, parent: str, result: Result) -> None:
+def _child(client: MlflowClient, experiment: str, parent: str, result: Result) -> None:
     """The run that `register` has written, where the cell came so far; else one with the cell's figures."""
     receipt = result.folder / "models" / "registered.json"
     if receipt.is_file():

@@ -232,7 +232,7 @@ def override(folder: Path, overrides: Mapping[str, Any]) -> None:
         judge(folder, folder, ["params.yaml"])
 
 
-def put(params: dict[str, Any], key: str, value: Any, allow_new: bool) -> None:
+def put(params: dict[str, Any], key: str, value: Any, *, allow_new: bool) -> None:
     *parents, last = key.split(".")
     section: Any = params
     for part in parents:

@@ -1,4 +1,4 @@
-"""A command under the warden: its lines as they come, its time limit, and no descendant left, however the end comes."""
+"""A command under the process guard: lines as they come, its time limit, and no descendant left, whatever ends it."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_family_that_ignores_the_polite_signal_is_killed_too(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_family_ends_with_the_process_that_asked_for_it(tmp_path, number):
-    """kill -9 gives that process no chance to clean up: the warden sees its pipe close."""
+    """kill -9 gives that process no chance to clean up: the guard sees its pipe close."""
     caller = (
         "import sys; from pathlib import Path; from pipelines.execution import commands\n"
         f"commands.run([sys.executable, '-c', {FAMILY!r}], Path('.'), commands.environment(), 600, "

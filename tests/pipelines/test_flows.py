@@ -273,7 +273,7 @@ def test_a_worker_killed_in_mid_training_and_another_that_goes_on(deployed, temp
     hit = next(name for name in clones if "dvc train" in server.log(name))
     other = next(name for name in clones if name != hit)
     family = psutil.Process(workers[hit].pid).children(recursive=True)
-    assert len(family) >= 4  # the flow, the warden, dvc, the training, and its child
+    assert len(family) >= 4  # the flow, the process guard, dvc, the training, and its child
     workers[hit].kill()
     assert not psutil.wait_procs(family, timeout=20)[1]
     wait_for("the end of the run", lambda: server.flow_run(run)["state_type"] == "COMPLETED", 240)

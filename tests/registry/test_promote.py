@@ -15,7 +15,10 @@ from stages.tracking.client import connect
 
 
 def log(name="synthetic"):
-    return [(e["alias"], e["version"], e["previous"], e["decision"]) for e in history.entries(connect(), name)]
+    return [
+        (e["alias"], e["version"], e["previous"], e["decision"])
+        for e in history.entries(connect().MlflowClient(), name)
+    ]
 
 
 def artifact(registry, name):
@@ -27,7 +30,7 @@ def artifact(registry, name):
 
 
 def champion():
-    return alias_version(connect(), "synthetic", "champion")
+    return alias_version(connect().MlflowClient(), "synthetic", "champion")
 
 
 def test_the_better_one_becomes_champion_the_worse_one_does_not(registry, client, capsys):
@@ -70,7 +73,7 @@ def test_a_challenger_needs_only_its_gates(registry, tmp_path):
     strict = tmp_path / "params.yaml"
     strict.write_text(Path("params.yaml").read_text().replace("robust: 0.3", "robust: 0.65"))
     assert main(["synthetic", "1", "--to", "challenger", "--params", str(strict)]) == 1
-    assert alias_version(connect(), "synthetic", "challenger") == 3
+    assert alias_version(connect().MlflowClient(), "synthetic", "challenger") == 3
 
 
 def test_the_receipt_names_a_version(registry, capsys):
@@ -91,7 +94,7 @@ def test_an_alias_that_moves_meanwhile_stops_the_promotion(registry, client, mon
     assert "the alias moved from None to 1" in capsys.readouterr().err
     assert champion() == 1
     assert [e[3] for e in log()] == ["promoted", "withdrawn"]
-    assert history.reigns(history.entries(connect(), "synthetic"), "champion") == []
+    assert history.reigns(history.entries(connect().MlflowClient(), "synthetic"), "champion") == []
 
 
 def test_of_two_who_promote_at_once_only_one_does(registry, client, monkeypatch, capsys):
@@ -148,7 +151,7 @@ def test_what_is_not_there_is_named(registry, capsys, arguments, message):
 def test_a_removed_entry_and_an_unexplained_move_are_seen(registry, client, capsys):
     main(["synthetic", "1"]), main(["synthetic", "2"]), main(["synthetic", "1", "--force", "--why", "drill"])
     capsys.readouterr()
-    found = history.entries(connect(), "synthetic")
+    found = history.entries(connect().MlflowClient(), "synthetic")
     kept = [e for e in found if e["version"] != 2]
     assert any("removed from the log" in line for line in history.lines(kept))
     assert not any("removed from the log" in line for line in history.lines(found))

@@ -137,7 +137,7 @@ def test_two_machines_register_at_once_and_the_better_one_is_promoted(server, tm
     assert promote(["synthetic", str(version.version)]) == 0
     assert promote(["synthetic", str(better)]) == 0
     assert promote(["synthetic", str(version.version)]) == 1
-    assert alias_version(mlflow, "synthetic", "champion") == better
+    assert alias_version(client, "synthetic", "champion") == better
 
 
 def test_a_server_that_goes_away_and_comes_back(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def test_the_repository(
     dims: list,
     kind: str,
 ) -> None:
-    target = model_repository.write_repository(models[pixels], tmp_path, "robust", gpu)
+    target = model_repository.write_repository(models[pixels], tmp_path, "robust", gpu=gpu)
     assert (target / "1" / "model.onnx").read_bytes() == models[pixels].read_bytes()
     assert (target / "labels.txt").read_text().splitlines() == CLASSES
     config = text_format.Parse((target / "config.pbtxt").read_text(), schema.ModelConfig())
@@ -64,7 +64,7 @@ def test_the_repository(
 
 
 def test_the_schema_would_have_seen_a_mistake(schema: ModuleType, models: dict[str, Path]) -> None:
-    text = model_repository.config(models["float32"], "robust", False)
+    text = model_repository.config(models["float32"], "robust", gpu=False)
     for right, wrong in (("max_batch_size", "max_batchsize"), ("KIND_CPU", "KIND_TPU"), ("TYPE_FP32", "FP32")):
         with pytest.raises(text_format.ParseError):
             text_format.Parse(text.replace(right, wrong), schema.ModelConfig())
@@ -81,7 +81,7 @@ def test_a_damaged_model_leaves_no_repository(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_the_inference_service(gpu: bool) -> None:
-    service = yaml.safe_load(model_repository.inference_service("s3://models/robust", "robust", gpu))
+    service = yaml.safe_load(model_repository.inference_service("s3://models/robust", "robust", gpu=gpu))
     model = service["spec"]["predictor"]["model"]
     assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
     assert model["protocolVersion"] == "v2"
@@ -99,7 +99,9 @@ def inference_service() -> Any:
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_the_inference_service_against_kserves_own_schema(inference_service: Any, gpu: bool) -> None:
-    inference_service.validate(yaml.safe_load(model_repository.inference_service("s3://models/robust", "robust", gpu)))
+    inference_service.validate(
+        yaml.safe_load(model_repository.inference_service("s3://models/robust", "robust", gpu=gpu))
+    )
     for document in yaml.safe_load_all((Path(model_repository.__file__).parent / "kserve.yaml").read_text()):
         inference_service.validate(document)
 
@@ -116,7 +118,7 @@ def test_the_inference_service_against_kserves_own_schema(inference_service: Any
     ],
 )
 def test_kserves_schema_would_have_seen_a_mistake(inference_service: Any, right: str, wrong: str, said: str) -> None:
-    text = model_repository.inference_service("s3://models/robust", "robust", False)
+    text = model_repository.inference_service("s3://models/robust", "robust", gpu=False)
     assert right in text
     errors = [error.message for error in inference_service.iter_errors(yaml.safe_load(text.replace(right, wrong)))]
     assert any(said in error for error in errors), errors
