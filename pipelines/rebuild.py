@@ -47,6 +47,7 @@ PERCENT = re.compile(r"\b(\d{1,3})%\|")  # tqdm: "finetune:  42%|####   | 25/60 
 HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.", "Use `dvc push`")
 REFUSED = (graph.GraphError, workspace.WorkspaceError, slots.SlotError, pools.PoolError, commands.CommandFailed)
 MOST_RUNS = 5
+INSTEAD = ", or give --uncommitted to build from them all the same (here, without --override and --revision)"
 LOOK = 15.0  # seconds between two looks at whether this run still is the one
 EVERY = 10.0  # seconds between two reports of one progress bar
 AT_WORK, PAUSE = (
@@ -145,7 +146,7 @@ class Reporter:
 def place(source: Path, revision: str | None, overrides: Mapping[str, Any], preset: str | None) -> Iterator[Path]:
     """Here; with overrides, a revision or a preset in a fresh worktree."""
     if overrides or revision or preset:
-        with workspace.fresh(source, revision or "HEAD", overrides, run_name(), preset) as folder:
+        with workspace.fresh(source, revision, overrides, run_name(), preset) as folder:
             yield folder
     else:
         yield source
@@ -197,7 +198,15 @@ def refuse(source: Path, stages: Sequence[str], revision: str | None, *, uncommi
     graph.stages(source, stages)
     workspace.resolve(source, revision or "HEAD")
     if not uncommitted:
-        workspace.refuse_uncommitted(source)
+        workspace.refuse_uncommitted(source, INSTEAD)
+
+
+def refuse_unseen_params(source: Path, elsewhere: str | None) -> None:
+    """A worker works in a clone of its own."""
+    if not elsewhere and workspace.changed_params(source):
+        raise workspace.WorkspaceError(
+            "params.yaml is changed here, and a worker does not see that: commit and push it, or give --override"
+        )
 
 
 def leave_no_orphans() -> None:
@@ -279,6 +288,7 @@ def start(args: argparse.Namespace) -> None:
         "preset": args.preset,
     }
     if args.pool:
+        refuse_unseen_params(Path.cwd(), args.revision or args.preset)
         print(pools.submit(f"rebuild/{args.pool}", given))
     else:
         fresh = bool(args.override or args.revision or args.preset)

@@ -91,6 +91,8 @@ def refuse(source: Path, name: str, revision: str) -> tuple[Sweep, str]:
     plan = grid.load(name, source)
     graph.stages(source, [*plan.stages, *([plan.first] if plan.first else [])])
     workspace.refuse_uncommitted(source)
+    if workspace.changed_params(source) and any(cell.preset is None for cell in plan.cells):
+        raise grid.GridError("params.yaml is changed, and cells start from the committed one: commit it first")
     commit = workspace.resolve(source, revision)
     if commit == workspace.resolve(source, "HEAD"):  # another revision's schema judges its cells when they are built
         refuse_cells(source, plan)

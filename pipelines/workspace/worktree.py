@@ -6,7 +6,6 @@ not keep (linked in, so that DVC finds the same hashes); outputs of earlier runs
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import os
 import re
@@ -17,15 +16,17 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
+from autolora.common.files import AtWork, locked
 from pipelines.execution import commands
 from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace.revisions import PARAMS, RUNNER, module_in, schema_in
 
 OWN = ("dvc.lock", ".gitignore")  # DVC writes both
+PARAMS_FILE = "params.yaml"  # what a run is given, not what it is made from: it is recorded with the run
 
 
 class WorkspaceError(ValueError):
@@ -57,55 +58,54 @@ def resolve(folder: Path, revision: str) -> str:
 def alone(folder: Path) -> Iterator[None]:
     """Two rebuilds never work in one folder; the lock dies with its holder."""
     file = folder / ".dvc" / "tmp" / "rebuild.lock"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "a+") as handle:
-        if not _locked(handle):
-            handle.seek(0)
-            raise WorkspaceError(
-                f"{folder} is being rebuilt by process {handle.read().strip() or 'unknown'}: wait for it, or give "
-                "--revision HEAD to work in a fresh workspace beside it"
-            )
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
-
-
-def _locked(handle: IO[Any]) -> bool:
+    owner = file.with_suffix(".pid")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        with locked(file):
+            owner.write_text(str(os.getpid()))
+            yield
+    except AtWork:
+        known = owner.read_text() if owner.is_file() else "unknown"
+        raise WorkspaceError(
+            f"{folder} is being rebuilt by process {known}: wait for it, or give --revision HEAD to work in a fresh "
+            "workspace beside it"
+        ) from None
 
 
-def refuse_uncommitted(folder: Path) -> None:
+def refuse_uncommitted(folder: Path, instead: str = "") -> None:
     """What a run was made from must be a commit; DVC's own files and outputs may differ."""
     changed = uncommitted(folder)
     if changed:
         shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
-        raise WorkspaceError(
-            f"{folder} has changes that are not committed: {shown}. Commit them, or give --uncommitted to build from "
-            "them all the same (here, without --override and --revision)"
-        )
+        raise WorkspaceError(f"{folder} has changes that are not committed: {shown}. Commit them{instead}")
 
 
 def uncommitted(folder: Path) -> list[str]:
-    """Changed or new files, relative to the top of the repository, but for DVC's outputs, dvc.lock and new raw files.
+    """Changed files, and new ones that a stage reads as code, relative to the top of the repository.
 
-    New files in a folder that a stage reads (images, weights) are data: DVC knows them by their hash.
+    DVC's outputs, dvc.lock and params.yaml may differ: they are recorded with each run. New files in a folder that a
+    stage reads (images, weights) are data: DVC knows them by their hash. Nobody reads other new files.
     """
     entries = git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", ".").split("\0")
     top = Path(git(folder, "rev-parse", "--show-toplevel").strip())
     with graph.opened(folder) as repo:
         outs = [Path(out.fs_path).absolute() for out in repo.index.outs]
-        read = [Path(dep.fs_path).absolute() for dep in repo.index.deps if dep.protocol == "local"]
-    raw = [path for path in read if path.is_dir()]
-    return [
-        entry[3:]
-        for entry in entries
-        if entry and not _belongs_to_dvc(top / entry[3:], [*outs, *(raw if entry.startswith("??") else [])])
-    ]
+        read = {Path(dep.fs_path).absolute() for dep in repo.index.deps if dep.protocol == "local"}
+    found = []
+    for status, name in ((entry[:2], entry[3:]) for entry in entries if entry):
+        file = top / name
+        if not _belongs_to_dvc(file, outs) and file != folder / PARAMS_FILE and (status != "??" or _code(file, read)):
+            found.append(name)
+    return found
+
+
+def _code(file: Path, read: set[Path]) -> bool:
+    """A file that a stage names, or a module beside modules that stages name."""
+    code = {path.parent for path in read if path.suffix == ".py"}
+    return file in read or (file.suffix == ".py" and file.parent in code)
+
+
+def changed_params(folder: Path) -> bool:
+    return bool(git(folder, "status", "--porcelain", "--", PARAMS_FILE))
 
 
 def _belongs_to_dvc(file: Path, outs: Sequence[Path]) -> bool:
@@ -114,22 +114,24 @@ def _belongs_to_dvc(file: Path, outs: Sequence[Path]) -> bool:
 
 @contextmanager
 def fresh(
-    source: Path, revision: str, overrides: Mapping[str, Any], name: str, preset: str | None = None
+    source: Path, revision: str | None, overrides: Mapping[str, Any], name: str, preset: str | None = None
 ) -> Iterator[Path]:
     """A worktree of a commit with preset and overrides applied; removed when the block ends well.
 
+    Without a revision: of HEAD, with the params.yaml that lies in `source`, committed or not.
     After a failure it stays to be looked at, until the next one of the same name.
     """
-    commit = resolve(source, revision)
+    commit = resolve(source, revision or "HEAD")
     place = source / ".work" / "workspaces"
     place.mkdir(parents=True, exist_ok=True)
     sweep_up(source, place, slug(name))
     folder = place / f"{slug(name)}-{uuid.uuid4().hex[:8]}"
-    with open(_lock_of(folder), "w") as handle:
-        _locked(handle)  # before the folder is there: who sweeps up takes an unlocked one for left behind
+    with locked(_lock_of(folder)):  # before the folder is there: who sweeps up takes an unlocked one for left behind
         git(source, "worktree", "add", "--detach", "--force", str(folder), commit)
         try:
             share_cache(source, folder)
+            if revision is None and (source / PARAMS_FILE).is_file():
+                shutil.copy(source / PARAMS_FILE, folder / PARAMS_FILE)
             use_preset(folder, preset)
             override(folder, overrides)
             link_raw_files(source, folder)
@@ -147,9 +149,8 @@ def _lock_of(folder: Path) -> Path:
 def sweep_up(source: Path, place: Path, prefix: str) -> None:
     """Remove what failed or killed runs of this name have left behind."""
     for folder in place.glob(f"{glob.escape(prefix)}-????????"):
-        with open(_lock_of(folder), "a") as handle:
-            if _locked(handle):
-                remove(source, folder)
+        with suppress(AtWork), locked(_lock_of(folder)):
+            remove(source, folder)
 
 
 def slug(text: str) -> str:
@@ -260,7 +261,7 @@ def link_raw_files(source: Path, folder: Path) -> None:
     """What stages read, git does not keep and DVC does not make (images, weights): links to the files beside us."""
     for path in raw_paths(folder):
         if (source / path).is_dir() or _ignored(source, path):  # new code is not raw data: it has to be committed
-            _link(source / path, folder / path)
+            _link(source, folder, path)
 
 
 def _ignored(source: Path, path: Path) -> bool:
@@ -275,13 +276,35 @@ def raw_paths(folder: Path) -> list[Path]:
     return [dep.relative_to(folder) for dep in sorted(deps) if folder in dep.parents and not _belongs_to_dvc(dep, outs)]
 
 
-def _link(there: Path, here: Path) -> None:
-    """Whole where nothing is here, entry by entry where git has put a part (data/raw/README.md)."""
+def _link(source: Path, folder: Path, path: Path) -> None:
+    """One link for a whole folder: what is a link inside it, or leads out of it, no reader of images follows."""
+    there, here = source / path, folder / path
     if not there.exists() or here.is_file():
         return
-    if here.is_dir():
-        for entry in there.iterdir():
-            _link(entry, here / entry.name)
-        return
+    if here.is_dir():  # git keeps a part of it (data/raw/README.md)
+        if not _same_in_git(source, folder, path):
+            return _fill(there, here)
+        kept = git(folder, "ls-files", "-z", "--", str(path)).rstrip("\0").split("\0")
+        git(folder, "update-index", "--skip-worktree", "--", *kept)  # or the workspace would count as changed
+        shutil.rmtree(here)
     here.parent.mkdir(parents=True, exist_ok=True)
     here.symlink_to(there, target_is_directory=there.is_dir())
+
+
+def _same_in_git(source: Path, folder: Path, path: Path) -> bool:
+    """Does `source` hold what the workspace's commit keeps of this folder?"""
+    commit = git(folder, "rev-parse", "HEAD").strip()
+    return subprocess.run(["git", "diff", "--quiet", commit, "--", str(path)], cwd=source).returncode == 0
+
+
+def _fill(there: Path, here: Path) -> None:
+    """Beside the commit's own files all others, as hard links, or copies where a file system has none."""
+    here.mkdir(exist_ok=True)
+    for entry in there.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            _fill(entry, here / entry.name)
+        elif not (here / entry.name).exists():
+            try:
+                os.link(entry, here / entry.name, follow_symlinks=False)
+            except OSError:
+                shutil.copy2(entry, here / entry.name, follow_symlinks=False)

@@ -22,7 +22,8 @@ def test_shares_the_cache_so_that_nothing_is_done_twice(project, home):
     dvc(project, "repro")
     with workspace.fresh(project, "HEAD", {"train.epochs": 2}, "two epochs") as folder:
         assert yaml.safe_load((folder / "params.yaml").read_text())["train"]["epochs"] == 2
-        assert (folder / "raw" / "a.txt").is_symlink()
+        assert (folder / "raw").is_symlink()
+        assert git(folder, "status", "--porcelain", "--untracked-files=no", "raw") == ""
         assert not (folder / "weights.txt").exists()
         output = dvc(folder, "repro")
         assert "Stage 'prepare' is cached" in output
@@ -115,15 +116,45 @@ def test_uncommitted_changes_are_named_but_not_dvc_s_own(project):
     git(project, "commit", "--quiet", "-am", "less is ignored")
     dvc(project, "repro")
     workspace.refuse_uncommitted(project)
+    for ours in ("notes.txt", "rebuild.log", "my.yaml"):  # new, and no stage reads them
+        (project / ours).write_text("new")
+    (project / "params.yaml").write_text("seed: 7\n")  # what a run is given is recorded with it
+    workspace.refuse_uncommitted(project)
     (project / "train.py").write_text("# changed\n")
-    (project / "notes.txt").write_text("new")
+    (project / "helper.py").write_text("# beside modules that stages name")
     (project / "raw" / "README.md").write_text("changed")
     (project / "reports" / "robustness.json").write_text("{}")
-    assert workspace.uncommitted(project) == ["raw/README.md", "train.py", "notes.txt"]
-    with pytest.raises(
-        workspace.WorkspaceError, match=r"not committed: raw/README.md, train.py, notes.txt.*--uncommitted"
-    ):
+    assert workspace.uncommitted(project) == ["raw/README.md", "train.py", "helper.py"]
+    with pytest.raises(workspace.WorkspaceError, match=r"not committed: raw/README.md, train.py, helper.py. Commit"):
         workspace.refuse_uncommitted(project)
+
+
+def test_the_params_that_lie_there_are_the_run_s(project):
+    """`cp presets/folder.yaml params.yaml` and then an override: not committed, and used all the same."""
+    (project / "params.yaml").write_text("seed: 7\ntrain: {method: plain, epochs: 3, seconds: 0.02}\n")
+    with workspace.fresh(project, None, {"train.epochs": 2}, "mine") as folder:
+        params = yaml.safe_load((folder / "params.yaml").read_text())
+    assert (params["seed"], params["train"]["epochs"]) == (7, 2)
+    with workspace.fresh(project, "HEAD", {}, "committed") as folder:
+        assert yaml.safe_load((folder / "params.yaml").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize("readme", ["as committed", "changed since"])
+def test_class_folders_are_read_in_a_workspace_as_here(project, readme):
+    """Our own reader of images, which follows no link to a folder and none that leads out of data.path."""
+    from stages.dataset.folders import folder as read
+
+    for name in ("cat/1.png", "dog/2.png"):
+        (project / "raw" / name).parent.mkdir()
+        (project / "raw" / name).write_bytes(b"\x89PNG")
+    if readme == "changed since":
+        (project / "raw" / "README.md").write_text("changed")
+    with workspace.fresh(project, None, {}, "classes") as there:
+        here, found = ([(f.path, f.label, f.reason) for f in read(root / "raw")] for root in (project, there))
+        assert found == here
+        assert [label for _, label, fault in found if not fault] == ["cat", "dog"]
+        assert (there / "raw" / "README.md").read_text() == "images go here\n"  # the commit's, whatever lies here
+    assert (project / "raw" / "cat" / "1.png").exists()  # the workspace is gone, what it showed is not
 
 
 def test_two_rebuilds_of_one_workspace(project):
