@@ -39,9 +39,9 @@ from autolora.data.ragged import rectangles
 from stages import prepare as stage
 from stages.common.runner import cores
 from stages.dataset.decode import decode, read_file, silent
+from stages.dataset.decoding_pool import CHUNK
 from stages.dataset.folders import folder
 from stages.dataset.image_statistics import described
-from stages.dataset.store import CHUNK
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKBONE = ROOT / "models/pretrained/resnet10s-cifar10-linf8.safetensors"

@@ -23,9 +23,10 @@ from stages.common.runner import StageError, cores, main, processes_asked_for, t
 from stages.common.views import PrepareParams, load
 from stages.dataset.decode import DECODER, decode, decode_whole
 from stages.dataset.duplicates import leave_out_copies, near_duplicates
+from stages.dataset.found import Found
 from stages.dataset.sources import LISTS, SOURCES
 from stages.dataset.splits import SPLITS, draw
-from stages.dataset.store import Found, Store, in_turn
+from stages.dataset.store import Store, in_turn
 
 COLUMNS = ["path", "sha256", "phash", "label", "split", "width", "height", "mode", "mean", "std", "bytes"]
 COLUMNS += ["near_duplicate", "reason"]

@@ -56,9 +56,8 @@ def _judge(manifest: pd.DataFrame, params: ValidateParams) -> list[Outcome]:
     data = params.data
     reference = _reference(data.reference_manifest)
     shutil.rmtree(DOCS, ignore_errors=True)
-    found = checks(
-        data.on_bad_image, declared_classes(manifest), data.stored_size or data.image_size, reference is not None
-    )
+    size = data.stored_size or data.image_size
+    found = checks(data.on_bad_image, declared_classes(manifest), size, reference=reference is not None)
     fractions = {"val": data.validation_fraction, "test": data.test_fraction}
     tables = {
         "images": images(manifest),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
@@ -39,7 +39,7 @@ class Drawn(ImageSize):
 
     @field_validator("stored_size")
     @classmethod
-    def _large_enough(cls, stored: int | None, info: Any) -> int | None:
+    def _large_enough(cls, stored: int | None, info: ValidationInfo) -> int | None:
         if stored is not None and stored < info.data.get("image_size", 0):
             raise ValueError(f"expected null, or at least data.image_size ({info.data['image_size']})")
         return stored
@@ -86,7 +86,7 @@ class ThreatSection(Section):
 
     @field_validator("eps")
     @classmethod
-    def _parses(cls, eps: float | str | int, info: Any) -> float | str | int:
+    def _parses(cls, eps: float | str | int, info: ValidationInfo) -> float | str | int:
         try:
             Threat(info.data.get("norm", "l2"), eps)
         except BadArgument as error:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from stages.common.runner import StageError
 from stages.dataset.folders import SPLIT_FOLDERS, check_readable, show
-from stages.dataset.store import Found
+from stages.dataset.found import Found
 
 TILE = 32  # pixels per side of a tile on a sheet
 # The names under which images and labels are found in an .npz file, and the split that they mean.

@@ -156,7 +156,7 @@ def _whole(width: int, height: int, size: int) -> bool:
     return min(width, height) < 2 * size or width * height <= SMALL
 
 
-def _from_jpeg(content: Any) -> Tensor | None:
+def _from_jpeg(content: bytes | np.ndarray) -> Tensor | None:
     """uint8 [1,h,w] or [3,h,w]; None where Pillow should say what is wrong, or reads it all the same."""
     try:
         return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8))

@@ -58,12 +58,12 @@ def near_duplicates(
     found: dict[int, int] = {}
     for side in (1, 2):
         left, right = np.flatnonzero(place == side), np.flatnonzero(place < side)
-        pairs = _nearest(*_candidates(hashes, left, right))
+        pairs = _nearest(*candidates(hashes, left, right))
         found |= _alike(pairs, pixels)
     return found
 
 
-def _candidates(hashes: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def candidates(hashes: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (left, right) within DISTANCE, and their distances, without comparing all with all.
 
     The bits are cut into 16 bands; two hashes that differ in at most 15 bits agree in at least one (pigeonholes), so it

@@ -69,7 +69,7 @@ class Outcome:
     failed: list[tuple[str, str]]  # (row, detail)
 
 
-def checks(on_bad_image: str, declared: Sequence[str], stored_size: int, reference: bool) -> list[Check]:
+def checks(on_bad_image: str, declared: Sequence[str], stored_size: int, *, reference: bool) -> list[Check]:
     """All of them. What `data.on_bad_image: skip` leaves out of training is only a warning."""
     bad = CRITICAL if on_bad_image == "stop" else WARNING
     null, between = E.ExpectColumnValuesToBeNull, E.ExpectColumnValuesToBeBetween

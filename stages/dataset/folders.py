@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from stages.common.runner import StageError
-from stages.dataset.store import Found
+from stages.dataset.found import Found
 
 SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLIT_FOLDERS |= {"test": "test", "testing": "test"}

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from autolora.common.downloads import fetch_url
 from stages.common.runner import StageError, work_root
+from stages.dataset.found import Found
 from stages.dataset.splits import place
-from stages.dataset.store import Found
 
 CALTECH_TRAINING_IMAGES = 60  # per class, as in robust-models-transfer; the rest is the test part
 

@@ -76,9 +76,9 @@ def _remedies(fit: pd.DataFrame, split: str, seed: int, fractions: dict[str, flo
     key = {"val": "data.validation_fraction", "test": "data.test_fraction"}.get(split, "")
     drawn = bool(key) and is_drawn(fit, split, seed, fractions)
     sizes, needed = fit.groupby("label").size(), {}
+    pools = _members(fit if split == "test" else fit[fit["split"] != "test"])
     for label in sizes.index[sizes >= len(SPLITS)]:
-        pool = fit[(fit["label"] == label) & ((fit["split"] != "test") | (split == "test"))]
-        needed[label] = fraction_that_would_do(seed, [pool["sha256"].tolist()], split)
+        needed[label] = fraction_that_would_do(seed, [pools.get(label, [])], split)
     enough = max((fraction for fraction in needed.values() if fraction <= MOST), default=0.0)
     found = {}
     for label, n in sizes.items():
@@ -91,6 +91,11 @@ def _remedies(fit: pd.DataFrame, split: str, seed: int, fractions: dict[str, flo
         else:
             found[label] = f"{key}: {enough} would do (it is {fractions[split]})"
     return found
+
+
+def _members(pool: pd.DataFrame) -> dict[str, list[str]]:
+    """By class, its images; in one pass, since there may be ten thousand classes."""
+    return pool.groupby("label")["sha256"].apply(list).to_dict() if len(pool) else {}
 
 
 def is_drawn(fit: pd.DataFrame, split: str, seed: int, fractions: dict[str, float]) -> bool:
@@ -120,11 +125,12 @@ def changed_classes(manifest: pd.DataFrame, reference: pd.DataFrame) -> pd.DataF
 
 def drift(manifest: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
     """Per statistic the largest gap between two distributions (Kolmogorov-Smirnov), and what of it is not chance."""
+    from scipy.stats import ks_2samp  # only where there is a reference: it takes a second to load
+
     now, then, rows = used(manifest), used(reference), []
     for name in (s for s in STATISTICS if s in now and s in then):
-        a, b = (np.sort(table[name].to_numpy(float)) for table in (now, then))
-        both = np.concatenate([a, b])
-        gap = np.abs(np.searchsorted(a, both, "right") / len(a) - np.searchsorted(b, both, "right") / len(b)).max()
+        a, b = (table[name].to_numpy(float) for table in (now, then))
+        gap = float(ks_2samp(a, b, method="asymp").statistic)
         chance = 1.95 * np.sqrt(1 / len(a) + 1 / len(b))  # exceeded once in a thousand draws from one distribution
         rows.append((name, float(np.median(then[name])), float(np.median(now[name])), gap, max(0.0, gap - chance)))
     return pd.DataFrame(rows, columns=["statistic", "median_then", "median_now", "gap", "beyond_chance"])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from stages.dataset.arrays import digits, npz, sheets
 from stages.dataset.folders import folder, table
+from stages.dataset.found import Found
 from stages.dataset.official import caltech256, cifar10, cifar100, cub200, dogs, dtd
-from stages.dataset.store import Found
 
 SOURCES: dict[str, Callable[[Path], Iterator[Found]]] = {
     "digits": digits,

@@ -11,9 +11,10 @@ import pytest
 
 from stages.common.runner import StageError
 from stages.dataset.decode import decode, decode_whole
+from stages.dataset.found import Found
 from stages.dataset.image_statistics import described
-from stages.dataset.store import Found, Store
-from tests.data.conftest import fill, picture
+from stages.dataset.store import Store
+from tests.stages.dataset.pictures import fill, picture
 
 
 def listed(folder):

@@ -9,55 +9,12 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from stages.common.runner import StageError, main
 from stages.dataset.quality import images, read_manifest
 from stages.prepare import prepare
-from tests.data.conftest import fill, picture
-from tests.data.test_images import encoded
-
-
-def bomb() -> bytes:
-    import zlib
-
-    content = bytearray(encoded(Image.new("1", (16, 16))))
-    content[16:24] = (200_000).to_bytes(4, "big") * 2
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    return bytes(content)
-
-
-def plant(raw) -> dict[str, str]:
-    """Twelve faults in a folder of cats and dogs; what each is to be called."""
-    cat = raw / "cat"
-    (cat / "truncated.jpg").write_bytes(encoded(picture(70), "JPEG")[:700])
-    (cat / "text.png").write_text("not a picture")
-    (cat / "zero.png").touch()
-    (cat / "bomb.png").write_bytes(bomb())
-    (raw.parent / "outside.png").write_bytes(encoded(picture(71)))
-    (cat / "outside.png").symlink_to(raw.parent / "outside.png")
-    (cat / "circle").symlink_to(cat)
-    (cat / "itself.png").symlink_to(cat / "itself.png")
-    (cat / "two\nlines.png").write_bytes(encoded(picture(72)))
-    with open(os.fsencode(cat) + b"/caf\xe9.png", "wb") as file:
-        file.write(encoded(picture(73)))
-    (raw / "empty").mkdir()
-    (raw / "loose.png").write_bytes(encoded(picture(74)))
-    (raw / "dog/cat.png").write_bytes((cat / "0.png").read_bytes())
-    return {
-        "cat/truncated.jpg": "broken: ",
-        "cat/text.png": "not an image: ",
-        "cat/zero.png": "empty: ",
-        "cat/bomb.png": "too large: ",
-        "cat/outside.png": "link: it points out",
-        "cat/circle": "link: it leads to a folder",
-        "cat/itself.png": "link: ",
-        "cat/two\\nlines.png": "name: ",
-        "cat/caf\\xe9.png": "name: ",
-        "empty": "empty class: ",
-        "loose.png": "no class: ",
-        "dog/cat.png": "two labels: the same image is cat as cat/0.png",
-    }
+from tests.stages.dataset.pictures import encoded, fill, picture
+from tests.stages.dataset.planted import plant
 
 
 def test_every_fault_is_a_row_with_a_reason(workspace):
@@ -169,9 +126,8 @@ def test_a_full_disk_says_so_and_loses_nothing(workspace, monkeypatch, capsys):
     workspace.prepare()
     before = workspace.ids()
     fill(workspace.raw, images=2, first=50)
-    monkeypatch.setattr(
-        "stages.dataset.store.tempfile.mkstemp", lambda **_: (os.open("/dev/full", os.O_WRONLY), "full")
-    )
+    full = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr("stages.dataset.decoding_pool.new_file", lambda _: (full, "full"))
     with pytest.raises(SystemExit):
         main(prepare)
     said = capsys.readouterr().err
@@ -182,9 +138,8 @@ def test_a_full_disk_says_so_and_loses_nothing(workspace, monkeypatch, capsys):
     assert len(workspace.prepare()) == 44
 
 
-class Full:
-    def __init__(self, *_, **__):
-        raise OSError(28, "No space left on device")
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
 
 
 def test_a_full_disk_at_the_end_keeps_what_was_prepared(workspace, monkeypatch, capsys):
@@ -193,7 +148,7 @@ def test_a_full_disk_at_the_end_keeps_what_was_prepared(workspace, monkeypatch, 
     before = workspace.ids()
     fill(workspace.raw, images=2, first=50)
 
-    monkeypatch.setattr("stages.prepare.csv.DictWriter", Full)
+    monkeypatch.setattr("stages.prepare.csv.DictWriter", full)
     with pytest.raises(SystemExit):
         main(prepare)
     assert "cannot write data/manifest.csv: No space left on device. Mend that" in capsys.readouterr().err
@@ -331,11 +286,15 @@ def test_a_class_called_train(workspace):
     assert {row["label"] for row in workspace.prepare().values()} == {"train", "tram"}
 
 
+def no_memory(*_, **__):
+    raise MemoryError
+
+
 def test_no_memory_now_may_be_memory_later(workspace, monkeypatch):
     fill(workspace.raw, images=9)
     shutil.copy(workspace.raw / "cat/0.png", workspace.raw / "cat/copy.png")
     with monkeypatch.context() as patch:
-        patch.setattr("stages.dataset.decode._square", lambda image, size: (_ for _ in ()).throw(MemoryError))
+        patch.setattr("torch.nn.functional.interpolate", no_memory)
         with pytest.raises(StageError, match=r"cat/copy\.png: too large: it does not fit into memory"):
             prepare()
     assert [path for path, row in workspace.prepare().items() if row["reason"]] == ["cat/copy.png"]

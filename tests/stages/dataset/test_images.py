@@ -13,13 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from stages.dataset.decode import BadImage, content_sha256, decode, decode_whole, read_file, silent
 from stages.dataset.image_statistics import described, dhash
 from stages.dataset.jpeg_header import plain_header
-from tests.data.conftest import picture
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
+from tests.stages.dataset.pictures import encoded, picture
 
 
 def test_square_is_torchvisions_resize_and_centre_crop():
@@ -187,10 +181,14 @@ def jpeg(kind: str, width: int = 61, height: int = 47) -> bytes:
     return encoded(image.convert("L") if kind == "grey" else image, "JPEG", **KINDS[kind])
 
 
+def unable(_):
+    raise RuntimeError("no such decoder")
+
+
 def without_torchvision(monkeypatch: pytest.MonkeyPatch, content: bytes, size: int) -> tuple | str:
     """What comes of it where Pillow decodes."""
     with monkeypatch.context() as patch:
-        patch.setattr("stages.dataset.decode._from_jpeg", lambda _: None)
+        patch.setattr("stages.dataset.decode.decode_jpeg", unable)
         return outcome(content, size)
 
 

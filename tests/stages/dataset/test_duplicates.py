@@ -9,10 +9,9 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from stages.dataset.decode import decode
-from stages.dataset.duplicates import DISTANCE, _candidates, near_duplicates
+from stages.dataset.duplicates import DISTANCE, candidates, near_duplicates
 from stages.dataset.image_statistics import described
-from tests.data.conftest import picture
-from tests.data.test_images import encoded
+from tests.stages.dataset.pictures import encoded, picture
 
 
 def hashes(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -33,13 +32,13 @@ def plant(found: np.ndarray, left: np.ndarray, right: np.ndarray, rng: np.random
     return pairs
 
 
-def test_candidates_are_those_of_comparing_all_with_all():
+def testcandidates_are_those_of_comparing_all_with_all():
     rng = np.random.default_rng(0)
     found, left, right = hashes(1500, rng), np.arange(400), np.arange(400, 1500)
     planted = plant(found, left, right, rng)
     distances = np.bitwise_count(found[left][:, None] ^ found[right][None]).sum(2)
     every = {(int(left[a]), int(right[b])) for a, b in np.argwhere(distances <= DISTANCE)}
-    pairs, distance = _candidates(found, left, right)
+    pairs, distance = candidates(found, left, right)
     assert {tuple(p) for p in pairs.tolist()} == every >= planted
     assert all(distances[a, b - 400] == d for (a, b), d in zip(pairs.tolist(), distance))
 
@@ -48,7 +47,7 @@ def test_among_ten_thousand_all_planted_pairs_are_found():
     rng = np.random.default_rng(1)
     found, left, right = hashes(10_000, rng), np.arange(2000), np.arange(2000, 10_000)
     planted = plant(found, left, right, rng)
-    assert {tuple(p) for p in _candidates(found, left, right)[0].tolist()} >= planted
+    assert {tuple(p) for p in candidates(found, left, right)[0].tolist()} >= planted
 
 
 def variants(image: Image.Image) -> dict[str, bytes]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.data.conftest import fill
-from tests.data.test_bad_input import plant
+from tests.stages.dataset.pictures import fill
+from tests.stages.dataset.planted import plant
 
 
 @pytest.fixture

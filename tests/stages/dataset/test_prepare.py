@@ -17,7 +17,7 @@ from autolora.data.ragged import rectangles
 from stages.common.runner import StageError
 from stages.dataset.arrays import tiles
 from stages.dataset.decode import content_sha256
-from tests.data.conftest import fill, picture
+from tests.stages.dataset.pictures import fill, picture
 
 
 def tree(folder: Path) -> dict[str, bytes]:

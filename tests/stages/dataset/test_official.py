@@ -17,8 +17,7 @@ import pytest
 from stages.common.runner import StageError
 from stages.dataset import official
 from stages.dataset.official import CALTECH256, CIFAR10, CIFAR100, CUB200, DOGS, DTD, Archive
-from tests.data.conftest import picture
-from tests.data.test_images import encoded
+from tests.stages.dataset.pictures import encoded, picture
 
 
 def save(path: Path, seed: int) -> None:
