@@ -63,3 +63,59 @@ def test_a_page_of_the_log_is_one_question():
         assert leads == ["Question", "Tried", "Figures", "Decision"], page
         lines.append(f"- [{page.name[:2]}]({page.name}) {title[6:]}")
     assert [line for line in read("docs/log/README.md").splitlines() if line.startswith("- ")] == lines
+
+
+# Names of settings that programs hand on through the environment, by their first word, and those without one.
+VARIABLE = re.compile(
+    r"\b((?:ATEN|AUTOLORA|AWS|CUDA|DASK|GIT|GLOO|GX|HF|LOCAL|MASTER|MINIO|MLFLOW|NVIDIA|OMP|ORT|POSTGRES|PREFECT|RAY"
+    r"|TORCHELASTIC|UV|WORKER|WORLD)_[A-Z0-9_]*[A-Z0-9]|DO_NOT_TRACK|RANK)\b"
+)
+NO_VARIABLES = {"DVC_YAML", "UV_RUN"}
+
+
+def test_every_environment_variable_is_in_the_table():
+    """What the code, deploy/ and CI name is in docs/environment.md, and nothing that nobody names."""
+    listed = {
+        name
+        for row in re.findall(r"^\| (`[^|]*) \|", read("docs/environment.md"), re.MULTILINE)
+        for name in re.findall(r"`([A-Z0-9_]+)`", row)
+    }
+    code = tracked("*.py", "deploy/*", ".ci/*", "prefect.yaml", "pyproject.toml")
+    outside_tests = [file for file in code if file.parts[0] != "tests" and file.suffix not in (".md", ".json")]
+    named = {name for file in outside_tests for name in VARIABLE.findall(read(file))} - NO_VARIABLES
+    assert named - listed == set(), "add them to docs/environment.md"
+    docs = "\n".join(read(page) for page in PAGES if page.name != "environment.md")
+    assert {name for name in listed - named if name not in docs} == set(), "nobody reads or names these"
+
+
+def dial(page: str) -> list[str]:
+    """The rows of the table of alphas, without indentation."""
+    table = re.search(r"^ *\| alpha \|.*\n(?: *\|.*\n)+", read(page), re.MULTILINE)
+    assert table, page
+    return [line.strip() for line in table[0].splitlines()]
+
+
+def test_one_dial():
+    assert dial("README.md") == dial("docs/export.md")
+
+
+def test_the_readme_explains_its_words_before_it_uses_them():
+    """Each is set in bold where it is explained, and does not occur before."""
+    words = read("README.md").replace("natural twin's", "")
+    for term in ("twin", "dial", "branch"):
+        explained = re.search(rf"\*\*[^*]*\b{term}\b[^*]*\*\*", words)
+        first = re.search(rf"\b{term}\b", re.sub(r"^    .*$", lambda m: " " * len(m[0]), words, flags=re.MULTILINE))
+        assert explained
+        assert first
+        assert explained.start() <= first.start(), term
+
+
+def test_the_glossary_holds_words_in_use():
+    """One row a word; each word stands in the code or on another page."""
+    rows = re.findall(r"^\| (?!word)([^|-][^|]*) \| (\S[^|]*) \|$", read("docs/glossary.md"), re.MULTILINE)
+    words = [word for terms, _ in rows for word in terms.split(", ")]
+    assert len(words) == len(set(words)) > 40
+    texts = [read(file) for file in tracked("*.py", "*.md", "*.yaml", "*.html") if file.name != "glossary.md"]
+    everything = " ".join("\n".join(texts).replace("_", " ").split())
+    unused = {word for word in words if not re.search(rf"\b{re.escape(word)}s?\b|{word[:-1]}ies\b", everything)}
+    assert not unused
