@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.house.imports import ROOT
+from tests.house.imports import FLOORS, ROOT
 
 LOG = ROOT / "docs" / "log"
 
@@ -119,3 +119,22 @@ def test_the_glossary_holds_words_in_use():
     everything = " ".join("\n".join(texts).replace("_", " ").split())
     unused = {word for word in words if not re.search(rf"\b{re.escape(word)}s?\b|{word[:-1]}ies\b", everything)}
     assert not unused
+
+
+def test_the_tree_is_the_disk():
+    """docs/architecture.md has one line for every file of the three floors, with a word on what it is."""
+    tree = re.search(r"^## The tree\n.*?^```\n(.*?)^```$", read("docs/architecture.md"), re.MULTILINE | re.DOTALL)
+    assert tree
+    drawn, folders = [], []
+    for line in tree[1].splitlines():
+        name, _, said = line.strip().partition(" ")
+        assert said.strip(), f"what is {name}?"
+        depth = (len(line) - len(line.lstrip())) // 2
+        if name.endswith("/"):
+            folders = [*folders[:depth], name]
+        else:
+            drawn.append("".join(folders[:depth]) + name)
+    disk = {str(file) for file in tracked(*(f"{floor}/" for floor in FLOORS)) if file.name != "__init__.py"}
+    assert len(drawn) == len(set(drawn))
+    assert set(drawn) - disk == set(), "no longer there"
+    assert disk - set(drawn) == set(), "add a line to the tree in docs/architecture.md"
