@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.house.imports import FLOORS, ROOT
+from tests.house.imports import AROUND, FLOORS, ROOT
 
 LOG = ROOT / "docs" / "log"
 
@@ -138,3 +139,65 @@ def test_the_tree_is_the_disk():
     assert len(drawn) == len(set(drawn))
     assert set(drawn) - disk == set(), "no longer there"
     assert disk - set(drawn) == set(), "add a line to the tree in docs/architecture.md"
+
+
+TOOLS = (
+    "python",
+    "dvc",
+    "prefect",
+    "pytest",
+    "mlflow",
+    "torchrun",
+    "ruff",
+    "mypy",
+    "pre-commit",
+)  # in .venv, not in PATH
+
+
+def commands(page: Path) -> list[str]:
+    """Every command of a page: the lines of its code blocks without remarks, and what it says in passing in `...`."""
+    text = read(page)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line for kind, block in fenced if kind in ("bash", "sh", "console") for line in block.splitlines()]
+    lines += re.findall(r"^ {4}(?! |[-*|] )(.+)$", text, re.MULTILINE)
+    lines += re.findall(r"`([^`\n]+ [^`\n]+)`", text)
+    parts = [part for line in lines for part in re.split(r" && | \|\| | \| |; ", line.split(" #")[0])]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def without_settings(command: str) -> list[str]:
+    """The words of a command after VARIABLE=value, wherever they stand in front."""
+    words = command.split()
+    while words and re.match(r"[A-Z_0-9]+=", words[0]):
+        words = words[1:]
+    return words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_commands_run_from_a_fresh_shell(page):
+    """Programs of the environment stand behind `uv run`; modules, scripts and tests that are named are there."""
+    wrong = []
+    for command in commands(page):
+        words = without_settings(command)
+        if len(words) > 1 and words[0] in TOOLS and words[1].startswith("-m") and "." in "".join(words[2:3]):
+            wrong.append(f"{command}: uv run is missing")
+        if words[:2] == ["uv", "run"]:
+            words = without_settings(" ".join(words[2:]))
+        for before, word in pairwise(words):
+            local = before == "-m" and word.split(".")[0] in (*FLOORS, *AROUND, "tests")
+            if local and not any((ROOT / f"{word.replace('.', '/')}{end}").exists() for end in (".py", "/__main__.py")):
+                wrong.append(f"{command}: no module {word}")
+            script = re.fullmatch(r"(?!http)[\w./-]+\.(py|sh)", word) or re.match(r"tests/[\w/.]+", word)
+            if script and not (ROOT / script[0]).exists():
+                wrong.append(f"{command}: no {script[0]}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_blocks_of_commands_call_uv(page):
+    text = re.sub(r"^```.*?^```$", "", read(page), flags=re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^ {4}(?! |[-*|] )(.+)$", text, re.MULTILINE)
+    first = [(line, without_settings(line)) for line in lines]
+    wrong = [line for line, words in first if words and words[0] in TOOLS and len(words) > 1]
+    assert not wrong
