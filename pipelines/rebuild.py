@@ -42,27 +42,39 @@ from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace import results
 from pipelines.workspace import worktree as workspace
 from pipelines.workspace.dvc_graph import Stage
+from stages.common.endings import ended, forget
+from stages.common.errors import AGAIN, BUSY, MEND
 
 PERCENT = re.compile(r"\b(\d{1,3})%\|")  # tqdm: "finetune:  42%|####   | 25/60 ..."
 HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.", "Use `dvc push`")
-REFUSED = (graph.GraphError, workspace.WorkspaceError, slots.SlotError, pools.PoolError, commands.CommandFailed)
 MOST_RUNS = 5
 INSTEAD = ", or give --uncommitted to build from them all the same (here, without --override and --revision)"
 LOOK = 15.0  # seconds between two looks at whether this run still is the one
 EVERY = 10.0  # seconds between two reports of one progress bar
-AT_WORK, PAUSE = (
-    "another process is at work",
-    15.0,
-)  # what stages.common.runner.only_one says; seconds between two tries
+PAUSE = 15.0  # seconds between two tries of what another process is making
 Made = TypeVar("Made")
 
 
+class StageFailed(Exception):
+    """`code` is one of stages/common/errors.py: the stage itself said what it takes to go on."""
+
+    code = MEND
+
+
+REFUSED = (
+    graph.GraphError,
+    workspace.WorkspaceError,
+    slots.SlotError,
+    pools.PoolError,
+    commands.CommandFailed,
+    StageFailed,
+)
+
+
 def worth_a_retry(task: Any, task_run: Any, state: Any) -> bool:
-    """Not where the stage itself said in one line what the user has to mend."""
+    """What the stage says may pass by itself, and what ended before it could say anything: a killed process."""
     error = state.result(raise_on_failure=False)
-    lines = error.lines if isinstance(error, commands.CommandFailed) else []
-    name = task_run.name.removeprefix("dvc ")
-    return not any(line.startswith(f"{name}: ") and "%|" not in line for line in lines[-5:])
+    return not isinstance(error, StageFailed) or error.code == AGAIN
 
 
 @task(name="dvc repro", task_run_name="dvc {stage.name}", cache_policy=NO_CACHE, retry_condition_fn=worth_a_retry)
@@ -98,8 +110,8 @@ def when_free(work: Callable[[], Made], seconds: float, say: Callable[[str], Non
     while True:
         try:
             return work()
-        except commands.CommandFailed as error:
-            if not any(AT_WORK in line for line in error.lines[-5:]) or time.monotonic() > deadline:
+        except StageFailed as error:
+            if error.code != BUSY or time.monotonic() > deadline:
                 raise
             say(f"another process makes the same: looking again in {PAUSE:g} s")
             time.sleep(PAUSE)
@@ -109,7 +121,15 @@ def run_stage(stage: Stage, folder: Path, env: dict[str, str], say: Callable[[st
     """With a DVC remote, what another machine has built is fetched, and what is built here is there for the next."""
     dvc, shared = [sys.executable, "-m", "dvc"], workspace.remote(folder)
     command = [*dvc, "repro", "--single-item", stage.name, *(["--pull"] if shared else [])]
-    lines = commands.run(command, folder, env, stage.minutes * 60, say)
+    forget(stage.name, folder)
+    try:
+        lines = commands.run(command, folder, env, stage.minutes * 60, say)
+    except commands.CommandFailed:
+        if not (ending := ended(stage.name, folder)):
+            raise
+        failed = StageFailed(f"{stage.name}: {ending.message}")
+        failed.code = ending.code
+        raise failed from None
     if shared:
         commands.run([*dvc, "push", "--run-cache", stage.name], folder, env, stage.minutes * 60, say)
     return lines

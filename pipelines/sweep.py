@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -38,7 +37,6 @@ from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace import worktree as workspace
 from pipelines.workspace.revisions import schema_in
 
-SAID = re.compile(r"[a-z_]+: ")  # stages.common.runner.main: the stage's name, then what the user can mend
 DONE, KEPT = "cell.json", "params.yaml"  # KEPT: what a rebuild leaves in any case (pipelines/workspace/results.py)
 
 
@@ -121,10 +119,8 @@ def fan_out(what: str, jobs: list[tuple[Cell, dict[str, Any]]], pool: str | None
 
 
 def reason(future: PrefectFuture[Any]) -> str:
-    """What the stage said to the user ("finetune: there is no file ..."), where it did; else the first line."""
-    lines = (future.state.message or future.state.name or "unknown").strip().splitlines()
-    said = [line for line in lines[1:] if SAID.match(line) and "%|" not in line]
-    return said[-1] if said else lines[0]
+    """What the stage said to the user ("finetune: there is no file ..."), where it did; else of the first line."""
+    return (future.state.message or future.state.name or "unknown").strip().splitlines()[0]
 
 
 def leaders(source: Path, plan: Sweep, waiting: list[Cell]) -> list[Cell]:

@@ -20,9 +20,7 @@ KEPT = 40  # last lines that an error may quote
 
 
 class CommandFailed(Exception):
-    def __init__(self, command: Sequence[str], status: int, lines: Sequence[str]) -> None:
-        super().__init__(f"{shown(command)}: exit status {status}\n" + "\n".join(lines))
-        self.status, self.lines = status, list(lines)
+    """Its exit status and its last lines."""
 
 
 def shown(command: Sequence[str]) -> str:
@@ -30,9 +28,7 @@ def shown(command: Sequence[str]) -> str:
 
 
 class TimeLimit(CommandFailed):
-    def __init__(self, command: Sequence[str], seconds: float, lines: Sequence[str]) -> None:
-        super().__init__(command, 143, lines)
-        self.args = (f"{shown(command)}: no end after {seconds:g} s, killed with its children",)
+    """Killed because it did not end."""
 
 
 def run(
@@ -46,12 +42,13 @@ def run(
                 kept.append(line)
                 say(line)
         except TimeoutError:
-            raise TimeLimit(command, seconds, kept) from None
+            message = f"{shown(command)}: no end after {seconds:g} s, killed with its children"
+            raise TimeLimit(message) from None
         finally:
             process.stdin.close()  # type: ignore[union-attr]  # the guard ends the family
         status = process.wait()
     if status:
-        raise CommandFailed(command, status, kept)
+        raise CommandFailed("\n".join([f"{shown(command)}: exit status {status}", *kept]))
     return list(kept)
 
 

@@ -69,12 +69,12 @@ def held(count: int, devices: Sequence[str]) -> Iterator[list[str]]:
 def _take(count: int, devices: Sequence[str], stack: ExitStack) -> list[str]:
     taken: list[str] = []
     for device in devices:
-        if len(taken) < count and _try(device, stack):
+        if len(taken) < count and take_slot(device, stack):
             taken.append(device)
     return taken
 
 
-def _try(device: str, stack: ExitStack) -> bool:
+def take_slot(device: str, stack: ExitStack) -> bool:
     """strict: a slot that does not exist is an error, not a GPU without a limit.
 
     The lease outlives a server that restarts (docs/prefect.md: lease storage on disk), so a renewal that fails is no

@@ -45,7 +45,11 @@ with open(pathlib.Path.home() / "prepared.log", "a") as log:
 
 # Weights are a chain of hashes over the epochs: any epoch left out, repeated or out of order changes them.
 TRAIN = """\
-import hashlib, os, pathlib, subprocess, sys, time, yaml
+import hashlib, json, os, pathlib, subprocess, sys, time, yaml
+def tell(stage, code, message):  # as stages.common.endings does
+    pathlib.Path(".work/endings").mkdir(parents=True, exist_ok=True)
+    pathlib.Path(f".work/endings/{stage}.json").write_text(json.dumps({"code": code, "message": message}))
+    return code
 train = yaml.safe_load(open("params.yaml"))["train"]
 data = pathlib.Path("prepared.txt").read_text()
 key = hashlib.sha256(f"{train} {data}".encode()).hexdigest()[:16]
@@ -62,7 +66,7 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"],
 with open(place / "pids", "a") as pids:
     pids.write(f"{os.getpid()} {child.pid} {os.environ.get('CUDA_VISIBLE_DEVICES', '-')}\\n")
 if train["method"] == "broken" and not (pathlib.Path.home() / "mended").exists():
-    child.kill(); sys.exit("train: method is 'broken': expected plain")
+    child.kill(); sys.exit(tell("train", 65, "method is 'broken': expected plain"))
 if train["method"] == "hangs":
     time.sleep(600)
 while epoch < train["epochs"]:

@@ -18,7 +18,7 @@ import yaml
 
 from tests.pipelines.conftest import ROOT, git
 from tests.registry.synthetic import make_run
-from tools.rehearse_failover import PREFECT, Server, wait_for
+from tools.rehearse_failover import ENDS, Server, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +29,9 @@ SWEEP = {
     "over": "seed",
     "baseline": {"train.method": "plain"},
 }
+
+
+PAIR = {"stages": ["report"], "grid": {"seed": [0, 1]}, "over": "seed"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,8 @@ def clone(template: Path, to: Path, **train: object) -> Path:
     """A project with a sweep, the flows where prefect.yaml expects them, and these parameters of training."""
     project = Path(shutil.copytree(template, to))
     (project / "presets" / "sweeps").mkdir(parents=True)
-    (project / "presets" / "sweeps" / "toy.yaml").write_text(yaml.safe_dump(SWEEP))
+    for name, sweep in {"toy": SWEEP, "pair": PAIR}.items():
+        (project / "presets" / "sweeps" / f"{name}.yaml").write_text(yaml.safe_dump(sweep))
     params = yaml.safe_load((project / "params.yaml").read_text())
     (project / "params.yaml").write_text(yaml.safe_dump(params | {"train": params["train"] | train}))
     (project / ".git" / "info" / "exclude").write_text("pipelines\n")
@@ -125,7 +129,8 @@ def test_slots_are_strict_one_training_a_gpu(server, monkeypatch, tmp_path):
     assert end_a <= start_b or end_b <= start_a
     assert "['gpu-x']" in lines[0][1]
     missing = (
-        "from contextlib import ExitStack; from pipelines.execution.gpu_slots import _try; _try('gpu-y', ExitStack())"
+        "from contextlib import ExitStack; from pipelines.execution.gpu_slots import take_slot\n"
+        "take_slot('gpu-y', ExitStack())"
     )
     done = subprocess.run([sys.executable, "-c", missing], env=env, capture_output=True, text=True)
     assert "no slot gpu:gpu-y on the server" in done.stderr
@@ -215,24 +220,19 @@ def test_cells_fan_out_over_the_workers_of_a_pool(deployed, template, tmp_path):
     """Two workers in clones of their own, with one cache and one place for progress: both take cells."""
     server = deployed
     shared = {"AUTOLORA_WORK": str(tmp_path / "work"), "AUTOLORA_CACHE": str(tmp_path / "cache")}
-    home = Path(server.environment["HOME"])
-    (home / "mended").touch()
-    project, before = clone(template, tmp_path / "project", epochs=10, seconds=0.5), prepared(home)
+    project = clone(template, tmp_path / "project", epochs=20, seconds=0.25)
     names = ("left", "right")
     workers = [
         server.worker(name, shutil.copytree(project, tmp_path / name, symlinks=True), **shared) for name in names
     ]
     wait_for("both workers", lambda: all("started" in server.log(name) for name in names))
-    done = call(server, project, "pipelines.sweep", "toy", "--pool", "gpu", **shared)
+    done = call(server, project, "pipelines.sweep", "pair", "--pool", "gpu", **shared)
     for worker in workers:
         worker.terminate()
         worker.wait(300)
     assert done.returncode == 0, done.stdout + done.stderr
-    taken = [server.log(name).count("Running stage 'train'") for name in names]
-    assert sum(taken) == 4
-    assert all(taken)
-    assert prepared(home) == before + 2  # once per seed
-    assert [row["n"] for row in read(project / "reports" / "sweeps" / "toy" / "table.csv")] == ["2", "2"]
+    assert [server.log(name).count("Running stage 'train'") for name in names] == [1, 1]
+    assert [row["n"] for row in read(project / "reports" / "sweeps" / "pair" / "table.csv")] == ["2"]
 
 
 def test_promotion_and_deployment_as_deployments(deployed, tmp_path):
@@ -245,15 +245,16 @@ def test_promotion_and_deployment_as_deployments(deployed, tmp_path):
     subprocess.run([sys.executable, "-m", "stages.register"], cwd=folder, env=env, check=True, capture_output=True)
     worker = server.worker("control", folder, pool="control", **mlflow)
 
-    def ask(deployment: str, **parameters: str) -> int:
-        given = [word for key, value in parameters.items() for word in ("--param", f"{key}={value}")]
-        command = [*PREFECT, "deployment", "run", deployment, *given, "--watch"]
-        return subprocess.run(command, cwd=folder, env=env, capture_output=True).returncode
+    def ask(deployment: str, **parameters: str) -> str:
+        run = server.submit(deployment, **parameters)
+        return wait_for(deployment, lambda: server.flow_run(run)["state_type"] in ENDS and server.flow_run(run))[
+            "state_type"
+        ]
 
-    assert ask("promote/control", name="synthetic", version="1") == 0
-    assert ask("deploy/control", model="synthetic@champion", to=str(tmp_path / "triton")) == 0
+    assert ask("promote/control", name="synthetic", version="1") == "COMPLETED"
+    assert ask("deploy/control", model="synthetic@champion", to=str(tmp_path / "triton")) == "COMPLETED"
     assert "versions: [ 1 ]" in (tmp_path / "triton" / "synthetic" / "config.pbtxt").read_text()
-    assert ask("promote/control", name="synthetic", version="1") != 0
+    assert ask("promote/control", name="synthetic", version="1") == "FAILED"
     assert "synthetic version 1 is champion already" in server.log("control")
     worker.terminate()
     worker.wait(300)
@@ -265,7 +266,7 @@ def test_a_worker_killed_in_mid_training_and_another_that_goes_on(deployed, temp
     server.run(sys.executable, "-m", "pipelines.execution.automations", "--silence", "40")
     assert len(server.ask("automations/filter", {})) == 2  # a second time they are changed, not made again
     shutil.rmtree(server.environment["AUTOLORA_WORK"], ignore_errors=True)
-    clones = {name: clone(template, tmp_path / name, epochs=40, seconds=0.5) for name in ("one", "two")}
+    clones = {name: clone(template, tmp_path / name, epochs=40, seconds=0.25) for name in ("one", "two")}
     workers = {name: server.worker(name, folder, CUDA_VISIBLE_DEVICES=f"gpu-{name}") for name, folder in clones.items()}
     wait_for("both workers", lambda: all("started" in server.log(name) for name in clones))
     run = server.submit("rebuild/gpu")

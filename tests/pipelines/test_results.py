@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from pipelines import rebuild
+from pipelines.execution import commands
 from pipelines.execution.commands import CommandFailed
+from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace import results
+from stages.common.errors import AGAIN, BUSY, INTERRUPTED, MEND
 from tests.pipelines.conftest import ROOT
 
 REPORT = {
@@ -85,39 +88,52 @@ def test_what_outlives_a_workspace(folder, tmp_path):
     assert kept >= {"dvc.lock", "models/registered.json", "reports/robustness.json", "reports/timing/evaluate.json"}
 
 
-class Failed:
-    """A task run's last state, as far as the question goes."""
-
-    def __init__(self, *lines: str) -> None:
-        self.error = CommandFailed(["dvc"], 1, lines)
-
-    def result(self, raise_on_failure: bool) -> Exception:
-        return self.error
-
-
-class TaskRun:
-    name = "dvc finetune"
+def ending(code: int) -> rebuild.StageFailed:
+    error = rebuild.StageFailed("finetune: what it said")
+    error.code = code
+    return error
 
 
 @pytest.mark.parametrize(
-    ("lines", "again"),
+    ("error", "again"),
     [
-        (["finetune: data/prepared is missing", "ERROR: failed to run: exited with 1"], False),
-        (["finetune:  42%|####", "ERROR: failed to run: exited with -9"], True),
-        (["torch.OutOfMemoryError: CUDA out of memory", "ERROR: failed to run: exited with 1"], True),
+        (ending(MEND), False),
+        (ending(INTERRUPTED), False),
+        (ending(AGAIN), True),
+        (CommandFailed("dvc repro: exit status 255\nERROR: failed to run: exited with -9"), True),
     ],
 )
-def test_what_the_user_has_to_mend_is_not_tried_again(lines, again):
-    assert rebuild.worth_a_retry(None, TaskRun(), Failed(*lines)) is again
+def test_what_the_user_has_to_mend_is_not_tried_again(error, again):
+    class State:
+        def result(self, raise_on_failure: bool) -> Exception:
+            return error
+
+    assert rebuild.worth_a_retry(None, None, State()) is again
 
 
-TAKEN = CommandFailed(["dvc"], 1, ["finetune: another process is at work in .work/x: wait for it", "ERROR: failed"])
+TELLS = """import json, pathlib, sys
+pathlib.Path(".work/endings").mkdir(parents=True, exist_ok=True)
+pathlib.Path(".work/endings/prepare.json").write_text(json.dumps({"code": 69, "message": "somebody is at work"}))
+sys.exit(69)
+"""
+
+
+def test_how_a_stage_ended_is_read_from_its_file(project):
+    """DVC hands on no exit code; the ending of an earlier run does not count."""
+    (stage,) = graph.stages(project, ["prepare"])
+    (project / "prepare.py").write_text(TELLS)
+    with pytest.raises(rebuild.StageFailed, match=r"^prepare: somebody is at work$") as caught:
+        rebuild.run_stage(stage, project, commands.environment(), print)
+    assert caught.value.code == BUSY
+    (project / "prepare.py").write_text("import sys; sys.exit(1)")
+    with pytest.raises(CommandFailed, match="exit status 255"):
+        rebuild.run_stage(stage, project, commands.environment(), print)
 
 
 def test_a_cell_waits_for_the_one_that_makes_the_same(monkeypatch):
     """As often as it takes, within the stage's time limit: retries are few, and for something else."""
     monkeypatch.setattr(rebuild, "PAUSE", 0.0)
-    answers, said = iter([TAKEN] * 5 + ["made"]), []
+    answers, said = iter([ending(BUSY)] * 5 + ["made"]), []
 
     def work() -> str:
         answer = next(answers)
@@ -127,11 +143,11 @@ def test_a_cell_waits_for_the_one_that_makes_the_same(monkeypatch):
 
     assert rebuild.when_free(work, 60, said.append) == "made"
     assert len(said) == 5
-    answers = iter([TAKEN])
-    with pytest.raises(CommandFailed):
+    answers = iter([ending(BUSY)])
+    with pytest.raises(rebuild.StageFailed):
         rebuild.when_free(work, -1, said.append)
-    answers = iter([CommandFailed(["dvc"], 1, ["finetune: data/prepared is missing"]), "made"])
-    with pytest.raises(CommandFailed, match="is missing"):
+    answers = iter([ending(MEND), "made"])
+    with pytest.raises(rebuild.StageFailed, match="what it said"):
         rebuild.when_free(work, 60, said.append)
 
 
