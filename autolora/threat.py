@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any
 
 from autolora.common.errors import BadArgument
 
@@ -21,7 +21,6 @@ NORMS = ("linf", "l2", "l1")
 class Threat:
     norm: str
     eps: float
-    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, norm: str, eps: float | str) -> None:
         """The radius is given as "8/255", "0.03" or a number, and kept as the float that it means."""

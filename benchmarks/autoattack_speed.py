@@ -106,7 +106,7 @@ def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device
 
 def ours(setup: Setup, name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, cores: int) -> dict[str, Any]:
     target = folded_copy(model, x[:2]) if name == "folded" else model
-    precision = "fast" if name == "fast" else "full"
+    precision = "mixed" if name == "fast" else "float32"
     report = autoattack(target, x, y, threat, batch_size=setup.batch, precision=precision, show=False)
     by_processor = cores == 1 and x.device.type == "cpu"
     return {

@@ -1,6 +1,6 @@
 """Kill an evaluation with SIGKILL, again and again, and let it go on: its flags must be those of an undisturbed run.
 
-    python -m benchmarks.kill_and_resume            [--kills 4] [--processes 1] [--precision full]
+    python -m benchmarks.kill_and_resume            [--kills 4] [--processes 1] [--precision float32]
 
 A small network with random weights, 32 images, all four attacks. Prints what each life of the run left in the progress
 folder, and compares flags and adversarial images to the bit. Exit code 1 if they differ.
@@ -86,7 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--precision", default="full", choices=PRECISIONS)
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--life", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.life:

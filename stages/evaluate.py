@@ -23,20 +23,24 @@ import torch
 import yaml
 from torch import Tensor
 
-from autolora.attacks.autoattack import autoattack
-from autolora.attacks.checks import curve_agrees, ordered, require
+from autolora.attacks.autoattack import autoattack_of
+from autolora.attacks.checks import curve_agrees
 from autolora.attacks.engine.prepare import device_of
-from autolora.attacks.eps_curve import Point, eps_curve
-from autolora.attacks.report import Check, Report
+from autolora.attacks.eps_curve import Point, curve_of
+from autolora.attacks.evaluation import Settings
+from autolora.attacks.report import Report
+from autolora.attacks.verdicts import Check, ordered, require
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
 from autolora.common.files import read_json, replacing, write_json, write_text
 from autolora.common.statistics import mcnemar
+from autolora.data.test_images import TestImages
 from stages.common.processes import processes
 from stages.common.runner import StageError, code_key, main, timed, work_dir
 from stages.common.views import EvaluateParams, load
 from stages.evaluation.contact_sheet import Row, gallery
 from stages.evaluation.provenance_checks import nothing_chosen, read_manifest, splits_apart, weights_match
-from stages.evaluation.sample import Images, ids_sha256, read_images, stratified
+from stages.evaluation.sample import ids_sha256, read_images, stratified
+from stages.evidence.examples import Examples, write_examples
 
 TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
 MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")
@@ -45,7 +49,7 @@ REPORTS, ADVERSARIAL = Path("reports"), Path("models/adversarial.npz")
 SHOWN = 6  # rows of the gallery
 
 
-class Evidence(NamedTuple):
+class Evaluated(NamedTuple):
     """What was found out about one network."""
 
     notes: dict[str, str]
@@ -56,24 +60,24 @@ class Evidence(NamedTuple):
 def evaluate() -> None:
     params = load(EvaluateParams)
     images = stratified(read_images(TEST), params.evaluate.images, params.seed)
-    around = surroundings(images)
-    attack = partial(both, params, images)
-    with processes(attack) as first:
+    provenance = check_provenance(images)
+    work = partial(evaluate_networks, params, images)
+    with processes(work) as first:
         if not first:
-            attack()
+            work()
             return
         with timed("evaluate") as record:
-            robust, natural = attack()
-            robust.report.checks = replaced_checks(robust.report.checks, around)
+            robust, natural = work()
+            robust.report.checks = replaced(robust.report.checks, provenance)
             write(images, robust, natural)
             record["attacks"] = {"robust": times(robust.report), "natural": times(natural.report)}
     print(robust.report.verdict)
 
 
-def surroundings(images: Images) -> list[Check]:
+def check_provenance(images: TestImages) -> list[Check]:
     """Checks 12, 14 and 15, before any work is done."""
     recorded = read_json(FINETUNED)["weights_sha256"] if FINETUNED.exists() else {}
-    merged, natural = shipped(MERGED)[1], shipped(NATURAL)[1]
+    merged, natural = load_network(MERGED)[1], load_network(NATURAL)[1]
     robust = merged["weights_sha256"] if merged["alpha"] == "0" else merged.get("robust_sha256", "none")
     evaluated = {"robust": robust, "natural": natural["weights_sha256"]}
     checks = [
@@ -85,7 +89,7 @@ def surroundings(images: Images) -> list[Check]:
     return checks
 
 
-def replaced_checks(checks: list[Check], ours: list[Check]) -> list[Check]:
+def replaced(checks: list[Check], ours: list[Check]) -> list[Check]:
     numbers = {c.number for c in ours}
     return ordered([*(c for c in checks if c.number not in numbers), *ours])
 
@@ -94,34 +98,26 @@ def times(report: Report) -> list[dict[str, Any]]:
     return [{"name": a.name, "seconds": round(a.seconds, 2), "forwards": a.forwards} for a in report.attacks]
 
 
-def both(params: EvaluateParams, images: Images) -> tuple[Evidence, Evidence]:
-    return attacked(params, images, MERGED), attacked(params, images, NATURAL)
+def evaluate_networks(params: EvaluateParams, images: TestImages) -> tuple[Evaluated, Evaluated]:
+    """The one that ships, and its naturally tuned twin."""
+    return evaluate_network(params, images, MERGED), evaluate_network(params, images, NATURAL)
 
 
-def attacked(params: EvaluateParams, images: Images, path: Path) -> Evidence:
-    model, notes = shipped(path)
-    section, threat = params.evaluate, params.threat
-    x, y = torch.from_numpy(images.x), torch.from_numpy(images.y)
+def evaluate_network(params: EvaluateParams, images: TestImages, path: Path) -> Evaluated:
+    model, notes = load_network(path)
+    section, device = params.evaluate, device_of(model)
     determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids_sha256(images.ids)}
-    determines |= {"code": code_key(), "device": device_of(model, x).type}  # rounding of another kind of device differs
-    report = autoattack(
-        model,
-        x,
-        y,
-        threat,
-        section.version,
-        params.seed,
-        images.ids,
-        progress=work_dir("evaluate", model=path.stem, **determines),
-        precision=section.precision,
-    )
-    curve = eps_curve(model, x, y, threat, params.seed, images.ids)
+    determines |= {"code": code_key(), "device": device.type}  # rounding of another kind of device differs
+    folder = work_dir("evaluate", model=path.stem, **determines)
+    settings = Settings(section.version, params.seed, section.precision, progress=folder, device=device)
+    report = autoattack_of(model, images, params.threat, settings)
+    curve = curve_of(model, images, params.threat, Settings(seed=params.seed, device=device))
     report.checks = ordered([*report.checks, curve_agrees(report, curve)])
     require(report.checks)
-    return Evidence(notes, report, curve)
+    return Evaluated(notes, report, curve)
 
 
-def shipped(path: Path) -> tuple[Classifier, dict[str, str]]:
+def load_network(path: Path) -> tuple[Classifier, dict[str, str]]:
     """The network of a file, on the GPU where there is one; refused unless its weights are those the file names."""
     if not path.exists():
         raise StageError(f"{path} is missing: run `dvc repro {'merge' if path == MERGED else 'finetune'}` first")
@@ -133,7 +129,7 @@ def shipped(path: Path) -> tuple[Classifier, dict[str, str]]:
     return model.to(device).eval(), read_notes(path)
 
 
-def write(images: Images, robust: Evidence, natural: Evidence) -> None:
+def write(images: TestImages, robust: Evaluated, natural: Evaluated) -> None:
     record = record_of(images, robust, natural)
     write_json(REPORTS / "robustness.json", record)
     write_json(REPORTS / "metrics.json", headline(record))
@@ -142,17 +138,17 @@ def write(images: Images, robust: Evidence, natural: Evidence) -> None:
     write_text(REPORTS / "eps_curve.csv", curve_csv({"robust": robust.curve, "natural": natural.curve}))
     with replacing(REPORTS / "adversarial.png") as part:
         pictures(images, robust.report).save(part, format="PNG")
-    with replacing(ADVERSARIAL) as part, open(part, "wb") as file:
-        np.savez(file, **adversarial_arrays(images, robust.report))
+    report = robust.report
+    write_examples(ADVERSARIAL, Examples(images, report.adversarial.numpy(), report.found.numpy()), str(report.threat))
 
 
-def record_of(images: Images, robust: Evidence, natural: Evidence) -> dict[str, Any]:
+def record_of(images: TestImages, robust: Evaluated, natural: Evaluated) -> dict[str, Any]:
     ours, twin = robust.report, natural.report
     baseline = twin.as_record()
     data = {
         "name": str(TEST.parent),
         "split": TEST.name,
-        "n": len(images.ids),
+        "n": len(images),
         "ids_sha256": ids_sha256(images.ids),
         "stratified": True,
     }
@@ -196,9 +192,9 @@ def by_class(report: Report, names: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def flags(images: Images, ours: Report, twin: Report) -> np.ndarray:
+def flags(images: TestImages, ours: Report, twin: Report) -> np.ndarray:
     fields = ("clean", "robust", "baseline_clean", "baseline_robust")
-    table = np.zeros(len(images.ids), dtype=[("id", "S64"), ("label", "i8"), *((f, "?") for f in fields)])
+    table = np.zeros(len(images), dtype=[("id", "S64"), ("label", "i8"), *((f, "?") for f in fields)])
     table["id"], table["label"] = [i.encode() for i in images.ids], images.y
     for field, values in zip(fields, (ours.clean, ours.robust, twin.clean, twin.robust)):
         table[field] = values.numpy()
@@ -214,18 +210,7 @@ def curve_csv(curves: dict[str, list[Point]]) -> str:
     return text.getvalue()
 
 
-def adversarial_arrays(images: Images, report: Report) -> dict[str, Any]:
-    return {
-        "x": images.x,
-        "adversarial": report.adversarial.numpy(),
-        "y": images.y,
-        "ids": np.array([i.encode() for i in images.ids], dtype="S64"),
-        "found": report.found.numpy(),
-        "threat": np.array(str(report.threat)),
-    }
-
-
-def pictures(images: Images, report: Report) -> Any:
+def pictures(images: TestImages, report: Report) -> Any:
     names = read_json(TEST / "classes.json")
     chosen = report.found.nonzero().flatten().tolist()[:SHOWN]
     rows = [

@@ -28,8 +28,9 @@ from autolora.export.write import evidence, export_onnx, opset
 from autolora.threat import Threat
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
 from stages.common.views import ExportParams, load
-from stages.evaluation.onnx_robustness import Examples, device, measure, read_examples
-from stages.evaluation.onnx_variants import Work, make, notes_in
+from stages.evaluation.onnx_robustness import device, measure
+from stages.evaluation.onnx_variants import Ingredients, make, notes_in
+from stages.evidence.examples import Examples, read_examples
 
 MERGED, ADVERSARIAL = Path("models/merged.safetensors"), Path("models/adversarial.npz")
 ROBUSTNESS, CLASSES = Path("reports/robustness.json"), Path("data/prepared/test/classes.json")
@@ -49,7 +50,9 @@ def export() -> None:
         with only_one(work):
             shutil.rmtree(work / "files", ignore_errors=True)
             report = written(load_classifier(MERGED), robustness, examples, params, work)
-            record["latency_ms"] = {p.name: latency(p, examples.x) for p in sorted((work / "files").glob("*.onnx"))}
+            record["latency_ms"] = {
+                p.name: latency(p, examples.images.floats) for p in sorted((work / "files").glob("*.onnx"))
+            }
             publish(work / "files", EXPORT)
         write_json(REPORT, report)
 
@@ -77,10 +80,10 @@ def written(
     said = evidence(robustness, read_json(CLASSES), section.license or "not stated", toward=toward)
     digest = export_onnx(model, path, said, section.input)
     compared = compare(model, path, examples, section.input)
-    stands = measure(path, examples, threat, params.seed, section.check_images, work)
+    found = measure(path, examples, threat, params.seed, section.check_images, work)
     images = np.load(CALIBRATION).astype(np.float32) / 255
-    shared = Work(
-        path, notes_in(path), stands, examples, images, threat, params.seed, section.check_images,
+    shared = Ingredients(
+        path, notes_in(path), found, examples, images, threat, params.seed, section.check_images,
         section.max_robust_drop, work,
     )  # fmt: skip
     return {
@@ -91,7 +94,7 @@ def written(
         "opset": opset(onnx.load(str(path))),
         "device": device(),
         "parity": compared,
-        **stands.record,
+        **found.record,
         "variants": {name: make(name, shared, path.parent) for name in section.variants},
         "versions": {name: installed(name).split("+")[0] for name in ("torch", "onnx", "onnxruntime", "onnxscript")},
     }
@@ -99,7 +102,7 @@ def written(
 
 def compare(model: Classifier, path: Path, examples: Examples, pixels: str) -> dict[str, Any]:
     """Refuse a file that answers otherwise than the network that was attacked."""
-    images = {"clean": examples.x, "adversarial": examples.adversarial}
+    images = {"clean": examples.images.floats, "adversarial": examples.adversarial}
     if pixels == "uint8":  # bytes hold no adversarial image but the nearest one on the grid
         images = {name: np.rint(x * 255) / np.float32(255) for name, x in images.items()}
     session = open_session(path, device(), torch.get_num_threads())

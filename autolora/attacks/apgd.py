@@ -72,7 +72,7 @@ class APGD:
         for at, width in checkpoints(steps).items():
             self.widths[at] = width
 
-    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         point = start_point(x, keys, self.threat)
         zero = torch.zeros(len(x), device=x.device)
         return {
@@ -93,7 +93,7 @@ class APGD:
 
     def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
         point = s["point"]
-        logits, loss, gradient = self._value(s)
+        logits, loss, gradient = self.ascent(s)
         better = loss > s["best_loss"]
         s["best_loss"] = torch.where(better, loss, s["best_loss"])
         s["best"] = put(s["best"], better, point)
@@ -108,10 +108,10 @@ class APGD:
             halved = self._check(s, torch.from_numpy(widths).to(loss.device))
             origin = replaced(point, halved, s["best"])
             gradient = replaced(gradient, halved, s["best_gradient"])
-        s["previous"], s["point"] = origin, self._move(s, origin, gradient, first)
+        s["previous"], s["point"] = origin, self.move(s, origin, gradient, first)
         return fooled(logits, s["y"], point), point
 
-    def _value(self, s: State) -> tuple[Tensor, Tensor, Tensor]:
+    def ascent(self, s: State) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient averaged over `samples` passes, for networks that answer at random (EOT)."""
 
         def loss(z: Tensor, rows: slice) -> Tensor:
@@ -135,7 +135,7 @@ class APGD:
         s["raised"] = s["raised"] * ~here
         return halved
 
-    def _move(self, s: State, origin: Tensor, gradient: Tensor, first: Tensor) -> Tensor:
+    def move(self, s: State, origin: Tensor, gradient: Tensor, first: Tensor) -> Tensor:
         step = ascent_direction(gradient, self.threat).mul_(column(s["eta"], origin))
         z = project(step.add_(origin), s["x"], self.threat)
         a = column(torch.where(first, 1.0, MOMENTUM), origin)
@@ -148,4 +148,4 @@ def start_point(x: Tensor, keys: Tensor, threat: Threat) -> Tensor:
     size = x[0].numel()
     noise = uniform(keys, 0, size) * 2 - 1 if threat.norm == "linf" else normal(keys, 0, size)
     noise = noise / lengths(noise, threat.norm)[:, None]
-    return (x + threat.eps * noise.view_as(x)).clamp(*threat.bounds)
+    return (x + threat.eps * noise.view_as(x)).clamp(0, 1)

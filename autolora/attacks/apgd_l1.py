@@ -31,7 +31,7 @@ class APGDL1(APGD):
         self.stage = np.repeat(np.arange(len(STAGES)), lengths)  # of each age
         self.opens = np.append(0, np.cumsum(lengths))  # ages at which a stage begins
 
-    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         radius = torch.full((len(x),), STAGES[0][0] * self.threat.eps, device=x.device)
         point = x + to_ball(x, normal(keys, 0, x[0].numel()).view_as(x), radius)
         zero = torch.zeros(len(x), device=x.device)
@@ -49,21 +49,21 @@ class APGDL1(APGD):
 
     def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
         point, age = s["point"], np.minimum(age, self.rounds - 1)
-        logits, loss, gradient = self._value(s)
+        logits, loss, gradient = self.ascent(s)
         opening, last = (torch.from_numpy(np.isin(age, ages)).to(loss.device) for ages in (self.opens, self.opens - 1))
-        radius = self._radius(age, loss.device)
+        radius = self.radius(age, loss.device)
         better = (loss > s["best_loss"]) | opening
         s["best_loss"] = torch.where(better, loss, s["best_loss"])
         s["best"] = put(s["best"], better, point)
         s["best_gradient"] = put(s["best_gradient"], better, gradient)
         back = self._adapt(s, opening, radius)
         origin, gradient = replaced(point, back, s["best"]), replaced(gradient, back, s["best_gradient"])
-        offset = origin + self._sparse(gradient, s) - s["x"]
+        offset = origin + self.sparse_step(gradient, s) - s["x"]
         offset = replaced(offset, last, s["best"] - s["x"])
-        s["point"] = s["x"] + to_ball(s["x"], offset, self._radius(np.minimum(age + 1, self.rounds - 1), loss.device))
+        s["point"] = s["x"] + to_ball(s["x"], offset, self.radius(np.minimum(age + 1, self.rounds - 1), loss.device))
         return fooled(logits, s["y"], point) & (radius <= self.threat.eps), point
 
-    def _radius(self, age: np.ndarray, device: torch.device) -> Tensor:
+    def radius(self, age: np.ndarray, device: torch.device) -> Tensor:
         times = np.array([times for times, _ in STAGES], dtype=np.float32)[self.stage[age]]
         return torch.from_numpy(times).to(device) * self.threat.eps
 
@@ -76,7 +76,7 @@ class APGDL1(APGD):
         s["moved"] = moved
         return sparser
 
-    def _sparse(self, gradient: Tensor, s: State) -> Tensor:
+    def sparse_step(self, gradient: Tensor, s: State) -> Tensor:
         size = gradient.abs().flatten(1)
         n = size.shape[1]
         place = ((1 - s["moved"] / n / 1.5) * n).long().clamp(0, n - 1)

@@ -1,7 +1,7 @@
 """The sixteen checks that make a robustness number believable: each one is data, and a failed one stops the evaluation.
 
-Made by `autoattack` itself before and after the attacks; 12, 14 and 15 concern the files around it and are made by
-`stages/evaluate.py`.
+Made by `autoattack` itself before and after the attacks; 12, 14 and 15 concern the files around it, which its caller
+knows.
 """
 
 from __future__ import annotations
@@ -21,49 +21,18 @@ from autolora.attacks.apgd_l1 import apgd_for
 from autolora.attacks.engine.draws import image_keys
 from autolora.attacks.engine.network import Network, lengths
 from autolora.attacks.engine.prepare import switches
-from autolora.attacks.report import Check, Verdict
+from autolora.attacks.verdicts import NAMES, Check, Verdict, require
 from autolora.common.files import weights_sha256
 from autolora.common.statistics import wilson
 from autolora.threat import Threat
 
 if TYPE_CHECKING:
+    from autolora.attacks.evaluation import Evaluation
     from autolora.attacks.report import Report
 
 PROBED = 64  # images on which the checks before the attacks are made
 PART = 256  # images that are looked at together, where all are
-NAMES = {
-    1: "eval mode",
-    2: "logits do not depend on the batch",
-    3: "pixels in [0,1]",
-    4: "unit of eps",
-    5: "inside ball and box",
-    6: "logits, not probabilities",
-    7: "five equal forwards",
-    8: "gradients reach the image",
-    9: "black box does not beat white box",
-    10: "the attack works",
-    11: "enough images",
-    12: "nothing was chosen on the test part",
-    13: "robust means right when clean",
-    14: "the evaluated weights are those that ship",
-    15: "no image is in two splits",
-    16: "full precision",
-}
-NOT_RUN = "concerns what lies around this evaluation; stages/evaluate.py makes it"
 WIDE = 0.05  # half a confidence interval beyond which there are too few images
-
-
-class CheckFailed(ValueError):
-    """The number would not be worth having; `checks` says why."""
-
-    def __init__(self, checks: list[Check]) -> None:
-        self.checks = checks
-        super().__init__("; ".join(f"check {c.number}, {c.name}: {c.detail}" for c in checks if c.verdict == "fail"))
-
-
-def require(checks: list[Check]) -> None:
-    if any(c.verdict == "fail" for c in checks):
-        raise CheckFailed(checks)
 
 
 def shuffled(ids: Sequence[str]) -> list[int]:
@@ -71,32 +40,29 @@ def shuffled(ids: Sequence[str]) -> list[int]:
     return sorted(range(len(ids)), key=lambda i: hashlib.sha256(ids[i].encode()).digest())
 
 
-def before(
-    network: Network,
-    x: Tensor,
-    y: Tensor,
-    ids: Sequence[str],
-    threat: Threat,
-    seed: int,
-    randomised: bool,
-    gradients: bool = True,
-) -> list[Check]:
-    """What can be known without an attack, on a few images; without `gradients` from scores alone."""
-    probe = shuffled(ids)[:PROBED]
-    few, labels = x[probe], y[probe]
-    checks = [evaluating(network.model), pixels(x), radius(threat)]
+def in_advance(model: Callable[[Tensor], Tensor], *, gradients: bool) -> list[Check]:
+    """What the caller's network must be before it is set at rest; a variant of a file may be of less than float32."""
+    return [evaluating(model), *([weights_in_float32(model)] if gradients else [])]
+
+
+def before(e: Evaluation) -> list[Check]:
+    """What can be known without an attack, on a few images."""
+    probe = shuffled(e.images.ids)[:PROBED]
+    few, labels = e.x[probe], e.y[probe]
+    checks = [evaluating(e.model), pixels(e.x), radius(e.threat)]
     require(checks)  # the rest would only say the same in other words
-    logits = network.all_logits(few)
+    logits = e.network.all_logits(few)
     require([logits_are_numbers(logits)])
-    known_labels(y, logits.shape[1])
-    return [
-        *checks,
+    known_labels(e.y, logits.shape[1])
+    checks += [
         logits_not_softmax(logits),
-        deterministic(network, few, randomised),
-        alone_as_in_batch(network.model, few[:8], randomised),
-        *([computes_in_float32(network.model, few[:1])] if gradients else []),  # a variant of a file may be of less
-        *([gradients_reach(network, few, labels, threat, seed)] if gradients else []),
+        deterministic(e.network, few, randomised=e.randomised),
+        alone_as_in_batch(e.model, few[:8], randomised=e.randomised),
     ]
+    if e.settings.gradients:
+        checks.append(computes_in_float32(e.model, few[:1]))
+        checks.append(gradients_reach(e.network, few, labels, e.threat, e.settings.seed))
+    return checks
 
 
 def after(report: Report, x: Tensor) -> list[Check]:
@@ -112,17 +78,13 @@ def after(report: Report, x: Tensor) -> list[Check]:
     ]
 
 
-def ordered(checks: list[Check]) -> list[Check]:
-    """By number; those that nobody has made say so."""
-    missing = set(NAMES) - {c.number for c in checks}
-    return sorted([*checks, *(Check(n, NAMES[n], "not run", NOT_RUN) for n in missing)], key=lambda c: c.number)
-
-
 def evaluating(model: Callable[[Tensor], Tensor]) -> Check:
     if not isinstance(model, nn.Module):
         return Check(1, NAMES[1], "not run", "a plain callable: its mode cannot be seen")
     training = [name or "the model" for name, module in model.named_modules() if module.training]
-    return _check(1, NAMES[1], not training, "every module is in eval", f"in train mode: {', '.join(training[:3])}")
+    return _check(
+        1, NAMES[1], "every module is in eval", f"in train mode: {', '.join(training[:3])}", fine=not training
+    )
 
 
 def buffers_hash(model: Callable[[Tensor], Tensor]) -> str:
@@ -133,12 +95,11 @@ def buffers_unmoved(model: Callable[[Tensor], Tensor], before: str) -> Check:
     if not isinstance(model, nn.Module):
         return Check(1, "buffers unmoved", "not run", "a plain callable: its buffers cannot be seen")
     fine = buffers_hash(model) == before
-    return _check(
-        1, "buffers unmoved", fine, "the same before and after", "the attack has changed the network's buffers"
-    )
+    bad = "the attack has changed the network's buffers"
+    return _check(1, "buffers unmoved", "the same before and after", bad, fine=fine)
 
 
-def alone_as_in_batch(model: Callable[[Tensor], Tensor], x: Tensor, randomised: bool) -> Check:
+def alone_as_in_batch(model: Callable[[Tensor], Tensor], x: Tensor, *, randomised: bool) -> Check:
     name = NAMES[2]
     if randomised:
         return Check(2, name, "not run", "the network answers at random")
@@ -147,7 +108,7 @@ def alone_as_in_batch(model: Callable[[Tensor], Tensor], x: Tensor, randomised: 
     worst = ((together - alone).abs().amax(1) / together.abs().amax(1).clamp_min(1)).max().item()
     same = worst <= 1e-4 and torch.equal(together.argmax(1), alone.argmax(1))
     text = f"{len(x)} images alone and within a batch differ by {worst:.1e}"
-    return _check(2, name, same, text, text)
+    return _check(2, name, text, text, fine=same)
 
 
 def pixels(x: Tensor) -> Check:
@@ -166,14 +127,14 @@ def pixels(x: Tensor) -> Check:
 def radius(threat: Threat) -> Check:
     fine = threat.norm != "linf" or threat.eps <= 1
     text = f"{threat.norm} {threat.eps:.6g}, which is {threat.eps * 255:.6g}/255"
-    return _check(4, NAMES[4], fine, text, text + ": larger than the whole pixel range")
+    return _check(4, NAMES[4], text, text + ": larger than the whole pixel range", fine=fine)
 
 
 def logits_are_numbers(logits: Tensor) -> Check:
     odd = int((~logits.isfinite()).any(1).sum())
     text = f"NaN or infinite at {odd} of {len(logits)} images"
     return _check(
-        6, "logits are numbers", odd == 0, "all finite", text + ": a class that cannot be needs a finite logit"
+        6, "logits are numbers", "all finite", text + ": a class that cannot be needs a finite logit", fine=odd == 0
     )
 
 
@@ -186,16 +147,16 @@ def known_labels(y: Tensor, classes: int) -> None:
 def logits_not_softmax(logits: Tensor) -> Check:
     sums = logits.sum(1)
     probabilities = bool((logits.min() >= 0) & (logits.max() <= 1 + 1e-5) & ((sums - 1).abs() < 1e-4).all())
-    return _check(6, NAMES[6], not probabilities, "rows are no distribution", "every row sums to 1")
+    return _check(6, NAMES[6], "rows are no distribution", "every row sums to 1", fine=not probabilities)
 
 
-def deterministic(network: Network, x: Tensor, randomised: bool) -> Check:
+def deterministic(network: Network, x: Tensor, *, randomised: bool) -> Check:
     runs = [network.all_logits(x) for _ in range(5)]
     worst = max((run - runs[0]).abs().max().item() for run in runs)
     name = NAMES[7]
     if randomised:
         return Check(7, name, "pass", f"they differ by {worst:.1e}; version rand averages over it")
-    return _check(7, name, worst <= 1e-4, f"differ by {worst:.1e}", f"differ by {worst:.1e}: use version rand")
+    return _check(7, name, f"differ by {worst:.1e}", f"differ by {worst:.1e}: use version rand", fine=worst <= 1e-4)
 
 
 def gradients_reach(network: Network, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Check:
@@ -207,7 +168,7 @@ def gradients_reach(network: Network, x: Tensor, y: Tensor, threat: Threat, seed
     }
     worst = max(zero.values())
     text = ", ".join(f"{100 * share:.1f} % without gradient at {place}" for place, share in zero.items())
-    return _check(8, NAMES[8], worst <= 0.01, text, text + ": masked gradients")
+    return _check(8, NAMES[8], text, text + ": masked gradients", fine=worst <= 0.01)
 
 
 def _zero_gradients(network: Network, x: Tensor, y: Tensor) -> float:
@@ -227,10 +188,10 @@ def inside(adversarial: Tensor, x: Tensor, threat: Threat) -> Check:
     low, high = adversarial.min().item(), adversarial.max().item()
     size = x[0].numel()
     slack = {"linf": 1e-6, "l2": 1e-7 * size**0.5, "l1": 1e-7 * size}[threat.norm]
-    fine = longest <= threat.eps * (1 + 3e-6) + slack and low >= threat.bounds[0] and high <= threat.bounds[1]
+    fine = longest <= threat.eps * (1 + 3e-6) + slack and low >= 0 and high <= 1
     fine = fine and not bool(adversarial.isnan().any())
     text = f"longest {threat.norm} perturbation {longest:.6f} of {threat.eps:.6f}, pixels from {low:g} to {high:g}"
-    return _check(5, NAMES[5], fine, text, text)
+    return _check(5, NAMES[5], text, text, fine=fine)
 
 
 def truly_broken(report: Report) -> Check:
@@ -243,7 +204,7 @@ def truly_broken(report: Report) -> Check:
     if report.version == "rand" and still_right:
         text += " by the mean of many passes, so broken by chance: the number is rather too low"
         return Check(5, name, "warn", text)
-    return _check(5, name, still_right <= max(1, 0.002 * len(report.y)), text, text)
+    return _check(5, name, text, text, fine=still_right <= max(1, 0.002 * len(report.y)))
 
 
 def black_box_adds_nothing(report: Report) -> Check:
@@ -260,7 +221,7 @@ def black_box_adds_nothing(report: Report) -> Check:
 
 def robust_means_clean(clean: Tensor, robust: Tensor) -> Check:
     odd = int((robust & ~clean).sum())
-    return _check(13, NAMES[13], odd == 0, "no exception", f"{odd} images are robust and wrong")
+    return _check(13, NAMES[13], "no exception", f"{odd} images are robust and wrong", fine=odd == 0)
 
 
 def enough_images(report: Report) -> Check:
@@ -300,7 +261,7 @@ def computes_in_float32(model: Callable[[Tensor], Tensor], x: Tensor) -> Check:
 def _in_float32(kinds: set[torch.dtype]) -> Check:
     low = sorted(str(kind).removeprefix("torch.") for kind in kinds if kind.is_floating_point and kind.itemsize < 4)
     good, bad = "weights, activations and logits are float32", f"{', '.join(low)}: give the float32 network"
-    return _check(16, "the network computes in float32", not low, good, bad)
+    return _check(16, "the network computes in float32", good, bad, fine=not low)
 
 
 def full_precision(x: Tensor, precision: str) -> Check:
@@ -309,10 +270,10 @@ def full_precision(x: Tensor, precision: str) -> Check:
         text = "attacked through a quicker copy; each success and all of the last attack are float32"
         return Check(16, NAMES[16], "warn", text)
     fine = x.dtype == torch.float32 and not tf32
-    return _check(16, NAMES[16], fine, "float32, TF32 off", f"{x.dtype}, TF32 {'on' if tf32 else 'off'}")
+    return _check(16, NAMES[16], "float32, TF32 off", f"{x.dtype}, TF32 {'on' if tf32 else 'off'}", fine=fine)
 
 
-def attack_works(network: Network, x: Tensor, report: Report, randomised: bool = False) -> Check:
+def attack_works(network: Network, x: Tensor, report: Report, *, randomised: bool = False) -> Check:
     """A white-box attack on a few images that are right: what it must do if it works at all, and whether the report
     knows of each image that it breaks."""
     threat, seed = report.threat, report.seed
@@ -341,7 +302,7 @@ def attack_works(network: Network, x: Tensor, report: Report, randomised: bool =
     ]
     shares = " / ".join(f"{100 * c.standing:.0f}" for c in (half, short, twice, far, long))
     good = f"{shares} % of {len(right)} images stand half, one and two eps, a huge radius, and 50 steps for 20"
-    return _check(10, NAMES[10], not faults, good, "; ".join(faults))
+    return _check(10, NAMES[10], good, "; ".join(faults), fine=not faults)
 
 
 def curve_agrees(report: Report, curve: Sequence[tuple[float, float, str]]) -> Check:
@@ -359,7 +320,7 @@ def curve_agrees(report: Report, curve: Sequence[tuple[float, float, str]]) -> C
         if fault
     ]
     good = " / ".join(f"{100 * share:.0f}" for share in shares) + " % at growing radii"
-    return _check(10, "the curve agrees", not faults, good, "; ".join(faults))
+    return _check(10, "the curve agrees", good, "; ".join(faults), fine=not faults)
 
 
 def huge(threat: Threat, size: int) -> float:
@@ -395,5 +356,5 @@ def climb(network: Network, x: Tensor, y: Tensor, threat: Threat, steps: int, se
     return Climb(broken[: len(x)], gain)
 
 
-def _check(number: int, name: str, fine: bool, good: str, bad: str) -> Check:
+def _check(number: int, name: str, good: str, bad: str, *, fine: bool) -> Check:
     return Check(number, name, "pass" if fine else "fail", good if fine else bad)

@@ -6,7 +6,7 @@ Each radius is attacked afresh by APGD-CE, so that accuracies which do not fall 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from autolora.attacks.apgd_l1 import apgd_for
 from autolora.attacks.checks import huge
-from autolora.attacks.engine.network import Network, predicted
-from autolora.attacks.engine.prepare import at_rest, default_batch, device_of, full_precision, likely, prepared
-from autolora.attacks.engine.slots import Images, Slots
+from autolora.attacks.engine.prepare import device_of
+from autolora.attacks.engine.slots import Job, Slots
+from autolora.attacks.evaluation import Answers, Evaluation, Settings, opened
 from autolora.common import distributed
-from autolora.common.malloc import heap_kept
+from autolora.data.test_images import TestImages
 from autolora.threat import Threat
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the threat's eps
@@ -31,47 +31,44 @@ class Point(NamedTuple):
     attack: str
 
 
-def radii(threat: Threat, size: int) -> list[float]:
-    """Around the threat's own radius, and one that no classifier survives."""
-    far = huge(threat, size)
-    return [share * threat.eps for share in SHARES if share * threat.eps < far] + [far]
-
-
-def standing(network: Network, images: Images, clean: Tensor, threat: Threat, seed: int, steps: int = STEPS) -> Tensor:
-    """Which images still stand after APGD-CE: bool [n]."""
-    robust = clean.clone()
-
-    def finish(job: tuple[int, int], point: Tensor | None) -> None:
-        robust[job[0]] = point is None
-
-    jobs = [(image, 0) for image in clean.nonzero().flatten().tolist()]
-    Slots(apgd_for(threat.norm)(network, threat, steps=steps), images, "curve", seed, network.batch).run(jobs, finish)
-    return robust
-
-
-def accuracy_at(network: Network, images: Images, clean: Tensor, threat: Threat, eps: float, seed: int) -> Point:
-    robust = standing(network, images, clean, Threat(threat.norm, eps), seed)
-    return Point(eps, torch.mean(robust.double()).item(), f"apgd-ce-{STEPS}")
-
-
 def eps_curve(
-    model: Callable[[Tensor], Tensor],
+    model: Answers,
     x: Tensor,
     y: Tensor,
     threat: Threat,
+    *,
     seed: int = 0,
     ids: Sequence[str] | None = None,
     batch_size: int | None = None,
 ) -> list[Point]:
     """The clean accuracy, then one point for each of `radii`; the processes share the radii out."""
     device = device_of(model, torch.as_tensor(x))
-    x, y, names = prepared(x, y, ids)
-    with at_rest(model), full_precision(), heap_kept():
-        network = Network(model, batch_size or default_batch(device, model, x[:1].to(device)))
-        logits = network.all_logits(x, device)
-        images = Images(x.to(device), y.to(device), likely(logits, y.to(device)), names)
-        clean = predicted(logits).cpu() == y
-        wanted = radii(threat, x[0].numel())
+    return curve_of(model, TestImages.of(x, y, ids), threat, Settings(seed=seed, batch_size=batch_size, device=device))
+
+
+def curve_of(model: Answers, images: TestImages, threat: Threat, settings: Settings) -> list[Point]:
+    """`eps_curve` on images that are shared with others."""
+    wanted = radii(threat, images.x[0].size)
+    with opened(model, images, threat, settings) as e:
         mine = wanted[distributed.rank() :: distributed.world()]
-        points = distributed.gathered({eps: accuracy_at(network, images, clean, threat, eps, seed) for eps in mine})
-    return [Point(0.0, clean.double().mean().item(), "none")] + [points[eps] for eps in wanted]
+        points = distributed.gathered({eps: accuracy_at(e, eps) for eps in mine})
+        return [Point(0.0, e.clean.double().mean().item(), "none")] + [points[eps] for eps in wanted]
+
+
+def radii(threat: Threat, size: int) -> list[float]:
+    """Around the threat's own radius, and one that no classifier survives."""
+    far = huge(threat, size)
+    return [share * threat.eps for share in SHARES if share * threat.eps < far] + [far]
+
+
+def accuracy_at(e: Evaluation, eps: float) -> Point:
+    """After APGD-CE at this radius, on every image that is right."""
+    robust = e.clean.clone()
+
+    def finish(job: Job, point: Tensor | None) -> None:
+        robust[job[0]] = point is None
+
+    attack = apgd_for(e.threat.norm)(e.network, Threat(e.threat.norm, eps), steps=STEPS)
+    slots = Slots(attack, e.images, e.targets, name="curve", seed=e.settings.seed, batch=e.network.batch)
+    slots.run([(image, 0) for image in e.clean.nonzero().flatten().tolist()], finish)
+    return Point(eps, robust.double().mean().item(), f"apgd-ce-{STEPS}")

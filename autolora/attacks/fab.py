@@ -31,10 +31,10 @@ class FAB:
     def __init__(self, network: Network, threat: Threat, steps: int = 100) -> None:
         self.network, self.threat, self.rounds = network, threat, steps
 
-    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         """The first run starts from the image, restarts from half-way to the surface of the ball."""
-        restart = torch.from_numpy(ranks > 0).to(x.device)
-        away = (x + (start_point(x, keys, self.threat) - x) / 2).clamp(*self.threat.bounds)
+        restart = torch.from_numpy(attempts > 0).to(x.device)
+        away = (x + (start_point(x, keys, self.threat) - x) / 2).clamp(0, 1)
         return {"x": x, "y": y, "target": target, "point": replaced(x, restart, away)}
 
     def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -49,13 +49,13 @@ class FAB:
 
     def _nearer(self, x: Tensor, point: Tensor, f: Tensor, g: Tensor) -> Tensor:
         """The next point of each row, from the linearised f at the last one."""
-        norm, bounds = self.threat.norm, self.threat.bounds
+        norm = self.threat.norm
         there = f + (g * (x - point)).flatten(1).sum(1)  # the linearised f at x
-        d_k, d_0 = to_hyperplane(point, g, f, norm, bounds), to_hyperplane(x, g, there, norm, bounds)
+        d_k, d_0 = to_hyperplane(point, g, f, norm), to_hyperplane(x, g, there, norm)
         a, b = (lengths(d, norm).clamp_min(1e-8) for d in (d_k, d_0))
         alpha = column((a / (a + b)).clamp_max(ALPHA_MAX), x)
         here, from_x = point.add(d_k, alpha=ETA), x.add(d_0, alpha=ETA)
-        return here.lerp_(from_x, alpha).clamp_(*bounds)
+        return here.lerp_(from_x, alpha).clamp_(0, 1)
 
     def _boundary(self, s: State) -> tuple[Tensor, Tensor]:
         logits, gradients = self.network.gradients(s["point"])
@@ -71,7 +71,7 @@ class FAB:
 class TargetedFAB(FAB):
     """Towards one class: 3 F a step (forward, gradient, and a forward to see whether the boundary is crossed)."""
 
-    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         return {"x": x, "y": y, "target": target, "point": x.clone()}
 
     def _boundary(self, s: State) -> tuple[Tensor, Tensor]:
@@ -82,21 +82,20 @@ class TargetedFAB(FAB):
         return f, g
 
 
-def to_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str, bounds: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+def to_hyperplane(t: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     """The shortest d with gap + <w, d> = 0 and t + d in the box; the farthest that the box allows where there is none.
 
     Each coordinate moves against the sign of gap * w by min(lambda * r_i, room_i), with r = 1 for Linf and |w| for
     L2, and lambda such that the moves close the gap. For L1 the coordinates with the largest |w| move all the way,
     one by one.
     """
-    move = _moves(t.flatten(1), w.flatten(1), gap, norm, *bounds)
+    move = _moves(t.flatten(1), w.flatten(1), gap, norm)
     return move.view(t.shape)
 
 
-def _moves(t: Tensor, w: Tensor, gap: Tensor, norm: str, low: float, high: float) -> Tensor:
+def _moves(t: Tensor, w: Tensor, gap: Tensor, norm: str) -> Tensor:
     direction = w.sign().mul_(torch.where(gap >= 0, -1.0, 1.0)[:, None])
-    goal = positive(direction).mul_(high - low).add_(low)
-    room, size, gap = goal.sub_(t).abs_(), w.abs(), gap.abs()
+    room, size, gap = positive(direction).sub_(t).abs_(), w.abs(), gap.abs()
     if norm == "l1":
         return direction.mul_(_greedy(size, room, gap))
     if norm == "linf":

@@ -5,7 +5,7 @@ Every function takes `answer`, a callable from float32 [n,3,h,w] in [0,1] to log
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from autolora.attacks.apgd import APGD, cross_entropy, targeted_dlr
+from autolora.attacks.engine.journal import Journal
 from autolora.attacks.engine.network import Network
-from autolora.attacks.engine.progress import Progress
-from autolora.attacks.engine.slots import Images, Slots
+from autolora.attacks.engine.prepare import likely
+from autolora.attacks.engine.slots import Slots
 from autolora.attacks.square import SquareL2, SquareLinf
+from autolora.data.test_images import TestImages
 from autolora.export.conversion import noise, torch_logits
 from autolora.threat import Threat
 
@@ -87,36 +89,34 @@ def _right(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def square(
     answer: Answer,
-    x: np.ndarray,  # float32 [n,3,h,w]: images that stood
-    y: np.ndarray,
-    ids: Sequence[str],
+    images: TestImages,  # that stood the replay
     threat: Threat,
+    *,
     seed: int,
     queries: int = QUERIES,
     progress: Path | None = None,
     tick: Callable[[int], object] = lambda queries: None,
 ) -> np.ndarray:
-    """bool [n]: which images stand against Square, with draws of its own, from the file's scores alone.
+    """bool [n]: which images are still right after Square, with draws of its own, from the file's scores alone.
 
     `progress` names a folder in which a killed run goes on; `tick` hears how many queries are done, or not needed.
     """
-    network = Network(lambda t: torch.from_numpy(answer(t.numpy())), min(BATCH, max(len(y), 1)))
+    network = Network(lambda t: torch.from_numpy(answer(t.numpy())), min(BATCH, max(len(images), 1)))
     attack = SQUARE[threat.norm](network, threat, queries)
-    log = Progress(progress, batch=network.batch)
-    return _survivors(Slots(attack, _images(x, y, ids), NAME, seed, network.batch, EVERY), log, tick)
+    slots = Slots(attack, images, _no_targets(images), name=NAME, seed=seed, batch=network.batch, every=EVERY)
+    return _survivors(slots, Journal(progress, batch=network.batch), tick)
 
 
 def white_box(
     copy: Answers,
     answer: Answer,
-    x: np.ndarray,
-    y: np.ndarray,
-    ids: Sequence[str],
+    images: TestImages,
     threat: Threat,
+    *,
     seed: int,
     tick: Callable[[int], object] = lambda steps: None,
 ) -> dict[str, np.ndarray]:
-    """Attack -> bool [n], which images stand after it: APGD-CE, then APGD-T on what is left.
+    """Attack -> bool [n], which images are right after it: APGD-CE, then APGD-T on what is left.
 
     The gradients are those of `copy`, its torch copy, and the logits are the file's: a step is judged, and a success
     counted, on the file alone; the copy only says where to go.
@@ -126,34 +126,33 @@ def white_box(
         soft = copy(points)
         return soft + (torch.from_numpy(answer(points.detach().numpy())) - soft).detach()
 
-    network = Network(logits, min(64, max(len(y), 1)))
-    stood, after = np.ones(len(y), bool), {}
-    for name, (loss, targets) in _losses(answer, x, y).items():
-        left = np.flatnonzero(stood)
-        images = _images(x[left], y[left], [ids[i] for i in left.tolist()], targets[left])
-        slots = Slots(APGD(network, threat, loss, steps=ASCENT), images, f"white-box {name}", seed, network.batch)
-        stood[left] = _survivors(slots, Progress(None), tick)
-        after[name] = stood.copy()
+    network = Network(logits, min(64, max(len(images), 1)))
+    right, after = np.ones(len(images), bool), {}
+    for name, (loss, targets) in _losses(answer, images).items():
+        left = np.flatnonzero(right)
+        attack = APGD(network, threat, loss, steps=ASCENT)
+        said = f"white-box {name}"
+        slots = Slots(attack, images.only(left), targets[left], name=said, seed=seed, batch=network.batch)
+        right[left] = _survivors(slots, Journal(None), tick)
+        after[name] = right.copy()
     return after
 
 
-def _losses(answer: Answer, x: np.ndarray, y: np.ndarray) -> dict[str, tuple[Callable, Tensor]]:
-    """With the classes to aim at [n,ranks]; the targeted loss needs four classes."""
-    found: dict[str, tuple[Callable, Tensor]] = {"APGD-CE": (cross_entropy, torch.zeros(len(y), 1, dtype=torch.long))}
-    if len(y) and (scores := torch.from_numpy(answer(x))).shape[1] >= 4:
-        wrong = scores.scatter(1, torch.from_numpy(y)[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
-        found["APGD-T"] = (targeted_dlr, wrong[:, : min(TARGETS, scores.shape[1] - 1)])
+def _losses(answer: Answer, images: TestImages) -> dict[str, tuple[Callable, Tensor]]:
+    """With the classes to aim at [n,attempts]; the targeted loss needs four classes."""
+    found: dict[str, tuple[Callable, Tensor]] = {"APGD-CE": (cross_entropy, _no_targets(images))}
+    if len(images) and (scores := torch.from_numpy(answer(images.floats))).shape[1] >= 4:
+        found["APGD-T"] = (targeted_dlr, likely(scores, images.labels())[:, :TARGETS])
     return found
 
 
-def _images(x: np.ndarray, y: np.ndarray, ids: Sequence[str], targets: Tensor | None = None) -> Images:
-    none = torch.zeros(len(y), 1, dtype=torch.long)
-    return Images(torch.from_numpy(x), torch.from_numpy(y), none if targets is None else targets, list(ids))
+def _no_targets(images: TestImages) -> Tensor:
+    return torch.zeros(len(images), 1, dtype=torch.long)
 
 
-def _survivors(slots: Slots, log: Progress, tick: Callable[[int], object]) -> np.ndarray:
+def _survivors(slots: Slots, log: Journal, tick: Callable[[int], object]) -> np.ndarray:
     """Run one attack, at each of its targets, on every image that the log does not know yet."""
-    ids, ranks = slots.images.ids, slots.images.targets.shape[1]
+    ids, attempts = slots.images.ids, slots.targets.shape[1]
     known = log.read(slots.name)
     broken = {name for (name, _), point in known.items() if point is not None}
     tick(len(known) * slots.attack.rounds)
@@ -166,7 +165,8 @@ def _survivors(slots: Slots, log: Progress, tick: Callable[[int], object]) -> np
     def heard(done: int, saved: int) -> None:
         tick(done + saved)
 
-    jobs = [(i, r) for i, name in enumerate(ids) for r in range(ranks) if name not in broken and (name, r) not in known]
+    jobs = [(i, k) for i in range(len(ids)) for k in range(attempts)]
+    jobs = [(i, k) for i, k in jobs if ids[i] not in broken and (ids[i], k) not in known]
     if jobs:
         slots.run(jobs, finish, heard)
     log.flush(slots.name)

@@ -22,6 +22,7 @@ def pgd(
     y: Tensor,  # [n]
     threat: Threat,
     steps: int = 10,
+    *,
     step: float | None = None,
     random_start: bool = True,
     generator: torch.Generator | None = None,
@@ -67,7 +68,7 @@ def project(perturbed: Tensor, x: Tensor, threat: Threat) -> Tensor:
         offset.mul_((threat.eps / _l2(offset)).clamp(max=1))
     else:
         raise NotImplementedError(f"PGD knows linf and l2, not {threat.norm}: evaluate {threat.norm} with AutoAttack")
-    return offset.add_(x).clamp_(*threat.bounds)
+    return offset.add_(x).clamp_(0, 1)
 
 
 def _l2(t: Tensor) -> Tensor:

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
+from autolora.attacks.verdicts import Check, one_each
 from autolora.common.statistics import wilson
 from autolora.threat import Threat
-
-Verdict = Literal["pass", "warn", "fail", "not run"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One of the sixteen ways in which a robustness number goes wrong, and whether it did."""
-
-    number: int
-    name: str
-    verdict: Verdict
-    detail: str
-
-    def as_record(self) -> dict[str, Any]:
-        return {"number": self.number, "name": self.name, "verdict": self.verdict, "detail": self.detail}
 
 
 @dataclass(frozen=True)
 class AttackResult:
     name: str
-    robust_accuracy: float  # of what stands after this attack and all before it
+    robust_accuracy: float  # the share that is right after this attack and all before it
     broken: int  # images that this attack broke
     seconds: float
     processor_seconds: float  # of this process
@@ -50,7 +36,7 @@ class Report:
     adversarial: Tensor  # float [n,c,h,w]; the clean image where none was found
     fooled: Tensor  # [n] classes of the adversarial images
     attacks: list[AttackResult]
-    checks: list[Check] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)  # every part of every check; the record joins them to sixteen
     precision: str = "float32"
     device: str = "cpu"
     versions: dict[str, str] = field(default_factory=dict)
@@ -98,7 +84,7 @@ class Report:
             "robust_accuracy": self.robust_accuracy,
             "ci95": list(self.ci95),
             "attacks": [{"name": a.name, "robust_accuracy": a.robust_accuracy} for a in self.attacks],
-            "checks": [c.as_record() for c in self.checks],
+            "checks": [c.as_record() for c in one_each(self.checks)],
             "verdict": self.verdict,
             "warnings": self.warnings,
             "seed": self.seed,

@@ -51,10 +51,10 @@ class SquareLinf:
         self.network, self.threat, self.rounds = network, threat, queries + 1
         self.sides: dict[tuple[int, int], np.ndarray] = {}
 
-    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         n, c, _, w = x.shape
         stripes = signs(uniform(keys, 0, c * w)).view(n, c, 1, w)
-        return self._fresh(x, y, keys, (x + self.threat.eps * stripes).clamp_(*self.threat.bounds))
+        return self._fresh(x, y, keys, (x + self.threat.eps * stripes).clamp_(0, 1))
 
     def _fresh(self, x: Tensor, y: Tensor, keys: Tensor, first: Tensor) -> State:
         worst = torch.full((len(y),), torch.inf, device=y.device)
@@ -90,24 +90,24 @@ class SquareLinf:
         starting = query == 0
         if starting.all():
             return s["best"].index_select(0, index)
-        tried = self._propose(s, index, query - 1)
+        tried = self.propose(s, index, query - 1)
         return put(tried, torch.from_numpy(starting).to(tried.device), s["best"], index) if starting.any() else tried
 
-    def _propose(self, s: State, index: Tensor, age: np.ndarray) -> Tensor:
+    def propose(self, s: State, index: Tensor, age: np.ndarray) -> Tensor:
         """x - eps or x + eps inside the window."""
         tried = s["best"].index_select(0, index)
         _, c, h, w = tried.shape
-        u = self._draw(s["keys"][index], age, c * w, 2 + c)
-        square = Squares(u[:, 0], u[:, 1], self._sides(age, h, w, 1), h, w)
-        new = square.cut(s["x"], index).add_(self.threat.eps * signs(u[:, 2:, None])).clamp_(*self.threat.bounds)
+        u = self.draws(s["keys"][index], age, c * w, 2 + c)
+        square = Squares(u[:, 0], u[:, 1], self.sides_at(age, h, w, 1), h, w)
+        new = square.cut(s["x"], index).add_(self.threat.eps * signs(u[:, 2:, None])).clamp_(0, 1)
         return square.paste(tried, new)
 
-    def _draw(self, keys: Tensor, age: np.ndarray, skip: int, count: int) -> Tensor:
+    def draws(self, keys: Tensor, age: np.ndarray, skip: int, count: int) -> Tensor:
         """The numbers of each row's own query: its counter moves on with its age."""
         ahead = torch.from_numpy(age).to(keys.device) * count + skip
         return uniform(shifted(keys, ahead), 0, count)
 
-    def _sides(self, age: np.ndarray, h: int, w: int, least: int) -> np.ndarray:
+    def sides_at(self, age: np.ndarray, h: int, w: int, least: int) -> np.ndarray:
         if (h, w) not in self.sides:
             self.sides[h, w] = np.array([side(q, h, w, least) for q in range(self.rounds + 1)])
         return self.sides[h, w][np.minimum(age, self.rounds)]
@@ -198,9 +198,9 @@ class SquareL2(SquareLinf):
 
     def within(self, x: Tensor, tried: Tensor) -> Tensor:
         """A proposal spends what the ball allows, no more: only the box cuts it off."""
-        return tried.clamp_(*self.threat.bounds)
+        return tried.clamp_(0, 1)
 
-    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         n, c, h, w = x.shape
         s = max(h // 5, 1)
         offset, down, across = max((h - 5 * s) // 2, 0), h // s, w // s
@@ -215,11 +215,11 @@ class SquareL2(SquareLinf):
         delta *= column(self.threat.eps / (self.length(self.energy(delta).sum((1, 2, 3))) + 1e-12), x)
         return self._fresh(x, y, keys, self.within(x, x + delta))
 
-    def _propose(self, s: State, index: Tensor, age: np.ndarray) -> Tensor:
+    def propose(self, s: State, index: Tensor, age: np.ndarray) -> Tensor:
         x, tried = s["x"].index_select(0, index), s["best"].index_select(0, index)
         _, c, h, w = x.shape
-        sides = self._sides(age, h, w, 3)
-        u = self._draw(s["keys"][index], age, h * w * (c + 1), 5 + c)  # beyond the draws of the start
+        sides = self.sides_at(age, h, w, 3)
+        u = self.draws(s["keys"][index], age, h * w * (c + 1), 5 + c)  # beyond the draws of the start
         first, second = Squares(u[:, 0], u[:, 1], sides, h, w), Squares(u[:, 2], u[:, 3], sides, h, w)
         clean, other, delta = first.cut(x), second.cut(x), first.cut(tried)
         delta -= clean
@@ -257,8 +257,8 @@ class SquareL2(SquareLinf):
     def _unit(self, bump: Tensor) -> Tensor:
         return bump / self.length(self.energy(bump).sum()).clamp_min(1e-12)
 
-    def _sides(self, age: np.ndarray, h: int, w: int, least: int) -> np.ndarray:
-        sides = super()._sides(age, h, w, least)
+    def sides_at(self, age: np.ndarray, h: int, w: int, least: int) -> np.ndarray:
+        sides = super().sides_at(age, h, w, least)
         return np.minimum(sides + (sides % 2 == 0), min(h, w))  # odd, where the image has room
 
 

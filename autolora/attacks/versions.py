@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from autolora.attacks.apgd import dlr, targeted_dlr
@@ -16,7 +16,19 @@ from autolora.threat import Threat
 
 VERSIONS = ("standard", "plus", "rand", "fast")
 SQUARES = {"linf": SquareLinf, "l2": SquareL2, "l1": SquareL1}
-TARGETS, SAMPLES = 9, 20
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much each attack may try; what it is by default is part of the standard."""
+
+    steps: int = 100  # of APGD and FAB
+    queries: int = 5000  # of Square
+    targets: int = 9  # classes that the targeted attacks aim at
+    samples: int = 20  # passes over which version rand averages
+
+
+STANDARD = Budget()
 
 
 @dataclass(frozen=True)
@@ -25,46 +37,64 @@ class Step:
 
     name: str
     attack: Callable[[Network, Threat], Attack]
-    ranks: int = 1
+    attempts: int = 1
     every: int = 10  # steps between looks at which rows are through, on a GPU
-    copy: str = "half"  # of Copies, for precision="fast"; what the quicker attacks leave meets one in float32
+    gradients: bool = True  # False: scores alone
+    half: bool = True  # may run on a copy in bfloat16 (precision="mixed"); what it leaves meets an attack in float32
 
 
-def plan_of(version: str, norm: str, classes: int) -> tuple[list[Step], str | None]:
-    """The attacks of a version, and in what they deviate from the standard for so few classes."""
-    targets = min(TARGETS, classes - 1)
-    gradient = apgd_for(norm)
+Plan = Callable[[int], tuple[list[Step], str | None]]  # classes -> the attacks, and their deviation from the standard
+
+
+def square_alone(norm: str, queries: int) -> Plan:
+    return lambda classes: ([_square(norm, queries)], "Square alone")
+
+
+def _square(norm: str, queries: int) -> Step:
+    return Step("square", partial(SQUARES[norm], queries=queries), every=50, gradients=False, half=False)
+
+
+def plan_of(version: str, norm: str, classes: int, budget: Budget = STANDARD) -> tuple[list[Step], str | None]:
+    """The attacks of a version, and in what they deviate from the standard: few classes, or another budget."""
+    targets = min(budget.targets, classes - 1)
+    gradient = partial(apgd_for(norm), steps=budget.steps)
     few = min(5, targets) if norm == "l1" else targets
-    apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), few, copy="full")
-    fab_t = Step("fab-t", TargetedFAB, targets)
-    black_box = Step("square", SQUARES[norm], every=50, copy="full")
+    apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), few, half=False)
+    fab_t = Step("fab-t", partial(TargetedFAB, steps=budget.steps), targets)
+    black_box = _square(norm, budget.queries)
     steps = {
         "standard": [Step("apgd-ce", gradient, 5 if norm == "l1" else 1), apgd_t, fab_t, black_box],
         "fast": [Step("apgd-ce", gradient), apgd_t],
         "plus": [
             Step("apgd-ce", gradient, 5),
             Step("apgd-dlr", partial(gradient, loss=dlr), 5),
-            Step("fab", FAB, 5),
+            Step("fab", partial(FAB, steps=budget.steps), 5),
             black_box,
             apgd_t,
             fab_t,
         ],
         "rand": [
-            Step("apgd-ce", partial(gradient, samples=SAMPLES)),
-            Step("apgd-dlr", partial(gradient, loss=dlr, samples=SAMPLES)),
+            Step("apgd-ce", partial(gradient, samples=budget.samples)),
+            Step("apgd-dlr", partial(gradient, loss=dlr, samples=budget.samples)),
         ],
     }[version]
     lacking = ["apgd-t"] * (classes < 4) + ["apgd-dlr"] * (classes < 3)
     notes = [f"{s.name} needs more than {classes} classes and is left out" for s in steps if s.name in lacking]
-    if targets < TARGETS:
+    if targets < budget.targets:
         notes.append(f"{targets} target classes, there are no more")
     if version == "fast":
         notes.append("only APGD-CE and APGD-T")
+    notes += [f"{n} {name} instead of {usual}" for name, n, usual in _changed(budget)]
     return in_float32([s for s in steps if s.name not in lacking]), "; ".join(notes) or None
+
+
+def _changed(budget: Budget) -> list[tuple[str, int, int]]:
+    usual = asdict(STANDARD)
+    return [(name, n, usual[name]) for name, n in asdict(budget).items() if n != usual[name]]
 
 
 def in_float32(steps: list[Step]) -> list[Step]:
     """The last attack is never one in bfloat16, and none is where no other white-box attack is in float32 (apgd-t, from
     four classes on)."""
     alone = all(step.name != "apgd-t" for step in steps)
-    return [replace(s, copy="full") if s.copy == "half" and (alone or s is steps[-1]) else s for s in steps]
+    return [replace(s, half=False) if alone or s is steps[-1] else s for s in steps]

@@ -127,7 +127,14 @@ class Merge(Section):
 class Evaluate(Section):
     version: Literal["standard", "plus", "rand", "fast"] = "standard"
     images: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
-    precision: Literal["full", "fast"] = "full"
+    precision: Literal["float32", "mixed"] = "float32"
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _today(cls, word: Any) -> Any:
+        if word in (earlier := {"full": "float32", "fast": "mixed"}):
+            raise ValueError(f"it is now called {earlier[word]}")
+        return word
 
 
 class Export(Section):

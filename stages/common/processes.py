@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from autolora.attacks.checks import CheckFailed
+from autolora.attacks.verdicts import CheckFailed
 from autolora.common.processes import end_with_parent
 from stages.common.errors import TryAgain
 from stages.common.runner import cores, main, processes_asked_for

@@ -1,9 +1,10 @@
-"""How one exported file stands: shown the stored adversarial examples, then attacked itself through onnxruntime.
+"""How robust one exported file is: shown the stored adversarial examples, then attacked itself through onnxruntime.
 
-    stands = measure(path, examples, threat, seed=0, limit=100, work=folder);  stands.robust
+    found = measure(path, examples, threat, seed=0, limit=100, work=folder);  found.robust
 
-Every file has its own numbers. Attacks run on at most `limit` of the images that stood the replay, drawn by their ids
-(hashes, so a fair draw); `robust` is the share that stood the replay times the share of those that stood the attacks.
+Every file has its own numbers. Attacks run on at most `limit` of the images that are right after the replay, drawn by
+their ids (hashes, so a fair draw); `robust` is the share that is right after the replay times the share of those that
+is right after the attacks.
 """
 
 from __future__ import annotations
@@ -25,44 +26,28 @@ from autolora.common.statistics import wilson
 from autolora.export.runtime import logits, open_session
 from autolora.export.straight_through import StraightThrough
 from autolora.threat import Threat
+from stages.evidence.examples import Examples
 
 
-class Examples(NamedTuple):
-    """What `evaluate` left: the images that were attacked, and what it found."""
+class FileRobustness(NamedTuple):
+    """What was found out about one file."""
 
-    x: np.ndarray  # float32 [n,3,h,w]
-    adversarial: np.ndarray
-    y: np.ndarray
-    ids: np.ndarray  # of str
-    found: np.ndarray
-
-    def only(self, rows: np.ndarray) -> Examples:
-        return Examples(*(part[rows] for part in self))
-
-
-class Standing(NamedTuple):
-    seen: Replayed
+    replayed: Replayed
     rows: np.ndarray  # the images that were attacked
-    stood: np.ndarray  # bool, one for each of these
+    right: np.ndarray  # bool, one for each of these: still, after the attacks
     record: dict[str, Any]
 
     @property
     def clean(self) -> float:
-        return float(self.seen.clean.mean())
+        return float(self.replayed.clean.mean())
 
     @property
     def robust(self) -> float:
-        return round(float(self.seen.robust.mean()) * share(self.stood), 6)
+        return round(float(self.replayed.robust.mean()) * share(self.right), 6)
 
 
-def share(stood: np.ndarray) -> float:
-    return float(stood.mean()) if len(stood) else 1.0
-
-
-def read_examples(path: str | Path) -> Examples:
-    with np.load(path) as data:
-        x = data["x"].astype(np.float32) / 255
-        return Examples(x, data["adversarial"], data["y"], data["ids"].astype(str), data["found"])
+def share(right: np.ndarray) -> float:
+    return float(right.mean()) if len(right) else 1.0
 
 
 def device() -> str:
@@ -73,49 +58,48 @@ def answers(path: Path) -> Answer:
     return partial(logits, open_session(path, device(), torch.get_num_threads(), beside_torch=True))
 
 
-def measure(path: Path, examples: Examples, threat: Threat, seed: int, limit: int, work: Path) -> Standing:
+def measure(path: Path, examples: Examples, threat: Threat, seed: int, limit: int, work: Path) -> FileRobustness:
     """Replay, then Square with draws that `evaluate` did not use."""
-    answer = answers(path)
-    seen = replay(answer, examples.x, examples.adversarial, examples.y)
-    standing = np.flatnonzero(seen.robust)
-    rows = standing[np.argsort(examples.ids[standing])][:limit]
-    x, _, y, ids, _ = examples.only(rows)
+    answer, images = answers(path), examples.images
+    replayed = replay(answer, images.floats, examples.adversarial, images.y)
+    robust = np.flatnonzero(replayed.robust)
+    rows = robust[np.argsort(np.array(images.ids)[robust])][:limit]
     kept = work / f"square-{path.stem}-{file_sha256(path)[:16]}"  # what was found out about exactly this file
     with _bar(f"export: Square on {path.name}", len(rows) * STEPS) as tick:
-        stood = square(answer, x, y, list(ids), threat, seed, progress=kept, tick=tick)
+        right = square(answer, images.only(rows), threat, seed=seed, progress=kept, tick=tick)
     record = {
         "replay": {
-            "n": len(examples.y),
-            "clean_accuracy": round(float(seen.clean.mean()), 6),
-            "robust_accuracy": round(float(seen.robust.mean()), 6),
-            "no_longer_fooled": int((examples.found & seen.robust).sum()),
+            "n": len(images),
+            "clean_accuracy": round(float(replayed.clean.mean()), 6),
+            "robust_accuracy": round(float(replayed.robust.mean()), 6),
+            "no_longer_fooled": int((examples.found & replayed.robust).sum()),
         },
-        "square_onnxruntime": _attack(seen, stood) | {"queries": QUERIES},
+        "square_onnxruntime": _attack(replayed, right) | {"queries": QUERIES},
     }
-    return Standing(seen, rows, stood, record)
+    return FileRobustness(replayed, rows, right, record)
 
 
-def with_gradients(path: Path, before: Standing, examples: Examples, threat: Threat, seed: int) -> Standing:
-    """APGD-CE and APGD-T along the gradients of the file's straight-through copy, on what stood Square."""
-    rows = before.rows[before.stood]
-    x, _, y, ids, _ = examples.only(rows)
+def with_gradients(path: Path, before: FileRobustness, examples: Examples, threat: Threat, seed: int) -> FileRobustness:
+    """APGD-CE and APGD-T along the gradients of the file's straight-through copy, on what Square has left."""
+    rows = before.rows[before.right]
+    images = examples.images.only(rows)
     with _bar(f"export: APGD on {path.name}", len(rows) * (ASCENT + 1) * (1 + TARGETS)) as tick:
-        after = white_box(StraightThrough(path), answers(path), x, y, list(ids), threat, seed, tick=tick)
-    stood = before.stood.copy()
-    stood[before.stood] = list(after.values())[-1]
+        after = white_box(StraightThrough(path), answers(path), images, threat, seed=seed, tick=tick)
+    right = before.right.copy()
+    right[before.right] = list(after.values())[-1]
     left = {name: int(found.sum()) for name, found in after.items()}
     broken = len(rows) - min(left.values())
     record = before.record | {"white_box": {"n": len(rows), "standing_after": left, "broken": broken}}
-    return before._replace(stood=stood, record=record)
+    return before._replace(right=right, record=record)
 
 
-def _attack(seen: Replayed, stood: np.ndarray) -> dict[str, Any]:
+def _attack(replayed: Replayed, right: np.ndarray) -> dict[str, Any]:
     return {
-        "n": len(stood),
-        "of": int(seen.robust.sum()),
-        "broken": int((~stood).sum()),
-        "standing_ci95": [round(bound, 6) for bound in wilson(int(stood.sum()), len(stood))],
-        "robust_accuracy": round(float(seen.robust.mean()) * share(stood), 6),
+        "n": len(right),
+        "of": int(replayed.robust.sum()),
+        "broken": int((~right).sum()),
+        "standing_ci95": [round(bound, 6) for bound in wilson(int(right.sum()), len(right))],
+        "robust_accuracy": round(float(replayed.robust.mean()) * share(right), 6),
     }
 
 

@@ -19,15 +19,16 @@ from autolora.export.quantise import finished, fp16, int8, known_to_break
 from autolora.export.runtime import logits, open_session
 from autolora.export.write import as_text
 from autolora.threat import Threat
-from stages.evaluation.onnx_robustness import Examples, Standing, measure, with_gradients
+from stages.evaluation.onnx_robustness import FileRobustness, measure, with_gradients
+from stages.evidence.examples import Examples
 
 
-class Work(NamedTuple):
+class Ingredients(NamedTuple):
     """What every variant is made from and measured with."""
 
     model: Path  # model.onnx
     notes: dict[str, str]
-    stands: Standing  # of model.onnx
+    base: FileRobustness  # of model.onnx
     examples: Examples
     calibration: np.ndarray  # clean validation images, float32 [n,3,h,w]
     threat: Threat
@@ -37,50 +38,50 @@ class Work(NamedTuple):
     folder: Path
 
 
-def make(name: str, work: Work, target: Path) -> dict[str, Any]:
+def make(name: str, given: Ingredients, target: Path) -> dict[str, Any]:
     """Write `target`/model.<name>.onnx where it is good enough; where it is not, the record and a line say why."""
-    record = _made(name, work, target)
+    record = _made(name, given, target)
     if not record["written"]:
         tqdm.write(f"export: model.{name}.onnx is not written: {record['reason']}")
     return record
 
 
-def _made(name: str, work: Work, target: Path) -> dict[str, Any]:
-    if reason := known_to_break(name, onnx.load(str(work.model))):
+def _made(name: str, given: Ingredients, target: Path) -> dict[str, Any]:
+    if reason := known_to_break(name, onnx.load(str(given.model))):
         return {"written": False, "reason": f"{name} is known to break this network: {reason}"}
-    trial = work.folder / f"model.{name}.onnx"
+    trial = given.folder / f"model.{name}.onnx"
     try:
-        variant = fp16(work.model) if name == "fp16" else int8(work.model, work.calibration)
+        variant = fp16(given.model) if name == "fp16" else int8(given.model, given.calibration)
         write_bytes(trial, finished(variant, {}))
-        stands = _stands(name, trial, work)
+        found = _measured(name, trial, given)
     except OSError:
         raise
     except Exception as error:
         reason = first_line(error).replace(str(trial), trial.name)  # no path of this machine in a report
         return {"written": False, "reason": f"{name} does not work on this network: {reason}"}
-    record = _record(stands, trial, work)
-    drop = 100 * (work.stands.robust - stands.robust)
-    if not drop <= work.max_drop:
-        reason = f"loses {drop:.2f} points of robust accuracy; export.max_robust_drop allows {work.max_drop:g}"
+    record = _record(found, trial, given)
+    drop = 100 * (given.base.robust - found.robust)
+    if not drop <= given.max_drop:
+        reason = f"loses {drop:.2f} points of robust accuracy; export.max_robust_drop allows {given.max_drop:g}"
         return {"written": False, "reason": reason, **record}
-    content = finished(variant, notes_of(name, work, stands))
+    content = finished(variant, notes_of(name, given, found))
     write_bytes(target / trial.name, content)
     return {"written": True, "reason": None, **record, "bytes": len(content)}
 
 
-def _stands(name: str, trial: Path, work: Work) -> Standing:
-    stands = measure(trial, work.examples, work.threat, work.seed, work.limit, work.folder)
-    return with_gradients(trial, stands, work.examples, work.threat, work.seed) if name == "int8" else stands
+def _measured(name: str, trial: Path, given: Ingredients) -> FileRobustness:
+    found = measure(trial, given.examples, given.threat, given.seed, given.limit, given.folder)
+    return with_gradients(trial, found, given.examples, given.threat, given.seed) if name == "int8" else found
 
 
-def _record(stands: Standing, trial: Path, work: Work) -> dict[str, Any]:
+def _record(found: FileRobustness, trial: Path, given: Ingredients) -> dict[str, Any]:
     return {
-        "clean_accuracy": round(stands.clean, 6),
-        "robust_accuracy": stands.robust,
-        "robust_accuracy_of_model": work.stands.robust,
+        "clean_accuracy": round(found.clean, 6),
+        "robust_accuracy": found.robust,
+        "robust_accuracy_of_model": given.base.robust,
         "bytes": trial.stat().st_size,
-        "depends_on_batch": depends_on_batch(trial, work.examples.x[:64]),
-        **stands.record,
+        "depends_on_batch": depends_on_batch(trial, given.examples.images.floats[:64]),
+        **found.record,
     }
 
 
@@ -90,15 +91,15 @@ def depends_on_batch(path: Path, images: np.ndarray) -> int:
     return int((logits(session, images, 1).argmax(1) != logits(session, images, 64).argmax(1)).sum())
 
 
-def notes_of(name: str, work: Work, stands: Standing) -> dict[str, str]:
+def notes_of(name: str, given: Ingredients, found: FileRobustness) -> dict[str, str]:
     """The notes of model.onnx with this file's own numbers: replay, Square and (int8) APGD are a weaker test."""
-    n = len(work.examples.y)
-    return {key: value for key, value in work.notes.items() if key != "graph_sha256"} | {
+    n = len(given.examples.images)
+    return {key: value for key, value in given.notes.items() if key != "graph_sha256"} | {
         "variant": name,
         "attack": "stored adversarial examples, Square"
         + (", APGD-CE and APGD-T straight through" if name == "int8" else ""),
-        "clean_accuracy": as_text({"value": round(stands.clean, 6), "n": n}),
-        "robust_accuracy": as_text({"value": stands.robust, "n": n, "attacked": len(stands.rows)}),
+        "clean_accuracy": as_text({"value": round(found.clean, 6), "n": n}),
+        "robust_accuracy": as_text({"value": found.robust, "n": n, "attacked": len(found.rows)}),
     }
 
 

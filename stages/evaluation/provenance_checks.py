@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autolora.attacks.checks import NAMES
-from autolora.attacks.report import Check
+from autolora.attacks.verdicts import NAMES, Check
 
 MADE_BY = ("finetune", "merge")  # what must lie before `evaluate`; these and all that they build on could choose
 

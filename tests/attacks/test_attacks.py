@@ -8,7 +8,7 @@ from torch import Tensor
 from autolora.attacks import apgd, square
 from autolora.attacks.apgd import APGD, dlr, start_point, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1, to_ball
-from autolora.attacks.engine.draws import _in_torch, bits, image_keys, normal, shifted, uniform
+from autolora.attacks.engine.draws import bits, bits_in_torch, image_keys, normal, shifted, uniform
 from autolora.attacks.engine.network import Network, lengths
 from autolora.attacks.fab import FAB, TargetedFAB, to_hyperplane
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
@@ -43,8 +43,8 @@ def test_draws_are_splitmix() -> None:
 def test_draws_are_the_same_in_torch_and_numpy() -> None:
     """A GPU draws in torch."""
     keys = keys_of(5)
-    assert torch.equal(_in_torch(keys, 3, 50), bits(keys, 3, 50))
-    assert torch.equal((_in_torch(keys, 3, 50) >> 40 & 0xFFFFFF).float() * 2.0**-24, uniform(keys, 3, 50))
+    assert torch.equal(bits_in_torch(keys, 3, 50), bits(keys, 3, 50))
+    assert torch.equal((bits_in_torch(keys, 3, 50) >> 40 & 0xFFFFFF).float() * 2.0**-24, uniform(keys, 3, 50))
 
 
 def test_draws_look_random() -> None:
@@ -78,7 +78,7 @@ def test_apgd_follows_the_paper(norm: str, name: str, loss) -> None:
     target = net(x).argsort(1)[:, -3]
 
     class Double(Network):
-        def _gradient(self, x, rows, loss):
+        def gradient_of(self, x, rows, loss):
             point = x.detach().requires_grad_(True)
             values = loss(self.model(point), rows)
             return self.model(point).detach(), values.detach(), torch.autograd.grad(values.sum(), point)[0]
@@ -203,7 +203,7 @@ def test_gradients_are_averaged_over_passes_at_random(samples: int) -> None:
 
     attack = APGD(Network(steeper, 4), Threat("linf", 0.1), lambda z, y, target: z[:, 0], 1, samples)
     x, y = images(4), torch.zeros(4, dtype=torch.long)
-    _, _, gradient = attack._value({"point": x, "y": y, "target": y})
+    _, _, gradient = attack.ascent({"point": x, "y": y, "target": y})
     assert gradient.flatten(1)[:, 0].tolist() == pytest.approx([(samples + 1) / 2] * 4)
     assert passes == [4] * samples
 
@@ -211,12 +211,12 @@ def test_gradients_are_averaged_over_passes_at_random(samples: int) -> None:
 def test_apgd_l1_narrows_its_ball_and_its_moves() -> None:
     """Three, two and one eps; a move is along the largest slopes, two thirds as many as it has moved along."""
     attack = APGDL1(Network(smooth(4), 4), Threat("l1", 2.0))
-    radius = attack._radius(np.arange(103), torch.device("cpu")).tolist()
+    radius = attack.radius(np.arange(103), torch.device("cpu")).tolist()
     assert sorted(set(radius), reverse=True) == [6.0, 4.0, 2.0]
     assert radius == sorted(radius, reverse=True)
     gradient = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     state = {"moved": torch.tensor([30.0]), "eta": torch.tensor([4.0])}
-    move = attack._sparse(gradient, state).flatten()
+    move = attack.sparse_step(gradient, state).flatten()
     assert 18 <= int((move != 0).sum()) <= 22  # 30 / 1.5
     assert gradient.flatten()[move != 0].abs().min() > gradient.flatten()[move == 0].abs().max()
     assert move.abs().sum().item() == pytest.approx(4.0, rel=1e-4)
@@ -247,8 +247,8 @@ def test_square_linf_proposal_follows_the_paper() -> None:
     net = smooth()
     attack = SquareLinf(Network(net, 5), Threat("linf", eps), 500)
     state = attack.start(x, net(x).argmax(1), net(x).argmax(1), keys_of(4), np.zeros(4, np.int64))
-    proposed = attack._propose(state, torch.tensor(rows), ages)
-    u = attack._draw(state["keys"][rows], ages, 3 * 6, 5)
+    proposed = attack.propose(state, torch.tensor(rows), ages)
+    u = attack.draws(state["keys"][rows], ages, 3 * 6, 5)
     sides = [square.side(age, 6, 6, 1) for age in ages.tolist()]
     assert len(set(sides)) > 2
     for place, (row, side) in enumerate(zip(rows, sides)):
@@ -267,9 +267,9 @@ def test_square_l2_and_l1_proposals_follow_the_paper(kind, norm: str, eps: float
     net = smooth()
     attack = kind(Network(net, 4), Threat(norm, eps), 500)
     state = attack.start(x, net(x).argmax(1), net(x).argmax(1), keys_of(4), np.zeros(4, np.int64))
-    proposed = attack._propose(state, torch.arange(4), np.array(ages))
-    u = attack._draw(state["keys"], np.array(ages), 36 * 4, 8)
-    sides = attack._sides(np.array(ages), 6, 6, 3).tolist()
+    proposed = attack.propose(state, torch.arange(4), np.array(ages))
+    u = attack.draws(state["keys"], np.array(ages), 36 * 4, 8)
+    sides = attack.sides_at(np.array(ages), 6, 6, 3).tolist()
     for i, side in enumerate(sides):
         expected = oracle.square_window(x[i], state["best"][i], u[i].tolist(), side, norm, eps)
         assert torch.allclose(proposed[i], expected, atol=2e-5)

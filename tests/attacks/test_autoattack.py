@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from autolora import Threat, autoattack
-from autolora.attacks import checks as diagnostics
+from autolora.attacks import checks
 from autolora.attacks.apgd import APGD
 from autolora.attacks.autoattack import black_box
-from autolora.attacks.checks import CheckFailed
 from autolora.attacks.engine.fast_copies import quick_copies
 from autolora.attacks.engine.network import Network
 from autolora.attacks.engine.prepare import full_precision, switches
-from autolora.attacks.engine.slots import Images, Slots
-from autolora.attacks.report import Check
-from autolora.attacks.square import SquareL2, SquareLinf
-from autolora.attacks.versions import SQUARES, plan_of
+from autolora.attacks.engine.slots import Slots
+from autolora.attacks.square import SquareLinf
+from autolora.attacks.verdicts import Check, CheckFailed
+from autolora.attacks.versions import Budget, plan_of
+from autolora.data.test_images import TestImages
 from autolora.export.conversion import ExportError, traced
 from tests.attacks.nets import Linear, images, smooth, stands
 
@@ -49,10 +49,10 @@ def test_few_classes_are_recorded() -> None:
     assert names[4] == names[11] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert plan_of("standard", "linf", 10)[1] is None
     assert "3 target classes" in (plan_of("standard", "linf", 4)[1] or "")
-    assert [s.ranks for s in plan_of("standard", "linf", 11)[0]] == [1, 9, 9, 1]
-    assert [s.ranks for s in plan_of("standard", "l1", 11)[0]] == [5, 5, 9, 1]
+    assert [s.attempts for s in plan_of("standard", "linf", 11)[0]] == [1, 9, 9, 1]
+    assert [s.attempts for s in plan_of("standard", "l1", 11)[0]] == [5, 5, 9, 1]
     assert [s.name for s in plan_of("rand", "l2", 2)[0]] == ["apgd-ce"]
-    assert [s.ranks for s in plan_of("plus", "linf", 11)[0]] == [5, 5, 5, 1, 9, 9]
+    assert [s.attempts for s in plan_of("plus", "linf", 11)[0]] == [5, 5, 5, 1, 9, 9]
 
 
 def test_flags_do_not_depend_on_grouping_or_order() -> None:
@@ -71,15 +71,16 @@ def test_flags_do_not_depend_on_grouping_or_order() -> None:
 
 def test_the_whole_standard_version_does_not_depend_on_grouping(monkeypatch: pytest.MonkeyPatch) -> None:
     """FAB and Square too, which `fast` leaves out; with few queries."""
-    monkeypatch.setitem(SQUARES, "linf", partial(SquareLinf, queries=150))
+    budget = Budget(queries=150)
     net, x = smooth(4), images(11)
     y, threat = net(x).argmax(1), Threat("linf", 0.05)
-    monkeypatch.setattr(
-        APGD, "_move", lambda self, s, origin, gradient, first: origin
-    )  # something is left for the rest
-    monkeypatch.setattr(diagnostics, "attack_works", lambda *_: Check(10, "attack works", "pass", ""))
-    whole = autoattack(net, x, y, threat, batch_size=4, show=False)
-    parts = [autoattack(net, x[p], y[p], threat, batch_size=4, show=False) for p in torch.arange(11).flip(0).split(3)]
+    monkeypatch.setattr(APGD, "move", lambda self, s, origin, gradient, first: origin)  # leaves something for the rest
+    monkeypatch.setattr(checks, "attack_works", lambda *_, **__: Check(10, "attack works", "pass", ""))
+
+    def attacked(part: torch.Tensor):
+        return autoattack(net, x[part], y[part], threat, batch_size=4, budget=budget, show=False)
+
+    whole, parts = attacked(torch.arange(11)), [attacked(part) for part in torch.arange(11).flip(0).split(3)]
     assert torch.equal(torch.cat([p.robust for p in parts]).flip(0), whole.robust)
     assert torch.equal(torch.cat([p.adversarial for p in parts]).flip(0), whole.adversarial)
     assert sum(a.broken for a in whole.attacks[2:]) > 2
@@ -87,26 +88,26 @@ def test_the_whole_standard_version_does_not_depend_on_grouping(monkeypatch: pyt
 
 @pytest.mark.parametrize("version", ["standard", "plus"])
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_whole_versions_are_exact_on_a_linear_network(
-    version: str, classes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(SQUARES, "linf", partial(SquareLinf, queries=20))
+def test_whole_versions_are_exact_on_a_linear_network(version: str, classes: int) -> None:
     net, x = Linear(classes), images(8)
     y = net(x).argmax(1)
     exact = stands(net, x, y, "linf", 0.03)
     near = stands(net, x, y, "linf", 0.0297) != stands(net, x, y, "linf", 0.0303)
-    report = autoattack(net, x, y, Threat("linf", 0.03), version=version, show=False)
+    report = autoattack(net, x, y, Threat("linf", 0.03), version=version, budget=Budget(queries=20), show=False)
+    assert "20 queries instead of 5000" in (report.deviation or "")
     assert [a.name for a in report.attacks] == [s.name for s in plan_of(version, "linf", classes)[0]]
     assert torch.equal(report.robust[~near], exact[~near])
 
 
-def test_standard_in_fast_precision_is_that_of_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SQUARES, "l2", partial(SquareL2, queries=60))
+def test_standard_in_mixed_precision_is_that_of_float32() -> None:
     net, x = smooth(4), images(12)
     y, threat = net(x).argmax(1), Threat("l2", 0.4)
-    full, fast = (autoattack(net, x, y, threat, precision=p, batch_size=6, show=False) for p in ("full", "fast"))
-    assert (full.robust != fast.robust).sum() <= 1
-    assert 0 < fast.robust.sum() < 12
+    full, mixed = (
+        autoattack(net, x, y, threat, precision=p, budget=Budget(queries=60), batch_size=6, show=False)
+        for p in ("float32", "mixed")
+    )
+    assert (full.robust != mixed.robust).sum() <= 1
+    assert 0 < mixed.robust.sum() < 12
 
 
 def test_another_seed_draws_other_starts() -> None:
@@ -183,23 +184,23 @@ def normed() -> torch.nn.Module:
     return body.eval()
 
 
-def test_fast_precision_is_verified() -> None:
+def test_mixed_precision_is_verified() -> None:
     """The folded copy's successes are the network's own, and the flags those of full precision."""
     body, x = normed(), images(24)
     y = body(x).argmax(1)
     threat = Threat("linf", 0.02)
     full = autoattack(body, x, y, threat, version="fast", show=False)
-    fast = autoattack(body, x, y, threat, version="fast", precision="fast", show=False)
-    assert (full.robust != fast.robust).sum() <= 1
-    assert (body(fast.adversarial).argmax(1) != y)[fast.found].all()
-    assert fast.precision == "fast"
-    assert any(c.number == 16 and c.verdict == "warn" for c in fast.checks)
+    mixed = autoattack(body, x, y, threat, version="fast", precision="mixed", show=False)
+    assert (full.robust != mixed.robust).sum() <= 1
+    assert (body(mixed.adversarial).argmax(1) != y)[mixed.found].all()
+    assert mixed.precision == "mixed"
+    assert any(c.number == 16 and c.verdict == "warn" for c in mixed.checks)
 
 
-def test_scores_come_from_onnxruntime_in_fast_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_come_from_onnxruntime_in_mixed_precision() -> None:
     """What stands meets Square there: the record says so, an answer depends on nothing but its image, and successes
     are the network's own."""
-    monkeypatch.setitem(SQUARES, "linf", partial(SquareLinf, queries=40))
+    budget = Budget(queries=40)
     net, x = normed(), images(20)
     y = net(x).argmax(1)
     copies = quick_copies(net, x[:2])
@@ -208,17 +209,16 @@ def test_scores_come_from_onnxruntime_in_fast_precision(monkeypatch: pytest.Monk
     assert copies.full.version == onnxruntime.__version__
     assert torch.equal(network.logits(x[order]), logits[order])
     assert (logits - net(x)).abs().max() <= 1e-4 * logits.abs().max()
-    report = autoattack(net, x, y, Threat("linf", 0.01), precision="fast", batch_size=8, show=False)
+    report = autoattack(net, x, y, Threat("linf", 0.01), precision="mixed", budget=budget, batch_size=8, show=False)
     assert report.versions["onnxruntime"] == onnxruntime.__version__
     assert (net(report.adversarial).argmax(1) != y)[report.found].all()
-    full = autoattack(net, x, y, Threat("linf", 0.01), batch_size=8, show=False)
+    full = autoattack(net, x, y, Threat("linf", 0.01), budget=budget, batch_size=8, show=False)
     assert (full.robust != report.robust).sum() <= 1
     assert "onnxruntime" not in full.versions
 
 
 def test_a_second_life_names_what_the_first_one_used(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """And one with another onnxruntime does not go on from it."""
-    monkeypatch.setitem(SQUARES, "linf", partial(SquareLinf, queries=20))
     net, x = normed(), images(8)
 
     def attacked():
@@ -227,7 +227,8 @@ def test_a_second_life_names_what_the_first_one_used(monkeypatch: pytest.MonkeyP
             x,
             net(x).argmax(1),
             Threat("linf", 0.01),
-            precision="fast",
+            precision="mixed",
+            budget=Budget(queries=20),
             progress=tmp_path,
             batch_size=8,
             show=False,
@@ -309,11 +310,11 @@ def test_doubtful_successes_are_attacked_again(monkeypatch: pytest.MonkeyPatch) 
     net, x = Linear(4), images(16)
     y = net(x).argmax(1)
     monkeypatch.setattr(
-        "autolora.attacks.autoattack.quick_copies", lambda model, example: [lambda p: -model(p)] * 2, raising=True
+        "autolora.attacks.evaluation.quick_copies", lambda model, example: [lambda p: -model(p)] * 2, raising=True
     )
     threat = Threat("linf", 0.02)
     plain = autoattack(net, x, y, threat, version="fast", show=False)
-    fooled = autoattack(net, x, y, threat, version="fast", precision="fast", show=False)
+    fooled = autoattack(net, x, y, threat, version="fast", precision="mixed", show=False)
     assert torch.equal(plain.robust, fooled.robust)
 
 
@@ -323,12 +324,14 @@ def test_a_fooled_copy_makes_no_difference_to_grouping(monkeypatch: pytest.Monke
     y, threat = net(x).argmax(1), Threat("linf", 0.05)
     other = smooth(4, seed=5)
     copies = [lambda p: net(p) + 0.3 * other(p)] * 2
-    monkeypatch.setattr("autolora.attacks.autoattack.quick_copies", lambda model, example: copies)
+    monkeypatch.setattr("autolora.attacks.evaluation.quick_copies", lambda model, example: copies)
     fine = Check(10, "attack works", "pass", "")  # it would not be: such a copy hides what the network falls to
-    monkeypatch.setattr(diagnostics, "attack_works", lambda *_: fine)
+    monkeypatch.setattr(checks, "attack_works", lambda *_, **__: fine)
 
     def attacked(part: torch.Tensor, batch: int = 5):
-        return autoattack(net, x[part], y[part], threat, "fast", batch_size=batch, precision="fast", show=False)
+        return autoattack(
+            net, x[part], y[part], threat, version="fast", batch_size=batch, precision="mixed", show=False
+        )
 
     whole, parts = attacked(torch.arange(16)), [attacked(part) for part in torch.arange(16).split(1)]
     assert torch.equal(torch.cat([p.robust for p in parts]), whole.robust)
@@ -339,9 +342,9 @@ def test_a_fooled_copy_makes_no_difference_to_grouping(monkeypatch: pytest.Monke
 def test_a_copy_that_cannot_be_made_is_named() -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(108, 4)))
     x = images(4)
-    with pytest.raises(ValueError, match=r"evaluate\.precision is 'fast': the network cannot be copied and folded"):
+    with pytest.raises(ValueError, match="precision is 'mixed': the network cannot be copied and folded"):
         autoattack(
-            torch.jit.trace(net.eval(), x), x, net(x).argmax(1), Threat("linf", 0.1), precision="fast", show=False
+            torch.jit.trace(net.eval(), x), x, net(x).argmax(1), Threat("linf", 0.1), precision="mixed", show=False
         )
 
 
@@ -350,12 +353,12 @@ def test_looking_seldom_changes_nothing(kind) -> None:
     """On a GPU finished rows are looked for after several steps only."""
     net, x = smooth(4), images(14)
     targets = net(x).argsort(1, descending=True)[:, 1:]
-    known = Images(x, net(x).argmax(1), targets, [str(i) for i in range(14)])
+    known = TestImages.of(x, net(x).argmax(1))
     found: dict[int, list] = {}
     for every in (1, 7):
-        slots = Slots(kind(Network(net, 5), Threat("linf", 0.06)), known, "attack", seed=0, batch=5)
+        slots = Slots(kind(Network(net, 5), Threat("linf", 0.06)), known, targets, name="attack", seed=0, batch=5)
         slots.every, done = every, {}
-        slots.run([(image, rank) for rank in range(2) for image in range(14)], done.__setitem__)
+        slots.run([(image, attempt) for attempt in range(2) for image in range(14)], done.__setitem__)
         lowest = {job[0]: job for job in sorted(done, reverse=True) if done[job] is not None}
         found[every] = [(job, done[job]) for _, job in sorted(lowest.items())]
     assert 0 < len(found[1]) < 14
@@ -366,26 +369,28 @@ def test_looking_seldom_changes_nothing(kind) -> None:
 def test_progress_is_shown_where_somebody_looks(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     x, net = images(6), smooth(4)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    report = autoattack(net, x, net(x).argmax(1), Threat("linf", 0.05), "fast", batch_size=3)
+    report = autoattack(net, x, net(x).argmax(1), Threat("linf", 0.05), version="fast", batch_size=3)
     last = [line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line.startswith("apgd-ce")][-1]
     stand = round(6 * report.attacks[0].robust_accuracy)
     assert last.startswith(f"apgd-ce: {stand} of 6 stand 100%")
     assert last.rstrip().endswith("00:00 left")
-    autoattack(net, x, net(x).argmax(1), Threat("linf", 0.05), "fast", batch_size=3, show=False)
+    autoattack(net, x, net(x).argmax(1), Threat("linf", 0.05), version="fast", batch_size=3, show=False)
     assert not capsys.readouterr().err
 
 
 def test_images_that_lie_otherwise_in_memory() -> None:
     net, x = smooth(4), images(5)
     turned = x.transpose(2, 3).contiguous().transpose(2, 3)
-    reports = [black_box(net, some, net(x).argmax(1), Threat("linf", 0.1), 30, show=False) for some in (x, turned)]
+    reports = [
+        black_box(net, some, net(x).argmax(1), Threat("linf", 0.1), queries=30, show=False) for some in (x, turned)
+    ]
     assert torch.equal(reports[0].adversarial, reports[1].adversarial)
 
 
 def test_black_box_looks_at_the_network_first() -> None:
     x = images(6)
     with pytest.raises(CheckFailed, match="check 6"):
-        black_box(lambda p: smooth(4)(p).softmax(1), x, torch.zeros(6), Threat("linf", 0.1), 30, show=False)
+        black_box(lambda p: smooth(4)(p).softmax(1), x, torch.zeros(6), Threat("linf", 0.1), queries=30, show=False)
 
 
 def test_black_box_through_onnxruntime(tmp_path) -> None:
@@ -410,6 +415,7 @@ def test_black_box_through_onnxruntime(tmp_path) -> None:
     [
         ({"version": "strong"}, "version is 'strong'"),
         ({"precision": "half"}, "precision is 'half'"),
+        ({"precision": "fast"}, "it is now called mixed"),
         ({"ids": ["a"] * 4}, "different ids"),
         ({"y": torch.zeros(3)}, "4 images and 3 labels"),
     ],

@@ -9,16 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from autolora import Threat, autoattack
-from autolora.attacks import apgd, pgd
-from autolora.attacks import checks as diagnostics
+from autolora.attacks import apgd, checks, pgd
 from autolora.attacks.apgd_l1 import to_ball
 from autolora.attacks.autoattack import black_box
-from autolora.attacks.checks import NAMES, CheckFailed
 from autolora.attacks.engine.network import Averaged, Network
 from autolora.attacks.engine.prepare import full_precision
 from autolora.attacks.engine.slots import Slots
 from autolora.attacks.report import Report
-from stages.evaluation.provenance_checks import nothing_chosen, splits_apart, weights_match
+from autolora.attacks.verdicts import NAMES, CheckFailed, one_each
 from tests.attacks.nets import Linear, images, smooth
 
 THREAT = Threat("linf", 0.05)
@@ -49,13 +47,13 @@ def test_a_sound_network_passes(sound: Report) -> None:
     assert "warn: enough images" in sound.verdict
 
 
-def test_1_train_mode() -> None:
+def test_train_mode_is_refused() -> None:
     net = nn.Sequential(smooth(4), nn.Dropout(0.0))
     net.eval()[1].train()
     assert failed(net) == {1}
 
 
-def test_1_moving_buffers() -> None:
+def test_moving_buffers_are_seen() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -69,7 +67,7 @@ def test_1_moving_buffers() -> None:
     assert 1 in failed(Counting().eval())
 
 
-def test_1_of_the_black_box() -> None:
+def test_the_black_box_needs_eval_mode_too() -> None:
     net, x = nn.Sequential(smooth(4), nn.Dropout(0.0)), images(12)
     net.train()
     with pytest.raises(CheckFailed, match="check 1, eval mode"):
@@ -79,23 +77,23 @@ def test_1_of_the_black_box() -> None:
     assert [c.verdict for c in report.checks if c.number == 1] == ["not run", "not run"]  # nothing can be seen of it
 
 
-def test_2_logits_depend_on_the_batch() -> None:
+def test_logits_that_depend_on_the_batch() -> None:
     net = smooth(4)
     assert 2 in failed(lambda x: net(x - x.mean(0, keepdim=True) + 0.5))
 
 
 @pytest.mark.parametrize("change", [lambda x: x * 255, lambda x: x - 0.5, lambda x: x * torch.nan])
-def test_3_pixels_outside(change) -> None:
+def test_pixels_outside_the_box(change) -> None:
     assert failed(smooth(4), x=change(images(12))) == {3}
 
 
-def test_3_pixels_divided_twice() -> None:
-    report = diagnostics.pixels(images(12) / 255)
+def test_pixels_divided_twice() -> None:
+    report = checks.pixels(images(12) / 255)
     assert report.verdict == "warn"
-    assert diagnostics.pixels(images(12) * 0.99).verdict == "warn"
+    assert checks.pixels(images(12) * 0.99).verdict == "warn"
 
 
-def test_4_eps_in_grey_levels() -> None:
+def test_eps_in_grey_levels() -> None:
     with pytest.raises(ValueError, match="8/255"):
         Threat("linf", 8)
     threat = Threat("linf", 0.1)
@@ -103,41 +101,41 @@ def test_4_eps_in_grey_levels() -> None:
     assert failed(smooth(4), threat=threat) == {4}
 
 
-def test_5_points_outside(sound: Report) -> None:
+def test_points_outside_the_ball(sound: Report) -> None:
     x = images(12)
-    assert diagnostics.inside(x + 0.06 * (x < 0.5), x, THREAT).verdict == "fail"
-    assert diagnostics.inside(x * torch.nan, x, THREAT).verdict == "fail"
-    assert diagnostics.inside(sound.adversarial, x, THREAT).verdict == "pass"
+    assert checks.inside(x + 0.06 * (x < 0.5), x, THREAT).verdict == "fail"
+    assert checks.inside(x * torch.nan, x, THREAT).verdict == "fail"
+    assert checks.inside(sound.adversarial, x, THREAT).verdict == "pass"
 
 
-def test_5_a_broken_projection_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_projection_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apgd, "project", lambda p, x, threat: p.clamp(0, 1))
     assert 5 in failed(smooth(4))
 
 
 @pytest.mark.parametrize(("norm", "eps", "far"), [("linf", 0.05, 1.0001), ("l2", 12.0, 1.00002), ("l1", 900.0, 1.0001)])
-def test_5_rounding_is_no_fault_at_any_size(norm: str, eps: float, far: float) -> None:
+def test_rounding_is_no_fault_at_any_size(norm: str, eps: float, far: float) -> None:
     """A float32 norm of 150,000 pixels is off by a millionth."""
     x, threat = images(3, side=224) * 0.4 + 0.3, Threat(norm, eps)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     points = x + to_ball(x, noise, torch.full((3,), eps)) if norm == "l1" else pgd.project(x + noise, x, threat)
-    assert diagnostics.inside(points, x, threat).verdict == "pass"
-    assert diagnostics.inside((x + (points - x) * far).clamp(0, 1), x, threat).verdict == "fail"
+    assert checks.inside(points, x, threat).verdict == "pass"
+    assert checks.inside((x + (points - x) * far).clamp(0, 1), x, threat).verdict == "fail"
 
 
-def test_5_adversarial_images_that_are_none(sound: Report) -> None:
+def test_adversarial_images_that_are_none(sound: Report) -> None:
     wrong = dataclasses.replace(sound, fooled=sound.y)
-    assert diagnostics.truly_broken(wrong).verdict == "fail"
-    assert diagnostics.truly_broken(sound).verdict == "pass"
+    assert checks.truly_broken(wrong).verdict == "fail"
+    assert checks.truly_broken(sound).verdict == "pass"
 
 
-def test_6_softmax() -> None:
+def test_probabilities_instead_of_logits() -> None:
     net = smooth(4)
     assert 6 in failed(lambda x: net(x).softmax(1))
 
 
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
-def test_6_logits_that_are_no_numbers(value: float) -> None:
+def test_logits_that_are_no_numbers(value: float) -> None:
     net = smooth(4)
     with pytest.raises(CheckFailed, match="check 6, logits are numbers: NaN or infinite at 12 of 12 images"):
         attack(lambda p: net(p).index_fill(1, torch.tensor([3]), value))
@@ -152,7 +150,7 @@ def test_labels_beyond_the_classes_are_named(label: int) -> None:
         autoattack(smooth(4), x, y, THREAT, version="fast", show=False)
 
 
-def test_7_random_network() -> None:
+def test_a_random_network() -> None:
     net = smooth(4)
     assert 7 in failed(lambda x: net(x + 0.01 * torch.randn_like(x)))
 
@@ -169,7 +167,7 @@ def test_7_random_network() -> None:
         lambda net: lambda x: net(x if on_the_grid(x) else x.detach() + 0 * x),  # only where no attack goes
     ],
 )
-def test_8_masked_gradients(mask) -> None:
+def test_masked_gradients(mask) -> None:
     assert 8 in failed(mask(smooth(4)))
 
 
@@ -190,7 +188,7 @@ def test_a_pixel_without_a_slope_spoils_no_other() -> None:
     assert report.adversarial.isfinite().all()
     assert report.robust_accuracy < 0.9
     assert {c.verdict for c in report.checks if c.number in (5, 8, 10)} == {"pass"}
-    climbed = diagnostics.climb(Network(corrected, 40), x, y, Threat("l2", 0.2), 20, 0)
+    climbed = checks.climb(Network(corrected, 40), x, y, Threat("l2", 0.2), 20, 0)
     assert climbed.standing < 0.9
     assert climbed.gain > 0
 
@@ -208,7 +206,7 @@ def test_no_answer_is_a_wrong_one() -> None:
     assert report.adversarial.isfinite().all()
 
 
-def test_9_black_box_beats_white_box() -> None:
+def test_a_black_box_that_beats_the_white_box() -> None:
     """Gradients that point nowhere, without being zero: only Square finds what is there."""
     net = smooth(4)
 
@@ -222,15 +220,15 @@ def test_9_black_box_beats_white_box() -> None:
             return torch.ones_like(g) * 1e-3
 
     report = Report
-    checks: list = []
+    found: list = []
     with pytest.raises(CheckFailed) as caught:  # check 10 objects as well: this attack climbs nowhere
         report = attack(lambda x: net(Misled.apply(x)), version="standard", threat=Threat("linf", 0.15))
-    checks = caught.value.checks if report is Report else report.checks
-    assert {c.number: c.verdict for c in checks}[9] == "warn"
+    found = caught.value.checks if report is Report else report.checks
+    assert {c.number: c.verdict for c in found}[9] == "warn"
 
 
-def test_10_attack_made_weak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apgd.APGD, "_move", lambda self, s, origin, gradient, first: origin)
+def test_an_attack_made_weak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apgd.APGD, "move", lambda self, s, origin, gradient, first: origin)
     assert 10 in failed(smooth(4))
 
 
@@ -248,24 +246,26 @@ SOUND = {"half": (0.8, 1.0), "short": (0.5, 1.0), "twice": (0.3, 1.0), "far": (0
         ({"long": (0.49, 0.0)}, "the loss does not rise"),
     ],
 )
-def test_10_each_of_its_conditions(sound: Report, monkeypatch: pytest.MonkeyPatch, fault: dict, text: str) -> None:
+def test_each_condition_of_an_attack_that_works(
+    sound: Report, monkeypatch: pytest.MonkeyPatch, fault: dict, text: str
+) -> None:
     """(share that stands, rise of the loss) of each of the five attacks, one of them made odd."""
     told = SOUND | fault
     names = {(0.025, 20): "half", (0.05, 20): "short", (0.1, 20): "twice", (0.5, 20): "far", (0.05, 50): "long"}
 
-    def climb(network, x: Tensor, y: Tensor, threat: Threat, steps: int, seed: int) -> diagnostics.Climb:
+    def climb(network, x: Tensor, y: Tensor, threat: Threat, steps: int, seed: int) -> checks.Climb:
         standing, gain = told[names[threat.eps, steps]]
-        return diagnostics.Climb(torch.arange(len(x)) >= round(standing * len(x)), gain)
+        return checks.Climb(torch.arange(len(x)) >= round(standing * len(x)), gain)
 
-    monkeypatch.setattr(diagnostics, "climb", climb)
+    monkeypatch.setattr(checks, "climb", climb)
     right, stand = torch.ones(100, dtype=torch.bool), torch.zeros(100, dtype=torch.bool)
     ids = [str(i) for i in range(100)]
     report = dataclasses.replace(sound, y=torch.zeros(100, dtype=torch.long), clean=right, robust=stand, ids=ids)
-    check = diagnostics.attack_works(Network(smooth(4), 64), images(100), report)
+    check = checks.attack_works(Network(smooth(4), 64), images(100), report)
     assert (check.verdict, check.detail) == ("fail", text) if fault else check.verdict == "pass"
 
 
-def test_10_labels_permuted() -> None:
+def test_permuted_labels() -> None:
     """Labels that are not those of the images: nothing is right, so nothing can be said."""
     net, x = smooth(4), images(12)
     with pytest.raises(CheckFailed, match="labels are those of the images: 0 of 12 images"):
@@ -279,7 +279,7 @@ def test_10_labels_permuted() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_5_and_10_judge_a_random_network_by_many_passes(seed: int) -> None:
+def test_a_random_network_is_judged_by_many_passes(seed: int) -> None:
     """Noise twelve times the radius: what one pass says of an image is chance, and no fault of the attack."""
     net, x, draw = Linear(4), images(16), torch.Generator().manual_seed(seed)
 
@@ -292,26 +292,26 @@ def test_5_and_10_judge_a_random_network_by_many_passes(seed: int) -> None:
     assert "many passes" in found["adversarial images are misclassified"].detail
 
 
-def test_10_attack_made_weak_on_a_random_network(sound: Report, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apgd.APGD, "_move", lambda self, s, origin, gradient, first: origin)
+def test_an_attack_made_weak_on_a_random_network(sound: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apgd.APGD, "move", lambda self, s, origin, gradient, first: origin)
     net = smooth(4)
     x = images(12)
     y = net(x).argmax(1)
     stands = torch.ones(12, dtype=torch.bool)
     report = dataclasses.replace(sound, y=y, clean=stands, robust=stands, ids=[str(i) for i in range(12)])
     network = Averaged(lambda p: net(p + 0.01 * torch.randn_like(p)), 12, 20)
-    assert diagnostics.attack_works(network, x, report, True).verdict == "fail"
+    assert checks.attack_works(network, x, report, randomised=True).verdict == "fail"
 
 
-def test_10_successes_that_get_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_successes_that_get_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each attack climbs as it should, and what surrounds it forgets what it found."""
-    step = Slots._step
+    step = Slots.step
 
     def forgets(slots: Slots) -> None:
         step(slots)
         slots.state["found"][:] = False
 
-    monkeypatch.setattr(Slots, "_step", forgets)
+    monkeypatch.setattr(Slots, "step", forgets)
     net, x = smooth(4), images(12)
     with pytest.raises(CheckFailed, match="reported to stand, and fall to APGD-CE alone"):
         autoattack(net, x, net(x).argmax(1), THREAT, version="fast", show=False)
@@ -326,93 +326,53 @@ def test_probes_are_of_all_classes_and_right() -> None:
     assert next(c for c in report.checks if c.name == NAMES[10]).verdict == "pass"
 
 
-def test_10_a_sure_network_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sure_network_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradients are too small to be squared in float32, and still have a direction."""
     net, x = smooth(4), images(16)
     report = autoattack(lambda p: 60 * net(p), x, net(x).argmax(1), Threat("l2", 0.5), version="fast", show=False)
     assert next(c for c in report.checks if c.name == NAMES[10]).verdict == "pass"
 
 
-def test_10_a_curve_that_disagrees(sound: Report) -> None:
+def test_a_curve_that_disagrees(sound: Report) -> None:
     def curve(*shares: float):
         return [(0.05 * (i + 1), share, "apgd") for i, share in enumerate(shares)]
 
     report = dataclasses.replace(sound, robust=torch.arange(100) < 40, y=torch.zeros(100), clean=torch.arange(100) < 90)
     assert report.robust_accuracy == 0.4
-    assert diagnostics.curve_agrees(report, curve(0.42, 0.2, 0.0)).verdict == "pass"
-    assert "rises" in diagnostics.curve_agrees(report, curve(0.42, 0.5, 0.0)).detail
-    assert "nothing can" in diagnostics.curve_agrees(report, curve(0.42, 0.3, 0.2)).detail
-    assert "this one more" in diagnostics.curve_agrees(report, curve(0.3, 0.2, 0.0)).detail
+    assert checks.curve_agrees(report, curve(0.42, 0.2, 0.0)).verdict == "pass"
+    assert "rises" in checks.curve_agrees(report, curve(0.42, 0.5, 0.0)).detail
+    assert "nothing can" in checks.curve_agrees(report, curve(0.42, 0.3, 0.2)).detail
+    assert "this one more" in checks.curve_agrees(report, curve(0.3, 0.2, 0.0)).detail
 
 
-def test_11_too_few_images(sound: Report) -> None:
-    assert diagnostics.enough_images(sound).verdict == "warn"
+def test_too_few_images(sound: Report) -> None:
+    assert checks.enough_images(sound).verdict == "warn"
     many = dataclasses.replace(sound, robust=torch.arange(2000) < 1000, y=torch.zeros(2000))
-    assert diagnostics.enough_images(many).verdict == "pass"
+    assert checks.enough_images(many).verdict == "pass"
     low, high = many.ci95
     assert (low, high) == pytest.approx((0.4781, 0.5219), abs=1e-4)
 
 
-def test_12_a_choice_on_the_test_part() -> None:
-    stages = {
-        "prepare": {"outs": ["data/prepared"]},
-        "finetune": {"deps": ["data/prepared/train"], "outs": ["models/finetuned"]},
-        "merge": {"deps": ["data/prepared/val", "models/finetuned/robust"], "outs": [{"models/m": {"cache": False}}]},
-        "evaluate": {"deps": ["data/prepared/test", "models/m"]},
-    }
-    assert nothing_chosen(stages).verdict == "pass"
-    assert nothing_chosen({}).verdict == "fail"
-    pick = {"deps": ["data/prepared/test"], "outs": ["models/picked"]}  # another stage that chooses
-    assert nothing_chosen(stages | {"pick": pick}).verdict == "pass"  # for nobody
-    merge = stages["merge"] | {"deps": ["models/picked", "models/finetuned"]}
-    assert nothing_chosen(stages | {"pick": pick, "merge": merge}).verdict == "fail"
-    inside = "data/prepared/test/images.npy"
-
-    def merging(dep):
-        return stages | {"merge": stages["merge"] | {"deps": [dep, "models/finetuned"]}}
-
-    for dep in ("data/prepared/test", "data/prepared/", "data", inside, {"data/prepared/test": {"cache": False}}):
-        assert nothing_chosen(merging(dep)).verdict == "fail"
-    assert nothing_chosen(merging("data/prepared/test_images")).verdict == "pass"
+def test_robust_but_wrong_when_clean(sound: Report) -> None:
+    assert checks.robust_means_clean(sound.clean, sound.robust).verdict == "pass"
+    assert checks.robust_means_clean(torch.zeros(12, dtype=torch.bool), torch.ones(12, dtype=torch.bool)).verdict == (
+        "fail"
+    )
 
 
-def test_13_robust_but_wrong(sound: Report) -> None:
-    assert diagnostics.robust_means_clean(sound.clean, sound.robust).verdict == "pass"
-    assert diagnostics.robust_means_clean(
-        torch.zeros(12, dtype=torch.bool), torch.ones(12, dtype=torch.bool)
-    ).verdict == ("fail")
-
-
-def test_14_other_weights() -> None:
-    assert weights_match({"natural": "a" * 64}, {"natural": "a" * 64, "branch": "c" * 64}).verdict == "pass"
-    assert weights_match({"natural": "a" * 64}, {"natural": "b" * 64}).verdict == "fail"
-    assert weights_match({"natural": "a" * 64}, {}).verdict == "fail"  # nobody wrote down what was trained
-
-
-def test_15_leakage() -> None:
-    rows = [
-        {"sha256": "a", "split": "train", "near_duplicate": ""},
-        {"sha256": "b", "split": "test", "near_duplicate": ""},
-        {"sha256": "c", "split": "test", "near_duplicate": "a"},
-    ]
-    assert splits_apart(rows, ["b"]).verdict == "pass"
-    assert splits_apart(rows, ["b", "c"]).verdict == "warn"
-    assert splits_apart(rows, ["a", "b"]).verdict == "fail"
-
-
-def test_16_low_precision() -> None:
+def test_low_precision() -> None:
     x = images(2)
     with full_precision():
-        assert diagnostics.full_precision(x.half(), "float32").verdict == "fail"
-        assert diagnostics.full_precision(x, "float32").verdict == "pass"
-        assert diagnostics.full_precision(x, "fast").verdict == "warn"
+        assert checks.full_precision(x.half(), "float32").verdict == "fail"
+        assert checks.full_precision(x, "float32").verdict == "pass"
+        assert checks.full_precision(x, "mixed").verdict == "warn"
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        assert diagnostics.full_precision(x, "float32").verdict == "fail"
+        assert checks.full_precision(x, "float32").verdict == "fail"
     assert torch.backends.cuda.matmul.fp32_precision == "none"  # as it was
 
 
 @pytest.mark.parametrize("kind", ["autocast", "weights", "logits", "its own autocast", "half"])
-def test_16_a_network_that_computes_in_bfloat16(kind: str) -> None:
+def test_a_network_that_computes_in_bfloat16(kind: str) -> None:
     net, x = smooth(4), images(8)
     y = net(x).argmax(1)
     low = smooth(4).bfloat16()
@@ -440,7 +400,7 @@ class _Cast(torch.nn.Module):
 
 
 @pytest.mark.parametrize("setting", ["new", "old"])
-def test_16_the_callers_precision_is_put_back(setting: str) -> None:
+def test_the_callers_precision_is_put_back(setting: str) -> None:
     """torch has two ways to say it, and refuses to read the one after the other was used."""
     net, x = smooth(4), images(8)
     before = torch.backends.cudnn.conv.fp32_precision, torch.get_float32_matmul_precision()
@@ -466,6 +426,20 @@ def test_the_attack_inside_training_is_the_same_file() -> None:
     assert [line for line in source.splitlines() if line.startswith("from autolora")] == [
         "from autolora.threat import Threat"
     ]
+
+
+def test_the_record_has_one_row_for_each_check(sound: Report) -> None:
+    """With the worst verdict of its parts, and what each of them says."""
+    rows = sound.as_record()["checks"]
+    assert [row["number"] for row in rows] == list(NAMES)
+    assert [row["name"] for row in rows] == list(NAMES.values())
+    bad = dataclasses.replace(
+        sound, checks=[*sound.checks, checks.labels_belong(dataclasses.replace(sound, clean=~sound.clean))]
+    )
+    (row,) = [row for row in bad.as_record()["checks"] if row["number"] == 10]
+    assert row["verdict"] == "fail"
+    assert "labels are those of the images: 0 of 12" in row["detail"]
+    assert len(one_each(bad.checks)) == 16
 
 
 def test_record_is_whole(sound: Report) -> None:

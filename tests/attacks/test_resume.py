@@ -12,8 +12,9 @@ import torch
 
 from autolora import Threat, autoattack
 from autolora.attacks.autoattack import black_box
-from autolora.attacks.checks import CheckFailed
 from autolora.attacks.engine.slots import Slots
+from autolora.attacks.verdicts import CheckFailed
+from autolora.attacks.versions import Budget
 from tests.attacks.nets import images, smooth
 
 THREAT = Threat("linf", 0.05)
@@ -57,7 +58,7 @@ def test_resume_at_any_moment(tmp_path) -> None:
     assert 100_000 - again.left <= spent  # nothing is attacked twice
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"version": "rand"}, {"batch_size": 5}, {"precision": "fast"}])
+@pytest.mark.parametrize("change", [{"seed": 1}, {"version": "rand"}, {"batch_size": 5}, {"precision": "mixed"}])
 def test_progress_of_another_evaluation_is_refused(tmp_path, change: dict) -> None:
     attack(smooth(4), tmp_path)
     with pytest.raises(ValueError, match="another evaluation"):
@@ -127,7 +128,9 @@ def test_progress_goes_on_in_another_order_and_not_with_other_pixels(tmp_path) -
 
     def again(order: torch.Tensor, pixels: torch.Tensor):
         names = [ids[i] for i in order]
-        return autoattack(net, pixels[order], y[order], THREAT, "fast", 0, names, tmp_path, 4, show=False)
+        return autoattack(
+            net, pixels[order], y[order], THREAT, version="fast", ids=names, progress=tmp_path, batch_size=4, show=False
+        )
 
     whole, order = again(torch.arange(18), x), torch.arange(18).flip(0)
     turned = again(order, x)
@@ -145,11 +148,11 @@ def test_a_kill_loses_at_most_one_batch(tmp_path, monkeypatch: pytest.MonkeyPatc
     begun: set[tuple] = set()
 
     def start(slots: Slots, jobs: list) -> dict:
-        begun.update((slots.name, slots.images.ids[image], rank) for image, rank in jobs)
+        begun.update((slots.name, slots.images.ids[image], attempt) for image, attempt in jobs)
         return original(slots, jobs)
 
-    original = Slots._start
-    monkeypatch.setattr(Slots, "_start", start)
+    original = Slots.start
+    monkeypatch.setattr(Slots, "start", start)
     with pytest.raises(KeyboardInterrupt):
         attack(Dies(budget), tmp_path, batch_size=4)
     first = begun.copy()
@@ -164,15 +167,13 @@ def noisy(draw: torch.Generator):
     return lambda x: net(x + 0.03 * torch.randn(x.shape, generator=draw))
 
 
-def test_a_random_network_goes_on_too(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_network_goes_on_too(tmp_path) -> None:
     """Its logits differ in every life; which images are right is what the first life saw."""
-    for place in ("autoattack", "versions"):
-        monkeypatch.setattr(f"autolora.attacks.{place}.SAMPLES", 2)
     x, draw = images(12), torch.Generator().manual_seed(0)
-    y = smooth(4)(x).argmax(1)
+    y, how = smooth(4)(x).argmax(1), {"version": "rand", "budget": Budget(samples=2), "batch_size": 12, "show": False}
 
-    def life():
-        return autoattack(noisy(draw), x, y, THREAT, "rand", progress=tmp_path, batch_size=12, show=False)
+    def life(**more):
+        return autoattack(noisy(draw), x, y, THREAT, progress=tmp_path, **how, **more)
 
     first, second = life(), life()
     assert torch.equal(first.clean, second.clean)
@@ -180,19 +181,18 @@ def test_a_random_network_goes_on_too(tmp_path, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(first.adversarial, second.adversarial)
     assert [a.forwards for a in second.attacks] == [0, 0]
     with pytest.raises(ValueError, match="another evaluation"):
-        autoattack(noisy(draw), x, y, THREAT, "rand", seed=1, progress=tmp_path, batch_size=12, show=False)
+        life(seed=1)
 
 
 RANDOM = """
 import os, sys
 import numpy as np, torch
-from autolora import Threat
-from autolora.attacks import autoattack, versions
+from autolora import Threat, autoattack
+from autolora.attacks.versions import Budget
 from tests.attacks.nets import images, smooth
 
 torch.distributed.init_process_group("gloo")
 torch.set_num_threads(1)
-autoattack.SAMPLES = versions.SAMPLES = 2
 rank = torch.distributed.get_rank()
 net, x, draw = smooth(4), images(20), torch.Generator().manual_seed(rank)
 
@@ -200,7 +200,9 @@ def noisy(p):
     return net(p + 0.05 * torch.randn(p.shape, generator=draw))
 
 y = net(x).argmax(1)
-r = autoattack.autoattack(noisy, x, y, Threat("linf", 0.05), "rand", progress=sys.argv[1], batch_size=10)
+r = autoattack(
+    noisy, x, y, Threat("linf", 0.05), version="rand", budget=Budget(samples=2), progress=sys.argv[1], batch_size=10
+)
 np.savez(f"{sys.argv[1]}/{rank}.end", clean=r.clean, robust=r.robust, adversarial=r.adversarial, fooled=r.fooled)
 """
 
@@ -236,7 +238,7 @@ def test_files_cut_off_by_a_power_cut_are_found_again(tmp_path, keep: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "precision"), [(1, "full"), (2, "full"), (2, "fast")])
+@pytest.mark.parametrize(("processes", "precision"), [(1, "float32"), (2, "float32"), (2, "mixed")])
 def test_killed_with_sigkill(root, processes: int, precision: str) -> None:
     """Also the shared run: two gloo processes started by torchrun end with the flags of one."""
     command = [sys.executable, "-m", "benchmarks.kill_and_resume", "--kills", "2"]

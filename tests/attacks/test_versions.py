@@ -12,24 +12,27 @@ from autolora.attacks.apgd import APGD, cross_entropy, dlr, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.engine.network import Network
 from autolora.attacks.engine.prepare import likely
-from autolora.attacks.engine.slots import Images, Slots, State
+from autolora.attacks.engine.slots import Slots, State
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.attacks.versions import plan_of
+from autolora.data.test_images import TestImages
 
 CE, DLR, T = ("ce", cross_entropy), ("dlr", dlr), ("t", targeted_dlr)
 LOSS = dict((loss, name) for name, loss in (CE, DLR, T))
 
 
 def plan(version: str, norm: str = "linf", classes: int = 10) -> list[tuple]:
-    """(name, kind, loss, evaluations, passes, ranks, copy) of each attack."""
+    """(name, kind, loss, evaluations, passes, attempts, copy) of each attack."""
     network, threat = Network(lambda x: x, 8), Threat(norm, 0.01)
     rows = []
     for step in plan_of(version, norm, classes)[0]:
         attack = step.attack(network, threat)
         loss = LOSS.get(getattr(attack, "loss", None), "")
         samples = getattr(attack, "samples", 1)
-        rows.append((step.name, type(attack), loss, attack.rounds, samples, step.ranks, step.copy))
+        rows.append(
+            (step.name, type(attack), loss, attack.rounds, samples, step.attempts, "half" if step.half else "full")
+        )
     return rows
 
 
@@ -78,7 +81,7 @@ def test_with_few_classes_no_white_box_attack_is_in_bfloat16(version: str, class
     assert all(row[5] == targets for row in rows if row[0] == "fab-t")
 
 
-def test_each_rank_is_another_class_most_likely_first() -> None:
+def test_each_attempt_is_at_another_class_most_likely_first() -> None:
     logits = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 1.0, 2.0, 0.0]])
     y = torch.tensor([1, 2])
     assert likely(logits, y).tolist() == [[3, 2, 0], [0, 1, 3]]
@@ -87,14 +90,14 @@ def test_each_rank_is_another_class_most_likely_first() -> None:
     class Asked:
         rounds = 1
 
-        def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
-            asked.append((ranks.tolist(), target.tolist()))
+        def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
+            asked.append((attempts.tolist(), target.tolist()))
             return {"x": x}
 
         def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
             return torch.zeros(len(s["x"]), dtype=torch.bool), s["x"]
 
-    images = Images(torch.rand(2, 3, 2, 2), y, likely(logits, y), ["a", "b"])
-    jobs = [(image, rank) for rank in range(3) for image in range(2)]
-    Slots(Asked(), images, "asked", 0, batch=6).run(jobs, lambda job, point: None)
+    images = TestImages.of(torch.rand(2, 3, 2, 2), y)
+    jobs = [(image, attempt) for attempt in range(3) for image in range(2)]
+    Slots(Asked(), images, likely(logits, y), name="asked", seed=0, batch=6).run(jobs, lambda job, point: None)
     assert asked == [([0, 0, 1, 1, 2, 2], [3, 0, 2, 1, 0, 3])]

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from autolora.attacks.onnx_file import parity, replay, square, white_box
+from autolora.data.test_images import TestImages
 from autolora.export.quantise import finished, fp16, int8, is_transformer, known_to_break
 from autolora.export.runtime import logits, notes, open_session
 from autolora.export.straight_through import StraightThrough, rounded
 from autolora.export.write import export_onnx
 from autolora.threat import Threat
-from stages.evaluation.onnx_robustness import Examples, measure
+from stages.evaluation.onnx_robustness import measure
+from stages.evidence.examples import Examples
 from tests.export.nets import tiny
 
 LINF = Threat("linf", "8/255")
@@ -28,10 +30,6 @@ def images(n: int = 40) -> np.ndarray:
 
 def labels(path: Path, n: int = 40) -> np.ndarray:
     return logits(open_session(path), images(n)).argmax(1)
-
-
-def names(n: int) -> list[str]:
-    return [f"image {i}" for i in range(n)]
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +100,15 @@ def grey(levels: list[float]) -> np.ndarray:
 def test_square_breaks_what_can_be_broken_and_nothing_else() -> None:
     x = grey([0.3, 0.45, 0.49, 0.51, 0.55, 0.7])
     y = (x.mean((1, 2, 3)) > 0.5).astype(np.int64)
-    stands = square(brightness(0.5), x, y, names(6), Threat("linf", 0.1), seed=0, queries=400)
+    stands = square(brightness(0.5), TestImages.of(x, y), Threat("linf", 0.1), seed=0, queries=400)
     assert stands.tolist() == [True, False, False, False, False, True]
 
 
 def test_square_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     x = grey([0.3, 0.45, 0.7])
     y = (x.mean((1, 2, 3)) > 0.5).astype(np.int64)
-    run = partial(square, x=x, y=y, ids=names(3), threat=Threat("linf", 0.1), seed=0, queries=100, progress=tmp_path)
+    shown, how = TestImages.of(x, y), {"seed": 0, "queries": 100, "progress": tmp_path}
+    run = partial(square, images=shown, threat=Threat("linf", 0.1), **how)
     first = run(brightness(0.5))
     again = run(lambda _: pytest.fail("every image of these was finished before"))
     assert first.tolist() == again.tolist() == [True, False, True]
@@ -121,19 +120,19 @@ def test_square_on_another_file_does_not_go_on_from_this_one(exported: Path, tmp
     path, other = tmp_path / "model.onnx", tmp_path / "other.onnx"
     export_onnx(tiny(5), other)
     x = images()
-    examples = Examples(x, x, labels(exported), np.array(names(40)), np.zeros(40, bool))
+    examples = Examples(TestImages.of(x, labels(exported)), x, np.zeros(40, bool))
     run = partial(measure, threat=Threat("linf", "2/255"), seed=0, limit=40)
     path.write_bytes(exported.read_bytes())
     run(path, examples, work=tmp_path / "work")
     path.write_bytes(other.read_bytes())
-    examples = examples._replace(y=labels(other))
+    examples = examples._replace(images=TestImages.of(x, labels(other)))
     after, fresh = (run(path, examples, work=tmp_path / name).record for name in ("work", "fresh"))
     assert after == fresh
 
 
 def test_no_image_left_to_attack() -> None:
-    nothing = np.zeros((0, 3, 8, 8), np.float32)
-    assert len(square(brightness(0.5), nothing, np.zeros(0, np.int64), [], LINF, seed=0)) == 0
+    nothing = TestImages.of(images(), np.zeros(40)).only([])
+    assert len(square(brightness(0.5), nothing, LINF, seed=0)) == 0
 
 
 # --- smaller files ----------------------------------------------------------------------------------------------------
@@ -189,29 +188,26 @@ def test_gradients_go_straight_through(exported: Path, quantised: Path) -> None:
 def test_the_white_box_is_stronger_than_nothing_and_judged_on_the_file(quantised: Path) -> None:
     x, y, copy = images(), labels(quantised), StraightThrough(quantised)
     answer = partial(logits, open_session(quantised))
-    after = white_box(copy, answer, x, y, names(40), LINF, seed=0)
+    after = white_box(copy, answer, TestImages.of(x, y), LINF, seed=0)
     assert list(after) == ["APGD-CE", "APGD-T"]
     assert 0 < after["APGD-T"].sum() <= after["APGD-CE"].sum() < 40
-    constant = white_box(
-        copy, lambda x: np.eye(10, dtype=np.float32)[y[:1].repeat(len(x))], x[:1], y[:1], ["a"], LINF, 0
-    )
+    one = TestImages.of(x[:1], y[:1])
+    constant = white_box(copy, lambda x: np.eye(10, dtype=np.float32)[y[:1].repeat(len(x))], one, LINF, seed=0)
     assert constant["APGD-T"].tolist() == [True]  # the copy is fooled, the file is not
 
 
 def test_logits_so_large_that_cross_entropy_has_no_gradient_do_not_hide_a_weakness(exported: Path) -> None:
     model, session = tiny(), open_session(exported)
-    x, y = images(12), labels(exported, 12)
-    after = white_box(
-        lambda points: 1e6 * model(points), lambda x: 1e6 * logits(session, x), x, y, names(12), Threat("linf", 0.1), 0
-    )
+    shown, threat = TestImages.of(images(12), labels(exported, 12)), Threat("linf", 0.1)
+    after = white_box(lambda points: 1e6 * model(points), lambda x: 1e6 * logits(session, x), shown, threat, seed=0)
     assert after["APGD-CE"].all()
     assert not after["APGD-T"].any()
 
 
 def test_three_classes_have_no_targeted_attack() -> None:
     copy = lambda x: torch.stack([x.mean((1, 2, 3)) * k for k in (1, 2, 3)], 1)  # noqa: E731
-    x = grey([0.5])
-    after = white_box(copy, lambda x: copy(torch.from_numpy(x)).numpy(), x, np.array([2]), ["a"], LINF, seed=0)
+    x = TestImages.of(grey([0.5]), [2])
+    after = white_box(copy, lambda x: copy(torch.from_numpy(x)).numpy(), x, LINF, seed=0)
     assert list(after) == ["APGD-CE"]
 
 

@@ -29,7 +29,7 @@ def bits(keys: Tensor, start: int, count: int) -> Tensor:
     """The draws start .. start + count - 1 of every key: int64 [n,count]."""
     if keys.device.type == "cpu":
         return torch.from_numpy(_in_numpy(keys, start, count).view(np.int64))
-    return _in_torch(keys, start, count)
+    return bits_in_torch(keys, start, count)
 
 
 def uniform(keys: Tensor, start: int, count: int) -> Tensor:
@@ -37,10 +37,11 @@ def uniform(keys: Tensor, start: int, count: int) -> Tensor:
     if keys.device.type == "cpu":
         high = _in_numpy(keys, start, count) >> np.uint64(40)
         return torch.from_numpy(high.astype(np.float32) * np.float32(2.0**-24))
-    return _right(_in_torch(keys, start, count), 40).float() * 2.0**-24
+    return _right(bits_in_torch(keys, start, count), 40).float() * 2.0**-24
 
 
-def _in_torch(keys: Tensor, start: int, count: int) -> Tensor:
+def bits_in_torch(keys: Tensor, start: int, count: int) -> Tensor:
+    """As a GPU draws them."""
     counters = torch.arange(start + 1, start + count + 1, device=keys.device)
     z = keys[:, None] + counters * _signed(GOLDEN)
     z = (z ^ _right(z, 30)) * _signed(MIX_1)

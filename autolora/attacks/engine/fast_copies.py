@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autolora.attacks.engine.onnx_network import Answers, InOnnxruntime
 from autolora.attacks.engine.prepare import operations
 from autolora.backbones.fold_batchnorm import Folded, has_bfloat16
+from autolora.common.errors import BadArgument
 
 T = TypeVar("T")
 WIDE = 6e6  # operations of a forward: below, casting to bfloat16 and back costs a CPU more than it saves
@@ -48,8 +49,8 @@ class ChannelsLast(nn.Module):
 
 def folded_copy(model: Answers, example: Tensor) -> ChannelsLast:
     if not isinstance(model, nn.Module):
-        raise ValueError("evaluate.precision is 'fast': that needs a torch module, whose batch norms can be folded")
+        raise BadArgument("precision", "mixed", "that needs a torch module, whose batch norms can be folded")
     try:
         return ChannelsLast(copy.deepcopy(Folded(model, example).view))  # of its own memory, whose layout may change
     except Exception as error:  # parametrised weights, traced modules: what torch cannot copy or look into
-        raise ValueError(f"evaluate.precision is 'fast': the network cannot be copied and folded ({error})") from error
+        raise BadArgument("precision", "mixed", f"the network cannot be copied and folded ({error})") from error

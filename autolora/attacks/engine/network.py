@@ -33,7 +33,7 @@ class Network:
 
     def gradient(self, x: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, loss and the gradient of the loss in each image; a gradient counts as one more F."""
-        found = [self._gradient(part, rows, loss) for part, rows in self._parts(x)]
+        found = [self.gradient_of(part, rows, loss) for part, rows in self._parts(x)]
         logits, values, gradients = (joined(parts) for parts in zip(*found))
         return logits, values, gradients
 
@@ -44,7 +44,8 @@ class Network:
         self.forwards += self.batch
         return x if len(x) == self.batch else x[torch.arange(self.batch, device=x.device) % len(x)]
 
-    def _gradient(self, x: Tensor, rows: slice, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient_of(self, x: Tensor, rows: slice, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one part of the batch."""
         self.forwards += self.batch
         point = self._filled(x.detach()).detach().requires_grad_(True)
         with torch.enable_grad():
@@ -93,7 +94,7 @@ class Averaged(Network):
         return logits / self.samples, values / self.samples, gradients / self.samples
 
 
-def _input_gradient(value: Tensor, point: Tensor, again: bool = False) -> Tensor:
+def _input_gradient(value: Tensor, point: Tensor, *, again: bool = False) -> Tensor:
     """Zeros where none arrives, which check 8 is about; a pixel without a slope (a root at 0) spoils no other."""
     if not value.requires_grad:
         return torch.zeros_like(point)

@@ -1,10 +1,9 @@
-"""What every evaluation does first: images and ids checked, the network at rest, float32 meaning float32."""
+"""What every evaluation does first: the network at rest, float32 meaning float32, and the size of a forward."""
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -16,37 +15,17 @@ from autolora.backbones.frozen import frozen
 BUSY = 1e9  # floating point operations of a forward, about: beyond it a CPU does no more of them a second
 
 
-def prepared(x: Tensor, y: Tensor, ids: Sequence[str] | None) -> tuple[Tensor, Tensor, list[str]]:
-    x, y = torch.as_tensor(x), torch.as_tensor(y).long().cpu()
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"{len(x)} images and {len(y)} labels: expected as many of each, and at least one")
-    x = (x.cpu().float().div(255) if x.dtype == torch.uint8 else x.detach().cpu().float()).contiguous()
-    names = [str(i) for i in ids] if ids is not None else _content_ids(x)
-    if len(set(names)) != len(x):
-        raise ValueError(f"{len(set(names))} different ids for {len(x)} images: every image needs one of its own")
-    return x, y, names
-
-
-def _content_ids(x: Tensor) -> list[str]:
-    names, seen = [], dict[str, int]()
-    for image in x:
-        name = hashlib.sha256(image.numpy().tobytes()).hexdigest()
-        seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return names
-
-
 def likely(logits: Tensor, y: Tensor) -> Tensor:
     """The wrong classes of each image, most likely first: [n,classes-1]."""
     return logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
 
 
-def device_of(model: Any, x: Tensor) -> torch.device:
+def device_of(model: Any, x: Tensor | None = None) -> torch.device:
     """Where the model lives; where it has no parameters, where the images are."""
     if isinstance(model, nn.Module):
         for tensor in [*model.parameters(), *model.buffers()]:
             return tensor.device
-    return x.device
+    return torch.device("cpu") if x is None else x.device
 
 
 def at_rest(model: Any) -> Any:
@@ -62,12 +41,12 @@ def full_precision() -> Iterator[None]:
     """
     kept, older = [(switch, switch.fp32_precision) for switch in switches()], _older_switch()
     try:
-        _set_older_switch(False)
+        _set_older_switch(to=False)
         for switch, _ in kept:
             switch.fp32_precision = "ieee"
         yield
     finally:
-        _set_older_switch(older)
+        _set_older_switch(to=older)
         for switch, value in kept:
             switch.fp32_precision = value
 
@@ -82,10 +61,10 @@ def _older_switch() -> bool:
             return False
 
 
-def _set_older_switch(value: bool) -> None:
+def _set_older_switch(*, to: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.backends.cudnn.allow_tf32 = value
+        torch.backends.cudnn.allow_tf32 = to
 
 
 def switches() -> list[Any]:

@@ -2,15 +2,14 @@
 
 Every attack is a step on a batch of rows, each row at its own age. So no work is spent on images that are already
 broken, and a batch ends only where the jobs do; then the slots that are left are the rows of the step. A job is
-(image, rank): a target class or a restart; ranks of one image are independent, and the lowest that succeeds is the one
-that counts, as if they had run one after another.
+(image, attempt): a target class or a restart; the attempts on one image are independent, and the first that succeeds is
+the one that counts, as if they had run one after another.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -19,16 +18,17 @@ from torch import Tensor
 
 from autolora.attacks.engine.draws import image_keys
 from autolora.attacks.engine.network import replaced
+from autolora.data.test_images import TestImages
 
 State = dict[str, Tensor]
-Job = tuple[int, int]  # image, rank
+Job = tuple[int, int]  # image, attempt
 Finish = Callable[[Job, Tensor | None], None]  # the adversarial image, or None
 
 
 class Attack(Protocol):
     rounds: int  # steps until a row gives up
 
-    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, ranks: np.ndarray) -> State:
+    def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         """Fresh rows."""
 
     def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -38,27 +38,31 @@ class Attack(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Images:
-    x: Tensor  # [n,c,h,w] on the device
-    y: Tensor  # [n]
-    targets: Tensor  # [n,ranks]: wrong classes, most likely first
-    ids: list[str]
-
-
 class Slots:
     """One batch of slots: what is in flight, and so what a kill loses.
 
-    A look at which rows are through makes a GPU wait, so there it comes after `every` steps only.
+    targets [n,attempts] are wrong classes of each image, most likely first; where they lie, the attack runs. The draws
+    belong to `name`. A look at which rows are through makes a GPU wait, so there it comes after `every` steps only.
     """
 
-    def __init__(self, attack: Attack, images: Images, name: str, seed: int, batch: int, every: int = 1) -> None:
-        self.attack, self.images, self.name, self.seed = attack, images, name, seed
-        self.batch, self.every = batch, 1 if images.x.device.type == "cpu" else every
+    def __init__(
+        self,
+        attack: Attack,
+        images: TestImages,
+        targets: Tensor,
+        *,
+        name: str,
+        seed: int,
+        batch: int,
+        every: int = 1,
+    ) -> None:
+        self.attack, self.images, self.targets, self.name, self.seed = attack, images, targets, name, seed
+        self.x, self.y = images.pixels(targets.device), images.labels(targets.device)
+        self.batch, self.every = batch, 1 if targets.device.type == "cpu" else every
         self.jobs: list[Job | None] = []
         self.age = np.zeros(0, dtype=np.int64)
         self.state: State = {}
-        self.broken: dict[int, int] = {}  # image -> lowest rank that broke it
+        self.broken: dict[int, int] = {}  # image -> the first attempt that broke it
 
     def run(
         self,
@@ -77,7 +81,7 @@ class Slots:
         while self._refill(queue, tick):
             before = self._taken()
             for _ in range(self.every):
-                self._step()
+                self.step()
             tick(self._taken() - before, 0)
             if self._harvest(finish, tick):
                 keep()
@@ -105,8 +109,8 @@ class Slots:
         return self.broken.get(job[0], job[1] + 1) <= job[1]
 
     def _put(self, fresh: dict[int, Job]) -> None:
-        rows = self._start(list(fresh.values()))
-        slots = torch.tensor(list(fresh), device=self.images.x.device)
+        rows = self.start(list(fresh.values()))
+        slots = torch.tensor(list(fresh), device=self.targets.device)
         for name, value in rows.items():
             if name not in self.state:  # the first rows: the other slots idle on copies of them
                 self.state[name] = value[torch.arange(len(self.jobs), device=value.device) % len(value)].clone()
@@ -120,21 +124,24 @@ class Slots:
         """Slots for which no job was left go."""
         keep = [slot for slot, job in enumerate(self.jobs) if job is not None]
         if len(keep) < len(self.jobs):
-            rows = torch.tensor(keep, dtype=torch.long, device=self.images.x.device)
+            rows = torch.tensor(keep, dtype=torch.long, device=self.targets.device)
             self.state = {name: value[rows] for name, value in self.state.items()}
             self.jobs, self.age = [self.jobs[slot] for slot in keep], self.age[keep]
 
-    def _start(self, jobs: list[Job]) -> State:
-        images, device = self.images, self.images.x.device
+    def start(self, jobs: list[Job]) -> State:
+        """Fresh rows for these jobs."""
+        device = self.targets.device
         index = torch.tensor([image for image, _ in jobs], device=device)
-        ranks = np.array([rank for _, rank in jobs])
-        keys = torch.cat([image_keys(self.seed, f"{self.name}/{r}", [images.ids[i]]) for i, r in jobs]).to(device)
-        target = images.targets[index, torch.from_numpy(ranks % images.targets.shape[1]).to(device)]
-        x = images.x[index].clone()
-        state = self.attack.start(x, images.y[index], target, keys, ranks)
+        attempts = np.array([attempt for _, attempt in jobs])
+        names = [(f"{self.name}/{attempt}", self.images.ids[image]) for image, attempt in jobs]
+        keys = torch.cat([image_keys(self.seed, name, [image]) for name, image in names]).to(device)
+        target = self.targets[index, torch.from_numpy(attempts % self.targets.shape[1]).to(device)]
+        x = self.x[index].clone()
+        state = self.attack.start(x, self.y[index], target, keys, attempts)
         return state | {"found": torch.zeros(len(jobs), dtype=torch.bool, device=device), "adversarial": x.clone()}
 
-    def _step(self) -> None:
+    def step(self) -> None:
+        """Every row one step further; what breaks its image is kept."""
         s = self.state
         going = torch.from_numpy(self.age < self.attack.rounds).to(s["found"].device)
         wrong, points = self.attack.step(s, self.age)

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel
 
 from autolora import Threat
-from stages.common.params import Data, Finetune, Params, check
+from stages.common.params import Data, Evaluate, Finetune, Params, check
 from stages.common.runner import StageError
 from stages.common.views import VIEWS, MergeParams, declared, key_of, load
 from tests.house.imports import ROOT
@@ -38,6 +38,8 @@ def test_the_shipped_file_is_right():
 
 def test_what_params_allow_is_what_the_registries_hold():
     """Written out in stages.common.params, where the registries, and torch with them, would take seconds to import."""
+    from autolora.attacks.autoattack import PRECISIONS as EVALUATED_IN
+    from autolora.attacks.versions import VERSIONS
     from autolora.data.batches import AUGMENTATIONS
     from autolora.training.objectives import METHODS, REFERENCES
     from autolora.training.settings import PRECISIONS, STATISTICS
@@ -48,6 +50,9 @@ def test_what_params_allow_is_what_the_registries_hold():
     assert allowed["reference"] == {"auto", *REFERENCES}
     assert allowed["augmentation"] == set(AUGMENTATIONS)
     assert allowed["precision"] == set(PRECISIONS)
+    evaluation = {name: set(get_args(field.annotation)) for name, field in Evaluate.model_fields.items()}
+    assert evaluation["precision"] == set(EVALUATED_IN)
+    assert evaluation["version"] == set(VERSIONS)
     assert allowed["statistics"] == set(STATISTICS)
     assert set(get_args(Data.model_fields["source"].annotation)) == set(SOURCES)
 
@@ -68,6 +73,8 @@ def test_what_params_allow_is_what_the_registries_hold():
         ("threat.norm", "l7", ["threat.norm", "'l7'", "'linf'"]),
         ("data.test_fraction", 1.5, ["data.test_fraction", "1.5", "less than 1"]),
         ("merge.alpha", 2, ["merge.alpha", "2"]),
+        ("evaluate.precision", "fast", ["evaluate.precision", "'fast'", "now called mixed"]),
+        ("evaluate.precision", "half", ["evaluate.precision", "'half'", "'mixed'"]),
         ("evaluate.images", "most", ["evaluate.images", "'most'", "'all'"]),
         ("backbone.sha256", "abc", ["backbone.sha256", "'abc'"]),
         ("seed", True, ["seed", "True", "integer"]),
@@ -159,7 +166,7 @@ def test_no_default_changes_unseen():
         "data.test_fraction": 0.2,
         "data.validation_fraction": 0.05,
         "evaluate.images": "all",
-        "evaluate.precision": "full",
+        "evaluate.precision": "float32",
         "evaluate.version": "standard",
         "export.check_images": 100,
         "export.input": "float32",

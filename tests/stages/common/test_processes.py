@@ -15,8 +15,7 @@ STAGE = """
 import multiprocessing, os, time
 import torch
 import torch.distributed as dist
-from autolora.attacks.report import Check
-from autolora.attacks.checks import CheckFailed
+from autolora.attacks.verdicts import Check, CheckFailed
 from stages.common import processes as module
 from stages.common.runner import main
 

@@ -1,4 +1,4 @@
-"""What an evaluation has found out so far, image by image, in a folder: a killed run goes on where it stopped.
+"""The journal of an evaluation: what it has found out so far, image by image, so that a killed run goes on from there.
 
 Finished jobs are appended in small files, each written by a rename; so a kill at any moment loses what is in flight
 and nothing else. Several processes write into one folder, each under its own name, and read each other's files when
@@ -8,6 +8,7 @@ they start.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from zipfile import BadZipFile
@@ -18,31 +19,27 @@ from torch import Tensor
 
 from autolora.common.files import read_json, replacing, write_json
 
-Found = dict[tuple[str, int], Tensor | None]  # (image id, rank) -> the adversarial image, or None
-
-
+Found = dict[tuple[str, int], Tensor | None]  # (image id, attempt) -> the adversarial image, or None
 NETWORK = ("weights", "logits", "slopes")  # what tells it
-ROUNDING = {"logits": 1e-4, "slopes": 1e-2}  # of the largest
+ROUNDING = {"logits": 1e-4, "slopes": 1e-2, "pixels": 1e-9}  # of the largest
 
 
-class Progress:
-    def __init__(self, folder: Path | None, worker: int = 0, batch: int = 64, seconds: float = 5.0) -> None:
-        self.folder, self.worker, self.batch, self.seconds = folder, worker, batch, seconds
+class Journal:
+    def __init__(self, folder: Path | None, process: int = 0, batch: int = 64, seconds: float = 5.0) -> None:
+        self.folder, self.process, self.batch, self.seconds = folder, process, batch, seconds
         self.pending: list[tuple[str, int, Tensor | None]] = []
         self.written = time.monotonic()
-        self.files: dict[str, int] = {}  # attack and worker -> how many there are
+        self.files: dict[str, int] = {}  # attack and process -> how many there are
 
-    def claim(self, determines: dict, **measured: Tensor) -> None:
+    def claim(self, determines: dict, measured: Mapping[str, Tensor]) -> None:
         """The folder belongs to exactly this evaluation: no other, and none of another network, goes on from it.
 
-        What is `measured` on the network may differ by rounding, as machines do.
+        What is `measured` may differ by rounding, as machines do.
         """
         self._claim(determines | {name: value.double().cpu().tolist() for name, value in measured.items()})
 
-    def claim_at_random(self, determines: dict, logits: Tensor) -> Tensor:
-        """The same for a network that answers at random: it cannot be told by its logits, and those of the first life
-        are returned, so that all lives agree on which images are right."""
-        self._claim(determines | {"logits": []})
+    def first_logits(self, logits: Tensor) -> Tensor:
+        """Those of the first life, for a network that answers at random: all lives agree on which images are right."""
         if self.folder is None:
             return logits
         path = self.folder / "logits.npy"
@@ -73,12 +70,13 @@ class Progress:
         for path in sorted(self.folder.glob(f"{attack}.*.npz")) if self.folder else []:
             with suppress(EOFError, BadZipFile, ValueError), np.load(path) as data:
                 points = iter(torch.from_numpy(data["adversarial"]))
-                for image, rank, broken in zip(data["ids"].tolist(), data["ranks"].tolist(), data["found"].tolist()):
-                    found[image.decode(), rank] = next(points) if broken else None
+                jobs = zip(data["ids"].tolist(), data["attempts"].tolist(), data["found"].tolist())
+                for image, attempt, broken in jobs:
+                    found[image.decode(), attempt] = next(points) if broken else None
         return found
 
-    def add(self, attack: str, image: str, rank: int, adversarial: Tensor | None) -> None:
-        self.pending.append((image, rank, adversarial))
+    def add(self, attack: str, image: str, attempt: int, adversarial: Tensor | None) -> None:
+        self.pending.append((image, attempt, adversarial))
         if len(self.pending) >= self.batch or time.monotonic() - self.written > self.seconds:
             self.flush(attack)
 
@@ -86,16 +84,16 @@ class Progress:
         pending, self.pending, self.written = self.pending, [], time.monotonic()
         if self.folder is None or not pending:
             return
-        ids, ranks, points = zip(*pending)
+        ids, attempts, points = zip(*pending)
         broken = [p.numpy() for p in points if p is not None]
-        name = f"{attack}.{self.worker}"
+        name = f"{attack}.{self.process}"
         if name not in self.files:
             self.files[name] = len(list(self.folder.glob(f"{name}.*.npz")))
         with replacing(self.folder / f"{name}.{self.files[name]:06d}.npz") as part, open(part, "wb") as file:
             np.savez(
                 file,
                 ids=np.array([i.encode() for i in ids]),
-                ranks=np.array(ranks),
+                attempts=np.array(attempts),
                 found=np.array([p is not None for p in points]),
                 adversarial=np.stack(broken) if broken else np.zeros((0,), np.float32),
             )

@@ -1,0 +1,93 @@
+"""Images that are attacked: read once, made floats once, moved to a device once, each known by an id.
+
+    images = TestImages.of(x, y, ids)      images.pixels("cuda"), images.labels("cuda"), images.only(rows)
+
+The id of an image is the hash of its content: two images of one id are the same image, and nobody hashes them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TestImages:
+    __test__ = False  # no test, whatever pytest thinks of the name
+
+    x: np.ndarray  # [n,c,h,w]: uint8, or float32 in [0,1]
+    y: np.ndarray  # int64 [n]
+    ids: list[str]
+    held: dict[str, Tensor] = field(default_factory=dict, repr=False)  # by device
+
+    @classmethod
+    def of(cls, x: Any, y: Any, ids: Sequence[str] | None = None) -> TestImages:
+        """From arrays or tensors on any device; without ids each image is hashed here, and nowhere else."""
+        pixels, labels = _array(x), _array(y).astype(np.int64)
+        if len(pixels) != len(labels) or len(pixels) == 0:
+            raise ValueError(
+                f"{len(pixels)} images and {len(labels)} labels: expected as many of each, and at least one"
+            )
+        pixels = np.require(pixels, None if pixels.dtype == np.uint8 else np.float32, ["C", "W"])
+        names = [str(i) for i in ids] if ids is not None else _content_ids(pixels)
+        if len(set(names)) != len(pixels):
+            raise ValueError(
+                f"{len(set(names))} different ids for {len(pixels)} images: every image needs one of its own"
+            )
+        return cls(pixels, labels, names)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def floats(self) -> np.ndarray:
+        """float32 in [0,1], in the memory of `pixels("cpu")`."""
+        return self.pixels().numpy()
+
+    def pixels(self, device: torch.device | str = "cpu") -> Tensor:
+        """float32 [n,c,h,w] in [0,1]; made once, and moved once to each device."""
+        import torch  # not before: a flow that reads stored examples has no need of it
+
+        name = str(device)
+        if name not in self.held:
+            self.held[name] = torch.from_numpy(_floats(self.x)) if name == "cpu" else self.pixels().to(device)
+        return self.held[name]
+
+    def labels(self, device: torch.device | str = "cpu") -> Tensor:
+        import torch
+
+        name = f"labels on {device}"
+        if name not in self.held:
+            self.held[name] = torch.from_numpy(self.y).to(device)
+        return self.held[name]
+
+    def only(self, rows: Sequence[int] | np.ndarray) -> TestImages:
+        """These images in this order; rows are numbers, or a bool for each image."""
+        index = np.arange(len(self))[np.asarray(rows, None if len(rows) else np.int64)]
+        return TestImages(np.asarray(self.x[index]), self.y[index], [self.ids[i] for i in index.tolist()])
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _floats(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float32) / 255 if x.dtype == np.uint8 else x
+
+
+def _content_ids(x: np.ndarray) -> list[str]:
+    """Of the float pixels, so that bytes and floats draw alike; equal images are told apart by their number."""
+    names, seen = [], dict[str, int]()
+    for image in x:
+        name = hashlib.sha256(_floats(image).tobytes()).hexdigest()
+        seen[name] = seen.get(name, 0) + 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names

@@ -1,0 +1,43 @@
+"""The adversarial examples that `evaluate` stores: one format, with its writer and its reader.
+
+examples = read_examples("models/adversarial.npz");   examples.images.x, examples.adversarial, examples.found
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from autolora.common.files import replacing
+from autolora.data.test_images import TestImages
+
+
+class Examples(NamedTuple):
+    """The images that were attacked, and what the attack made of them."""
+
+    images: TestImages
+    adversarial: np.ndarray  # float32 [n,3,h,w]; the image itself where none was found
+    found: np.ndarray  # bool [n]
+
+
+def read_examples(path: str | Path) -> Examples:
+    with np.load(path, allow_pickle=False) as data:
+        images = TestImages(data["x"], data["y"], data["ids"].astype(str).tolist())
+        return Examples(images, data["adversarial"].astype(np.float32, copy=False), data["found"])
+
+
+def write_examples(path: str | Path, examples: Examples, threat: str) -> None:
+    """With all that a reader needs to judge them: no other file."""
+    images, adversarial, found = examples
+    with replacing(path) as part, open(part, "wb") as file:
+        np.savez(
+            file,
+            x=images.x,
+            adversarial=adversarial,
+            y=images.y,
+            ids=np.array([i.encode() for i in images.ids], dtype="S64"),
+            found=found,
+            threat=np.array(threat),
+        )
