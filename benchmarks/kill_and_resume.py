@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import nn
 
@@ -45,8 +46,8 @@ def evaluate(progress: Path | None, precision: str) -> Report:
 
 
 def life(folder: Path, precision: str) -> None:
+    end_with_parent()  # torchrun's workers lead sessions of their own: a kill of torchrun alone leaves them waiting
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        end_with_parent()  # torchrun's workers are in sessions of their own, which the kill does not reach
         torch.distributed.init_process_group("gloo")
     report = evaluate(folder / "progress", precision)
     if int(os.environ.get("RANK", 0)) == 0:
@@ -72,14 +73,24 @@ def command(folder: Path, processes: int, precision: str) -> list[str]:
 def killed(folder: Path, command: list[str], patience: float) -> bool:
     """One life, ended by SIGKILL once it has added something and a random moment has passed; False if it was faster."""
     before, begin = known(folder), time.monotonic()
-    child = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    child = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while child.poll() is None and known(folder) <= before and time.monotonic() - begin < 300:
         time.sleep(0.02)
     time.sleep(random.uniform(0, patience))
     alive = child.poll() is None
-    os.killpg(child.pid, signal.SIGKILL) if alive else None
+    if alive:
+        end_family(child)
     child.wait()
     return alive
+
+
+def end_family(parent: psutil.Popen) -> None:
+    """SIGKILL for it and for all its descendants, in whatever session they are."""
+    family = [parent, *parent.children(recursive=True)]
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family[1:], timeout=60)
 
 
 def main() -> int:
