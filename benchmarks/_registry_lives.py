@@ -127,7 +127,7 @@ def make(folder: Path) -> None:
 def promoting(folder: Path) -> None:
     os.chdir(folder / "1")
     code = promote.main([NAME, "2"])
-    sys.exit(0 if code == 0 else "champion already" in (folder / "promoting.log").read_text())
+    sys.exit(0 if code == 0 or "champion already" in (folder / "promoting.log").read_text() else 1)
 
 
 def deploying(folder: Path) -> None:

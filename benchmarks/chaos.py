@@ -6,8 +6,8 @@
     python -m benchmarks.chaos --list
 
 A kill: SIGKILL or SIGTERM, of everything, of `dvc` alone or of the stage alone, at a random moment of a given stage;
-then `dvc repro` is started again. The kills of one chain hit the same run. Afterwards all outputs are compared with those of an
-undisturbed run of the same commit. `lost` counts what was whole before the fault and is gone or changed after it:
+then `dvc repro` is started again. The kills of one chain hit the same run. Afterwards all outputs are compared with
+those of an undisturbed run of the same commit. `lost` counts what was whole before the fault and is gone after it:
 outputs that dvc.lock promises, versions in the registry, decisions in the promotion log.
 
 Results go to --results as they come; with the same --folder a second call goes on where the first one was stopped.

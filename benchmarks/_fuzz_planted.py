@@ -1,0 +1,1 @@
+"""Planted: benchmarks.fuzz sees whether a file of weights can have it imported."""
