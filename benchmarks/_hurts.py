@@ -124,25 +124,30 @@ def small_disk(folder: Path, megabytes: float) -> Iterator[None]:
 
 
 def disk_full(room: Room) -> Hurt:
-    """All that the run writes lies on a disk that fills up, at three sizes; then it grows."""
+    """All that the run writes lies on a disk that fills up, at four sizes; then it grows."""
     project, broken, notes = room.fresh(), [], []
     ready = project.folder.with_name("ready")
     shutil.rmtree(ready, ignore_errors=True)
-    shutil.copytree(project.folder, ready, symlinks=True)
-    used = sum(file.stat().st_size for file in ready.rglob("*") if file.is_file()) / 2**20
-    with small_disk(project.folder, used + 4):
+    shutil.move(project.folder, ready)
+    with small_disk(project.folder, 500):
         shutil.copytree(ready, project.folder, symlinks=True, dirs_exist_ok=True)
-        for more in (2, 6, 14, 26):
-            subprocess.run(["mount", "-o", f"remount,size={int((used + more) * 1024)}k", project.folder], check=True)
+        used = shutil.disk_usage(project.folder).used / 2**20
+        for more in (1, 6, 16, 30):
+            resize(project.folder, used + more)
             broken.append(project.repro(tries=1))
-            notes.append(f"{more} MB free: {said(broken[-1])}")
-        subprocess.run(["mount", "-o", f"remount,size={int((used + 2000) * 1024)}k", project.folder], check=True)
+            notes.append(f"{more} MB: {said(broken[-1])}")
+        resize(project.folder, used + 2000)
         hurt = mended(project, *broken, notes=notes)
         shutil.rmtree(ready)
         shutil.copytree(project.folder, ready, symlinks=True)  # to be looked at when the disk is gone
     shutil.rmtree(project.folder)
     ready.rename(project.folder)
     return hurt
+
+
+def resize(folder: Path, megabytes: float) -> None:
+    size = f"remount,size={int(megabytes * 1024)}k"
+    subprocess.run(["mount", "-o", size, str(folder)], check=True)
 
 
 def without_override() -> None:

@@ -86,6 +86,12 @@ class Run:
             time.sleep(0.02)
         return False
 
+    def stay_in(self, stage: str, seconds: float) -> None:
+        """For so long, or until the stage has ended."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and (now := self.stage()) and now[0] == stage:
+            time.sleep(0.02)
+
     def kill(self, number: signal.Signals, target: str) -> str | None:
         """Of `everything`, `dvc` or the `stage` alone; returns the stage that was running."""
         now = self.stage()
