@@ -21,8 +21,10 @@ import numpy as np
 import yaml
 from hypothesis import strategies as st
 
+from benchmarks._served import SHAPE, linear_onnx
+
 ROOT = Path(__file__).resolve().parent.parent
-MARKER = "AUTOLORA_FUZZ_MARKER"  # names the file that planted code writes
+MARKER = "PLANTED_MARKER"  # names the file that planted code writes
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
 )
 HOSTILE_YAML = [
-    "!!python/object/apply:os.system ['touch $AUTOLORA_FUZZ_MARKER']",
+    "!!python/object/apply:os.system ['touch $PLANTED_MARKER']",
     "a: &a [x,x,x,x,x,x,x,x,x]\n"
     + "".join(f"{c}: &{c} [{','.join(['*' + b] * 9)}]\n" for b, c in zip("abcdefgh", "bcdefghi")),
     "[" * 2000,
@@ -200,9 +202,7 @@ FLOWS = st.fixed_dictionaries(
         "preset": st.none()
         | st.sampled_from(["presets/dtd.yaml", "/etc/passwd", "../x", "", ".", "a\0b"])
         | st.text(max_size=8),
-        "revision": st.sampled_from(
-            ["HEAD", "-h", "--upload-pack=touch $AUTOLORA_FUZZ_MARKER", "HEAD:x", "a\0b", "@{-1}"]
-        ),
+        "revision": st.sampled_from(["HEAD", "-h", "--upload-pack=touch $PLANTED_MARKER", "HEAD:x", "a\0b", "@{-1}"]),
         "stages": st.lists(
             st.sampled_from(["merge", "evaluate", "../x", "--help", ""]) | st.text(max_size=6), max_size=2
         ),
@@ -383,21 +383,8 @@ def open_safetensors(content: bytes) -> None:
 
 @cache
 def known_onnx() -> list[bytes]:
-    from onnx import TensorProto, helper, numpy_helper
-
-    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32), "w")
-    nodes = [helper.make_node("Flatten", ["image"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
-    shape, out = ["n", 3, 4, 4], ["n", 3]
-    graph = helper.make_graph(
-        nodes,
-        "fuzzed",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, out)],
-        [weight],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    helper.set_model_props(model, {"classes": '["a", "b", "c"]', "threat": "linf:8/255", "weights_sha256": "0" * 64})
-    return [model.SerializeToString()]
+    linear_onnx(Path("made.onnx"))
+    return [Path("made.onnx").read_bytes()]
 
 
 def open_onnx(content: bytes) -> None:
@@ -408,8 +395,8 @@ def open_onnx(content: bytes) -> None:
     Path("model.onnx").write_bytes(content)
     show("model.onnx")
     session = runtime.open_session("model.onnx", threads=1)
-    if runtime.image_shape(session) == (3, 4, 4):
-        runtime.logits(session, np.zeros((2, 3, 4, 4), np.float32))
+    if runtime.image_shape(session) == SHAPE:
+        runtime.logits(session, np.zeros((2, *SHAPE), np.float32))
 
 
 @cache

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,7 +68,7 @@ class Room:
 
     def __init__(self, place: Place, name: str) -> None:
         self._fresh, self._copy = partial(place.fresh, name), partial(place.copy, name)
-        self.draw, self.folder, self.small = place.draw, place.folder, place.small
+        self.draw, self.small = place.draw, place.small
         self.made: Project | None = None
 
     @property
@@ -85,9 +84,9 @@ class Room:
         self.made = self._copy()
         return self.made
 
-    def bare(self) -> Path:
-        """A folder, for what needs no run of the pipeline."""
-        return Path(tempfile.mkdtemp(prefix="registry-", dir=self.folder)) / "registry"
+    def aside(self) -> Project:
+        """A copy whose outputs are not judged: the fault is about the registry."""
+        return self._copy()
 
 
 def mended(project: Project, *broken: Ended, notes: list[str]) -> Hurt:
@@ -314,7 +313,9 @@ def registry_kills(room: Room, kind: str) -> Hurt:
     from benchmarks import _registry_lives as lives  # with all that they import
 
     kills = 4 if room.small else 30
-    hit, wrong = getattr(lives, kind)(room.bare(), kills, room.draw)
+    project = room.aside()
+    hit, wrong = getattr(lives, kind)(project, kills, room.draw)
+    shutil.rmtree(project.folder)
     text = "\n".join(wrong)
     return Hurt(Ended(kills, int(bool(wrong)), text), lost=len(wrong), notes=[f"{hit} of {kills} kills hit"])
 

@@ -20,33 +20,35 @@ from random import Random
 from typing import Any
 
 from autolora.common.files import file_sha256, read_json
+from benchmarks._project import Project
 from pipelines import deploy, promote
 from pipelines.registry.decision_log import entries, reigns
-from stages.register import register
-from stages.tracking.client import connect, experiment_id
-from tests.registry.synthetic import make_run
+from stages.tracking.client import connect
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["benchmarks._registry_lives", "mlflow", "onnxruntime", "sqlalchemy"])
-NAME, SPEC = "synthetic", re.compile(r"versions: \[ (\d+) \]")
+NAME, SPEC = "robust-digits", re.compile(r"versions: \[ (\d+) \]")
 Life = Callable[[Path], None]
 
 
 class Registry:
-    """Two versions, the first of them champion and served; each trial has a database of its own."""
+    """Of a finished run: its version is champion and served; a second one has another licence in its file."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.database = folder, folder / "mlflow.db"
-        self.hashes: dict[int, str] = {}
+    def __init__(self, project: Project) -> None:
+        self.folder, self.database = project.folder, project.folder / "mlflow.db"
+        project.change({"export": {"license": "Apache-2.0"}})
+        if (ended := project.repro()).code:
+            raise RuntimeError(ended.text[-2000:])
+        with closing(sqlite3.connect(self.database)) as database:
+            tags = database.execute("select version, value from model_version_tags where key = 'onnx_sha256'")
+            self.hashes = {int(version): value for version, value in tags}
+        self.alone(first)
+        self.keep()
 
-    def made(self) -> Registry:
-        self.folder.mkdir(parents=True)
-        self.alone(make)
-        for number in (1, 2):
-            self.hashes[number] = file_sha256(self.folder / str(number) / "models/export/model.onnx")
+    def keep(self) -> None:
         shutil.copy(self.database, self.folder / "as it was.db")
-        shutil.copytree(self.folder / "service", self.folder / "service as it was")
-        return self
+        if not (self.folder / "service as it was").exists():
+            shutil.copytree(self.folder / "service", self.folder / "service as it was")
 
     def restored(self) -> None:
         shutil.copy(self.folder / "as it was.db", self.database)
@@ -113,25 +115,20 @@ def alive(life: Life, folder: Path) -> None:
     life(folder)
 
 
-def make(folder: Path) -> None:
-    experiment_id(connect())
-    for number, options in enumerate([{}, {"robust": 0.72, "seed": 1}], 1):
-        make_run(folder / str(number), **options)  # type: ignore[arg-type]
-        os.chdir(folder / str(number))
-        register()
-    os.chdir(folder / "1")
-    if promote.main([NAME, "1"]) or deploy.main([f"{NAME}@champion", "--to", str(folder / "service")]):
-        sys.exit(1)
+FORCED = ["--force", "--why", "chaos: both are the same network"]
+
+
+def first(folder: Path) -> None:
+    sys.exit(promote.main([NAME, "1", *FORCED]) or deploy.main([f"{NAME}@champion", "--to", "service"]))
 
 
 def promoting(folder: Path) -> None:
-    os.chdir(folder / "1")
-    code = promote.main([NAME, "2"])
+    code = promote.main([NAME, "2", *FORCED])
     sys.exit(0 if code == 0 or "champion already" in (folder / "promoting.log").read_text() else 1)
 
 
 def deploying(folder: Path) -> None:
-    sys.exit(deploy.main([f"{NAME}@champion", "--to", str(folder / "service")]))
+    sys.exit(deploy.main([f"{NAME}@champion", "--to", "service"]))
 
 
 def tell(folder: Path) -> None:
@@ -141,9 +138,9 @@ def tell(folder: Path) -> None:
     (folder / "history.json").write_text(json.dumps(reigns(log, "champion")))
 
 
-def promotions(folder: Path, kills: int, draw: Random) -> tuple[int, list[str]]:
+def promotions(project: Project, kills: int, draw: Random) -> tuple[int, list[str]]:
     """How many kills hit, and everything that was wrong afterwards."""
-    registry, hit, wrong = Registry(folder).made(), 0, []
+    registry, hit, wrong = Registry(project), 0, []
     seconds = registry.alone(promoting)
     for number in range(kills):
         registry.restored()
@@ -159,10 +156,10 @@ def after_promotion(registry: Registry) -> list[str]:
     return [] if found == {"champion": 2, "history": [1, 2]} else [f"{found}"]
 
 
-def deployments(folder: Path, kills: int, draw: Random) -> tuple[int, list[str]]:
-    registry, hit, wrong = Registry(folder).made(), 0, []
+def deployments(project: Project, kills: int, draw: Random) -> tuple[int, list[str]]:
+    registry, hit, wrong = Registry(project), 0, []
     registry.alone(promoting)
-    shutil.copy(registry.database, folder / "as it was.db")
+    registry.keep()
     seconds = registry.alone(deploying)
     for number in range(kills):
         registry.restored()

@@ -53,23 +53,38 @@ class Served:
         return max(process.memory_info().rss for process in family) / 2**20
 
 
+def linear_onnx(path: Path, seed: int = 0) -> np.ndarray:
+    """The file, and its matrix."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    matrix = np.random.default_rng(seed).normal(size=(int(np.prod(SHAPE)), CLASSES)).astype(np.float32)
+    nodes = [helper.make_node("Flatten", ["image"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", *SHAPE])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", CLASSES])
+    graph = helper.make_graph(nodes, "linear", [image], [logits], [numpy_helper.from_array(matrix, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    names = json.dumps([str(number) for number in range(CLASSES)])
+    helper.set_model_props(model, {"classes": names, "threat": "linf:8/255", "weights_sha256": "0" * 64})
+    save(model, path)
+    return matrix
+
+
 def made(folder: Path) -> np.ndarray:
     """Logged as `register` does it, so with the loader that checks its input; in a process of its own."""
+    matrix = linear_onnx(folder / "model.onnx")
     code = (
-        "import sys, numpy as np\nfrom pathlib import Path\nfrom mlflow.models import Model\n"
-        "from stages.tracking import serving\nfrom tests.registry.synthetic import make_onnx\n"
-        "folder = Path(sys.argv[1])\n_, matrix = make_onnx(folder / 'model.onnx', np.random.default_rng(0), 16)\n"
-        "np.save(folder / 'matrix.npy', matrix)\n"
-        f"serving.save_model(str(folder / 'model'), str(folder / 'model.onnx'), "
-        f"signature=serving.signature(folder / 'model.onnx', {CLASSES}))\n"
+        "import sys\nfrom mlflow.models import Model\nfrom stages.tracking import serving\n"
+        f"sign = serving.signature(sys.argv[1], {CLASSES})\n"
+        "serving.save_model(sys.argv[2], sys.argv[1], signature=sign)\n"
     )
-    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, env=environment())
-    return np.load(folder / "matrix.npy")
+    command = [sys.executable, "-c", code, str(folder / "model.onnx"), str(folder / "model")]
+    subprocess.run(command, check=True, env=environment(), capture_output=True)
+    return matrix
 
 
 def environment() -> dict[str, str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mlflow looks for uvicorn there
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "ORT_DISABLE_TELEMETRY": "1"}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     return os.environ | quiet | {"PATH": path, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
 
 

@@ -36,7 +36,7 @@ EACH = 2_400
 SECONDS, MEMORY_MB = 20, 1024
 DEATHS = 5  # processes of one door, before it is given up
 LONGEST = 4_000  # letters that a readable message may have
-MARKER = "AUTOLORA_FUZZ_MARKER"
+MARKER = "PLANTED_MARKER"
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "pty.spawn")
 NAMES = (
     "params.yaml", "tables of images", "manifests", "images", "checkpoints", "safetensors headers", "ONNX files",
@@ -225,7 +225,7 @@ def door(name: str, inputs: int, seed: int) -> dict[str, Any]:
 def lived(name: str, inputs: int, seed: int, folder: Path) -> tuple[str, str] | None:
     """None, or (crash or hang, how it ended)."""
     command = [sys.executable, "-m", "benchmarks.fuzz", "--only", name, "--inputs", str(inputs), "--seed", str(seed)]
-    env = os.environ | {MARKER: str(folder / "marker"), "OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    env = os.environ | {MARKER: str(folder / "marker"), "OMP_NUM_THREADS": "1"}
     with open(folder / "said", "w") as said:
         child = subprocess.Popen([*command, "--child", str(folder)], cwd=ROOT, env=env, stdout=said, stderr=said)
         try:
