@@ -21,6 +21,7 @@ from stages.card.page import card, plots
 from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
+from stages.evidence.checks import Judged, in_words, sixteen
 from stages.evidence.files import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
 from stages.evidence.provenance import lineage
 from stages.tracking.client import answering, connect, tracking_uri, without_password
@@ -161,6 +162,7 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
         "n": str(r["data"]["n"]),
         "attack_version": r["version"],
         "alpha": f"{r['alpha']:g}",
+        "checks": in_words(sixteen(r["checks"])),
     }
 
 
@@ -168,7 +170,7 @@ def description(evidence: Evidence) -> str:
     """The model card in short, as Markdown; the whole one is card.html in the run's artifacts."""
     r = evidence.robustness
     low, high = (f"{100 * v:.1f}" for v in r["ci95"])
-    twin = r.get("baseline")
+    twin, found = r.get("baseline"), sixteen(r["checks"])
     return "\n".join(
         [
             f"**Robust image classifier**, {len(evidence.classes)} classes: {', '.join(evidence.classes[:12])}"
@@ -180,13 +182,18 @@ def description(evidence: Evidence) -> str:
             f"- **Clean accuracy:** {100 * r['clean_accuracy']:.1f} %",
             *([f"- **Natural twin under the same attack:** {100 * twin['robust_accuracy']:.1f} %"] if twin else []),
             f"- **Dial:** alpha = {r['alpha']:g}, folded into the weights before the attack",
-            f"- **Checks:** {r['verdict']}",
+            f"- **Checks:** {in_words(found)}{_not_passed(found)}",
             "",
             "**Use:** float32 pixels in [0, 1], shape [n, 3, h, w], not normalised: the file normalises itself. "
             "**Not for:** other threats than the one above, or images unlike the test images. "
             "Whole card: `card.html` in the run's artifacts.",
         ]
     )
+
+
+def _not_passed(checks: list[Judged]) -> str:
+    names = [f"{c.name} ({c.verdict})" for c in checks if c.verdict != "pass"]
+    return f": {', '.join(names)}" if names else ""
 
 
 def verify_file(mlflow: Any, version: Any, expected: str) -> Path:

@@ -22,7 +22,6 @@ from autolora.common.statistics import wilson
 from stages.card.gallery import Example, data_uri, gallery
 from stages.card.plots import classes, dial, over_eps, plots, training
 from stages.card.sections import (
-    KINDS,
     attacks,
     checks,
     cost,
@@ -37,6 +36,7 @@ from stages.card.sections import (
     twin,
 )
 from stages.card.svg import STYLE, interval, percent, swatch
+from stages.evidence.checks import in_words, sixteen, worst
 from stages.evidence.files import GALLERY, Evidence
 
 TEMPLATE = Path(__file__).with_suffix(".html")
@@ -158,7 +158,7 @@ def badges(evidence: Evidence) -> list[tuple[str, str]]:
     r, width = evidence.robustness, 100 * (evidence.robustness["ci95"][1] - evidence.robustness["ci95"][0])
     standard = r["version"] in ("standard", "plus")
     found = [("pass", attack_name(r)) if standard else ("warn", f"{attack_name(r)}: not the standard attack")]
-    found += [_checks_badge(r["checks"])]
+    found += [checks_badge(r["checks"])]
     flips = label_flips(evidence)
     found += [("fail", f"ONNX: {flips} labels flip") if flips else ("pass", "ONNX answers as the attacked network")]
     found += [(data_kind(evidence), f"data: {evidence.quality['verdict']}")]
@@ -167,11 +167,9 @@ def badges(evidence: Evidence) -> list[tuple[str, str]]:
     return found
 
 
-def _checks_badge(found: list[dict[str, Any]]) -> tuple[str, str]:
-    count = {verdict: sum(c["verdict"] == verdict for c in found) for verdict in KINDS}
-    rest = "".join(f", {count[v]} {v}" for v in ("warn", "fail", "not run") if count[v])
-    worst = "fail" if count["fail"] else "warn" if rest else "pass"
-    return worst, f"{count['pass']} of {len(found)} checks pass{rest}"
+def checks_badge(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    found = sixteen(rows)
+    return worst(found), in_words(found)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 from autolora.common.files import file_sha256, read_json
 from stages.card.svg import percent, plain
+from stages.evidence.checks import ALL, sixteen
 from stages.evidence.files import ONNX, Evidence
 
 STAGES = ["prepare", "validate", "finetune", "merge", "evaluate", "export", "register"]
@@ -184,10 +185,9 @@ def _withstand(value: dict[str, Any] | None) -> str:
 
 
 def checks(evidence: Evidence) -> dict[str, Any]:
-    found = sorted(evidence.robustness["checks"], key=lambda c: c["number"])
-    count = len({c["number"] for c in found})
-    rows = [{**c, "kind": KINDS[c["verdict"]]} for c in found]
-    return {"count": "Sixteen" if count == 16 else f"{count} of sixteen", "rows": rows}
+    found = sixteen(evidence.robustness["checks"])
+    rows = [{**c._asdict(), "kind": KINDS[c.verdict]} for c in found]
+    return {"count": "Sixteen" if len(found) == ALL else f"{len(found)} of sixteen", "rows": rows}
 
 
 def origin(evidence: Evidence, lineage: dict[str, str]) -> dict[str, Any]:

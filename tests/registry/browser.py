@@ -104,15 +104,22 @@ def _address(file: Path, process: subprocess.Popen) -> tuple[str, str]:
     raise RuntimeError("chromium does not start here")
 
 
+PICTURES = {  # name: width, height, colours, the whole page?
+    "card": (1180, 900, "light", True),
+    "card-dark": (1180, 900, "dark", True),
+    "card-phone": (390, 900, "light", True),
+    "result": (1100, 1010, "light", False),  # the top, for the README
+}
+
+
 def screenshots(card: Path, folder: Path) -> None:
     with browser() as page:
-        for name, width, scheme in (("card", 1180, "light"), ("card-dark", 1180, "dark"), ("card-phone", 390, "light")):
-            page.show(card.resolve().as_uri(), width, 900, scheme)
-            page.picture(folder / f"{name}.png")
+        for name, (width, height, scheme, whole) in PICTURES.items():
+            page.show(card.resolve().as_uri(), width, height, scheme)
+            page.picture(folder / f"{name}.png", whole)
             with Image.open(folder / f"{name}.png") as picture:  # a fifth of the bytes, and nobody sees it
-                picture.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-                    folder / f"{name}.png", optimize=True
-                )
+                small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+                small.save(folder / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from autolora.attacks.checks import ordered
 from autolora.common.files import read_json, write_json
 from stages.card.gallery import gallery
 from stages.card.page import plots, write_card
 from stages.card.svg import Axis, Series, lines, percent, standalone
+from stages.evidence.checks import in_words, sixteen, worst
 from stages.evidence.files import ONNX, Evidence
 from stages.tracking.serving import signature
-from tests.registry.synthetic import CLASSES, make_run
+from tests.registry.synthetic import CLASSES, around, attacked, make_flags, make_run
 
 
 class Tree(HTMLParser):
@@ -141,6 +143,21 @@ def test_a_class_without_an_attacked_image_moves_no_name(tmp_path):
 )
 def test_what_is_wrong_is_said(tmp_path, options, words):
     assert words in " ".join(Tree(page(make_run(tmp_path / "run", **options))).text.split())
+
+
+def test_a_check_of_several_parts_counts_once_by_its_worst():
+    rows = [
+        c.as_record()
+        for c in ordered([*attacked().checks, *around(make_flags(np.random.default_rng(0), 9, 1, 1, "a"))])
+    ]
+    assert len(rows) > len({r["number"] for r in rows}) == 16  # a real attack gives several parts
+    assert in_words(sixteen(rows)) == "15 of 16 checks pass, 1 warn"  # few images
+    spoilt = [r | {"verdict": "fail"} if r["name"] == "buffers unmoved" else r for r in rows]
+    assert in_words(sixteen(spoilt)) == "14 of 16 checks pass, 1 warn, 1 fail"
+    assert worst(sixteen(spoilt)) == "fail"
+    unknown = [r | {"verdict": "not run"} if r["name"] == "buffers unmoved" else r for r in rows]
+    assert sixteen(unknown)[0].verdict == "pass"
+    assert worst(sixteen([r for r in rows if r["number"] not in (3, 11)])) == "warn"  # one is not there
 
 
 def test_many_classes_show_the_weakest(tmp_path):
