@@ -1,0 +1,97 @@
+"""docs/extending.md: its code is run, as it stands there."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import nn
+
+import autolora
+from autolora.training import objectives
+from stages.dataset import sources
+from tests.house.imports import ROOT, own_imports
+from tests.house.test_graph import PLUMBING
+
+TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def block(heading: str, language: str = "python") -> str:
+    section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    found = re.search(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def ran(heading: str) -> dict:
+    names: dict = {"__name__": "extending"}
+    exec(compile(block(heading), heading, "exec"), names)
+    return names
+
+
+@pytest.fixture
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two classes that a linear network tells apart: dark and bright images."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(64) % 2
+    return (torch.rand(64, 3, 4, 4, generator=generator) * 0.2 + 0.6 * y.view(-1, 1, 1, 1)), y
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Linear(48, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.features(x.flatten(1))))
+
+
+def test_the_method_trains(monkeypatch, digits):
+    monkeypatch.setitem(objectives.METHODS, "madry", objectives.METHODS["natural"])  # and gone after the test
+    ran("A method of fine-tuning")
+    threat = autolora.Threat("linf", 0.05)
+    settings = {"method": "madry", "epochs": 8, "batch_size": 16, "augmentation": "none"}
+    tuned = autolora.finetune(Small(), digits, digits, threat, **settings)
+    losses = [record["loss"] for record in tuned.history]
+    assert losses[-1] < losses[0]
+    assert tuned.history[-1]["loss_adversarial"] == pytest.approx(losses[-1])
+
+
+def test_the_source_finds_images_in_order(monkeypatch, tmp_path):
+    monkeypatch.setitem(sources.SOURCES, "named", sources.SOURCES["folder"])
+    named = ran("A source of images")["SOURCES"]["named"]
+    for name in ("tabby-cat-2", "dog-1", "tabby-cat-1", "nameless"):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    found = list(named(tmp_path))
+    assert [(one.path, one.label) for one in found if not one.reason] == [
+        ("dog-1.png", "dog"),
+        ("tabby-cat-1.png", "tabby-cat"),
+        ("tabby-cat-2.png", "tabby-cat"),
+    ]
+    assert [one.path for one in found if one.content is None] == ["nameless.png"]
+    assert all(before.path < after.path for before, after in pairwise(found))
+
+
+def test_the_stage_writes_its_sentence(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "metrics.json").write_text(json.dumps({"clean": 0.98, "robust": 0.875}))
+    ran("A stage")["summarise"]()
+    assert (tmp_path / "reports" / "summary.txt").read_text() == "clean 98%, robust 88%\n"
+    assert (tmp_path / "reports" / "timing" / "summarise.json").exists()
+
+
+def test_the_stages_deps_are_what_it_imports(tmp_path):
+    """What lies behind them is the house's: tests/house/test_graph.py prints it."""
+    (stage,) = yaml.safe_load(block("A stage", "yaml")).values()
+    file = tmp_path / "summarise.py"
+    file.write_text(block("A stage"))
+    code = f"{stage['cmd'].removeprefix('python -m ').replace('.', '/')}.py"
+    imported = {str(path) for path in own_imports(file) - PLUMBING}
+    assert {dep for dep in stage["deps"] if dep.endswith(".py")} == imported | {code}
