@@ -33,7 +33,7 @@ from autolora.attacks.verdicts import Check, ordered, require
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
 from autolora.common.files import read_json, replacing, write_json, write_text
 from autolora.common.statistics import mcnemar
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 from stages.common.processes import processes
 from stages.common.runner import StageError, code_key, main, timed, work_dir
 from stages.common.views import EvaluateParams, load

@@ -32,7 +32,7 @@ from autolora.attacks.versions import VERSIONS, Budget, Plan, Step, plan_of, squ
 from autolora.common import distributed
 from autolora.common.errors import BadArgument
 from autolora.common.malloc import heap_returned
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 from autolora.threat import Threat
 
 PRECISIONS = ("float32", "mixed")

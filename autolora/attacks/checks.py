@@ -289,18 +289,18 @@ def attack_works(network: Network, x: Tensor, report: Report, *, randomised: boo
     faults = [
         text
         for fault, text in (
-            (far.standing > 0.1, f"{100 * far.standing:.0f} % stand a radius at which nothing can"),
+            (far.left > 0.1, f"{100 * far.left:.0f} % stand a radius at which nothing can"),
             (
-                short.standing > half.standing + slack or twice.standing > short.standing + slack,
+                short.left > half.left + slack or twice.left > short.left + slack,
                 "a larger radius helps",
             ),
-            (long.standing < short.standing - 0.05 - slack, "50 steps break much more than 20"),
+            (long.left < short.left - 0.05 - slack, "50 steps break much more than 20"),
             (long.gain <= 0, "the loss does not rise"),
             (missed > slack, f"{100 * missed:.0f} % are reported to stand, and fall to APGD-CE alone"),
         )
         if fault
     ]
-    shares = " / ".join(f"{100 * c.standing:.0f}" for c in (half, short, twice, far, long))
+    shares = " / ".join(f"{100 * c.left:.0f}" for c in (half, short, twice, far, long))
     good = f"{shares} % of {len(right)} images stand half, one and two eps, a huge radius, and 50 steps for 20"
     return _check(10, NAMES[10], good, "; ".join(faults), fine=not faults)
 
@@ -337,7 +337,8 @@ class Climb(NamedTuple):
     gain: float  # mean rise of the loss
 
     @property
-    def standing(self) -> float:
+    def left(self) -> float:
+        """The share that is still right."""
         return 1 - self.broken.double().mean().item()
 
 

@@ -18,7 +18,7 @@ from autolora.attacks.engine.prepare import device_of
 from autolora.attacks.engine.slots import Job, Slots
 from autolora.attacks.evaluation import Answers, Evaluation, Settings, opened
 from autolora.common import distributed
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 from autolora.threat import Threat
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the threat's eps

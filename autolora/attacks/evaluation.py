@@ -30,7 +30,7 @@ from autolora.attacks.versions import Budget, Step
 from autolora.common import distributed
 from autolora.common.files import weights_sha256
 from autolora.common.malloc import heap_kept, heap_returned
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 from autolora.threat import Threat
 
 Answers = Callable[[Tensor], Tensor]  # [0,1] pixels -> logits

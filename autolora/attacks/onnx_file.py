@@ -1,4 +1,4 @@
-"""How the file itself stands: parity with torch, the stored adversarial examples replayed, Square through onnxruntime.
+"""How robust the file itself is: parity with torch, stored adversarial examples replayed, Square through onnxruntime.
 
 Every function takes `answer`, a callable from float32 [n,3,h,w] in [0,1] to logits: what is measured is the file.
 """
@@ -19,7 +19,7 @@ from autolora.attacks.engine.network import Network
 from autolora.attacks.engine.prepare import likely
 from autolora.attacks.engine.slots import Slots
 from autolora.attacks.square import SquareL2, SquareLinf
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 from autolora.export.conversion import noise, torch_logits
 from autolora.threat import Threat
 
@@ -28,7 +28,7 @@ Answers = Callable[[Tensor], Tensor]
 NAME = "square-file"  # part of the key of its draws: evaluate's Square has already failed with those of "square"
 BATCH, QUERIES, EVERY = 256, 5000, 50
 ASCENT, TARGETS = 100, 9  # steps of APGD, and classes that it aims at
-STEPS = -(-(QUERIES + 1) // EVERY) * EVERY  # of one image that stands: rows are looked at every 50 queries
+STEPS = -(-(QUERIES + 1) // EVERY) * EVERY  # of one image that is not broken: rows are looked at every 50 queries
 SQUARE = {"linf": SquareLinf, "l2": SquareL2}
 
 
@@ -77,7 +77,7 @@ class Replayed(NamedTuple):
 
 
 def replay(answer: Answer, clean: np.ndarray, adversarial: np.ndarray, labels: np.ndarray) -> Replayed:
-    """What stands when the stored adversarial examples are shown to the file."""
+    """What is right when the stored adversarial examples are shown to the file."""
     right = _right(answer(clean), labels)
     return Replayed(right, right & _right(answer(adversarial), labels))
 

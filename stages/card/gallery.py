@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.evidence.canaries import answers, stored
-from stages.evidence.files import ONNX, Evidence
+from stages.evidence.canaries import answers
+from stages.evidence.examples import read_examples
+from stages.evidence.files import EXAMPLES, ONNX, Evidence
 
 GALLERY_IMAGES = 12
 
@@ -28,20 +29,19 @@ class Example:
 
 def gallery(evidence: Evidence, classes: list[str]) -> list[Example]:
     """Images that were read rightly until they were attacked, from as many classes as there are."""
-    data = stored(evidence)
-    broken = np.flatnonzero(data["found"])
-    clean = data["x"][broken].astype(np.float32) / 255
-    if not len(broken):
+    images, adversarial, found = read_examples(evidence.path(EXAMPLES))
+    if not found.any():
         return []
-    seen = answers(evidence.path(ONNX), data["adversarial"][broken]).argmax(1)
-    right = answers(evidence.path(ONNX), clean).argmax(1) == data["y"][broken]
-    order = _spread(data["y"][broken], np.flatnonzero(right & (seen != data["y"][broken])))
+    broken, adversarial = images.only(found), adversarial[found]
+    seen = answers(evidence.path(ONNX), adversarial).argmax(1)
+    right = answers(evidence.path(ONNX), broken.floats).argmax(1) == broken.y
+    order = _spread(broken.y, np.flatnonzero(right & (seen != broken.y)))
     return [
         Example(
-            classes[data["y"][broken[i]]],
+            classes[broken.y[i]],
             classes[seen[i]],
-            *_strip(clean[i], data["adversarial"][broken[i]].astype(np.float32)),
-            clean.shape[-2],
+            *_strip(broken.floats[i], adversarial[i]),
+            adversarial.shape[-2],
         )
         for i in order[:GALLERY_IMAGES]
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 
 
 def read_images(folder: Path) -> TestImages:

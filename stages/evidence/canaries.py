@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from autolora.export.runtime import logits, open_session
+from stages.evidence.examples import read_examples
 from stages.evidence.files import EXAMPLES, ONNX, Evidence
 
 CANARY_IMAGES = 6
@@ -28,18 +29,13 @@ def _session(path: str, _changed: int) -> Any:
     return open_session(path)
 
 
-def stored(evidence: Evidence) -> dict[str, np.ndarray]:
-    with np.load(evidence.path(EXAMPLES), allow_pickle=False) as file:
-        return {name: file[name] for name in ("x", "adversarial", "y", "ids", "found")}
-
-
 def canaries(evidence: Evidence) -> dict[str, np.ndarray]:
     """A few clean and adversarial images, spread over the stored ones, and what the file answers."""
-    data = stored(evidence)
-    picked = np.unique(np.linspace(0, len(data["y"]) - 1, CANARY_IMAGES).astype(int))
-    clean = data["x"][picked].astype(np.float32) / 255
-    x = np.concatenate([clean, data["adversarial"][picked].astype(np.float32)])
-    return {"x": x, "logits": answers(evidence.path(ONNX), x), "ids": np.concatenate([data["ids"][picked]] * 2)}
+    images, adversarial, _ = read_examples(evidence.path(EXAMPLES))
+    picked = np.unique(np.linspace(0, len(images) - 1, CANARY_IMAGES).astype(int))
+    chosen = images.only(picked)
+    x = np.concatenate([chosen.floats, adversarial[picked]])
+    return {"x": x, "logits": answers(evidence.path(ONNX), x), "ids": np.array(chosen.ids * 2, "S64")}
 
 
 def disagreement(path: str | Path, expected: dict[str, np.ndarray]) -> str | None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autolora.common.files import replacing
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 
 
 class Examples(NamedTuple):

@@ -19,7 +19,7 @@ from autolora.attacks.engine.slots import Slots
 from autolora.attacks.square import SquareLinf
 from autolora.attacks.verdicts import Check, CheckFailed
 from autolora.attacks.versions import Budget, plan_of
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 from autolora.export.conversion import ExportError, traced
 from tests.attacks.nets import Linear, images, smooth, stands
 

@@ -16,7 +16,7 @@ from autolora.attacks.engine.slots import Slots, State
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.attacks.versions import plan_of
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 
 CE, DLR, T = ("ce", cross_entropy), ("dlr", dlr), ("t", targeted_dlr)
 LOSS = dict((loss, name) for name, loss in (CE, DLR, T))

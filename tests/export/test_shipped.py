@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autolora.attacks.onnx_file import parity, replay, square, white_box
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 from autolora.export.quantise import finished, fp16, int8, is_transformer, known_to_break
 from autolora.export.runtime import logits, notes, open_session
 from autolora.export.straight_through import StraightThrough, rounded

@@ -15,7 +15,7 @@ from PIL import Image
 
 from autolora.backbones.classifier import Spec, build, load_classifier, save_classifier
 from autolora.common.files import read_json, write_json
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 from stages import evaluate as stage
 from stages.common.errors import MEND
 from stages.common.views import EvaluateParams, load

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from autolora.attacks.engine.draws import image_keys
 from autolora.attacks.engine.network import replaced
-from autolora.data.test_images import TestImages
+from autolora.data.images import TestImages
 
 State = dict[str, Tensor]
 Job = tuple[int, int]  # image, attempt

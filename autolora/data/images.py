@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,18 +48,18 @@ class TestImages:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
+    @cached_property
     def floats(self) -> np.ndarray:
-        """float32 in [0,1], in the memory of `pixels("cpu")`."""
-        return self.pixels().numpy()
+        """float32 in [0,1]: the memory of `pixels("cpu")`, for those who compute without torch."""
+        return _floats(self.x)
 
     def pixels(self, device: torch.device | str = "cpu") -> Tensor:
-        """float32 [n,c,h,w] in [0,1]; made once, and moved once to each device."""
+        """float32 [n,c,h,w] in [0,1]; moved once to each device."""
         import torch  # not before: a flow that reads stored examples has no need of it
 
         name = str(device)
         if name not in self.held:
-            self.held[name] = torch.from_numpy(_floats(self.x)) if name == "cpu" else self.pixels().to(device)
+            self.held[name] = torch.from_numpy(self.floats).to(device)
         return self.held[name]
 
     def labels(self, device: torch.device | str = "cpu") -> Tensor:
