@@ -62,7 +62,7 @@ def autoattack(
     """
     settings = Settings(
         version, seed, precision, budget or Budget(), batch_size, progress, show,
-        device=device_of(model, torch.as_tensor(x)),
+        device=device_of(model, x),
     )  # fmt: skip
     return autoattack_of(model, TestImages.of(x, y, ids), threat, settings)
 
@@ -84,7 +84,7 @@ def black_box(
     answers: Answers = from_session(model) if hasattr(model, "get_inputs") else model
     settings = Settings(
         "square", seed, budget=Budget(queries=queries), batch_size=batch_size, progress=progress, show=show,
-        gradients=False, device=device_of(answers, torch.as_tensor(x)),
+        gradients=False, device=device_of(answers, x),
     )  # fmt: skip
     return _checked(answers, TestImages.of(x, y, ids), threat, settings, square_alone(threat.norm, queries))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -59,7 +60,10 @@ def before(e: Evaluation) -> list[Check]:
         deterministic(e.network, few, randomised=e.randomised),
         alone_as_in_batch(e.model, few[:8], randomised=e.randomised),
     ]
-    if e.settings.gradients:
+    if e.settings.gradients and not answers_with_gradient(e.model, few[:1]):
+        cure = "take torch.no_grad(), inference_mode() or detach() out of it, or attack its scores alone with black_box"
+        checks.append(Check(8, NAMES[8], "fail", f"the network's answer has no gradient: {cure}"))
+    elif e.settings.gradients:
         checks.append(computes_in_float32(e.model, few[:1]))
         checks.append(gradients_reach(e.network, few, labels, e.threat, e.settings.seed))
     return checks
@@ -83,7 +87,11 @@ def evaluating(model: Callable[[Tensor], Tensor]) -> Check:
         return Check(1, NAMES[1], "not run", "a plain callable: its mode cannot be seen")
     training = [name or "the model" for name, module in model.named_modules() if module.training]
     return _check(
-        1, NAMES[1], "every module is in eval", f"in train mode: {', '.join(training[:3])}", fine=not training
+        1,
+        NAMES[1],
+        "every module is in eval",
+        f"in train mode: {', '.join(training[:3])}; call .eval() first",
+        fine=not training,
     )
 
 
@@ -115,7 +123,8 @@ def pixels(x: Tensor) -> Check:
     low, high = x.min().item(), x.max().item()
     name = NAMES[3]
     if not (low >= 0 and high <= 1):
-        return Check(3, name, "fail", f"values from {low:g} to {high:g}")
+        cure = ": divide them by 255" if 1 < high <= 255 and low >= 0 else ": give them as they are, in [0,1]"
+        return Check(3, name, "fail", f"values from {low:g} to {high:g}{cure}")
     levels = max((part * 255 - (part * 255).round()).abs().max().item() for part in x.split(PART))
     if high < 0.1:
         return Check(3, name, "warn", f"the largest value is {high:g}: divided by 255 twice?")
@@ -169,6 +178,12 @@ def gradients_reach(network: Network, x: Tensor, y: Tensor, threat: Threat, seed
     worst = max(zero.values())
     text = ", ".join(f"{100 * share:.1f} % without gradient at {place}" for place, share in zero.items())
     return _check(8, NAMES[8], text, text + ": masked gradients", fine=worst <= 0.01)
+
+
+def answers_with_gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    with torch.enable_grad(), suppress(RuntimeError):  # numpy refuses what has a gradient
+        return model(x.clone().requires_grad_(True)).requires_grad
+    return False
 
 
 def _zero_gradients(network: Network, x: Tensor, y: Tensor) -> float:
@@ -231,12 +246,18 @@ def enough_images(report: Report) -> Check:
 
 
 def labels_belong(report: Report) -> Check:
-    """Labels of other images, or in another order: then the network does no better than one constant answer."""
+    """Labels of other images, or in another order: then the network does no better than one constant answer.
+
+    Nor does a network that gives one: a head that was never trained, or pixels that it does not expect.
+    """
     name, n = "labels are those of the images", len(report.y)
     right, largest = int(report.clean.sum()), int(report.y.bincount().max())
     text = f"{right} of {n} images are classified correctly; the largest class has {largest}"
     if right == 0:
         return Check(10, name, "fail", text)
+    if len(report.predicted.unique()) == 1 < len(report.y.unique()):
+        said = f"the network answers class {int(report.predicted[0])} for every image"
+        return Check(10, "answers differ", "warn", f"{said}: {text}")
     return Check(10, name, "warn" if wilson(right, n)[1] < largest / n else "pass", text)
 
 

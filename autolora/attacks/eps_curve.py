@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from autolora.attacks.apgd_l1 import apgd_for
-from autolora.attacks.checks import huge
+from autolora.attacks.checks import huge, in_advance, pixels
 from autolora.attacks.engine.prepare import device_of
 from autolora.attacks.engine.slots import Job, Slots
 from autolora.attacks.evaluation import Answers, Evaluation, Settings, opened
+from autolora.attacks.verdicts import require
 from autolora.common import distributed
 from autolora.data.images import TestImages
 from autolora.threat import Threat
@@ -42,14 +42,16 @@ def eps_curve(
     batch_size: int | None = None,
 ) -> list[Point]:
     """The clean accuracy, then one point for each of `radii`; the processes share the radii out."""
-    device = device_of(model, torch.as_tensor(x))
+    device = device_of(model, x)
     return curve_of(model, TestImages.of(x, y, ids), threat, Settings(seed=seed, batch_size=batch_size, device=device))
 
 
 def curve_of(model: Answers, images: TestImages, threat: Threat, settings: Settings) -> list[Point]:
     """`eps_curve` on images that are shared with others."""
+    require(in_advance(model, gradients=False))
     wanted = radii(threat, images.x[0].size)
     with opened(model, images, threat, settings) as e:
+        require([pixels(e.x)])
         mine = wanted[distributed.rank() :: distributed.world()]
         points = distributed.gathered({eps: accuracy_at(e, eps) for eps in mine})
         return [Point(0.0, e.clean.double().mean().item(), "none")] + [points[eps] for eps in wanted]

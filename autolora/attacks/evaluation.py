@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autolora.attacks.engine.answers import require_logits
 from autolora.attacks.engine.fast_copies import Copies, quick_copies
 from autolora.attacks.engine.journal import Journal
 from autolora.attacks.engine.network import Averaged, Network, predicted
@@ -120,6 +121,7 @@ def opened(model: Answers, images: TestImages, threat: Threat, settings: Setting
     device = settings.device or device_of(model)
     x = images.pixels(device)
     with at_rest(model), full_precision(), heap_kept():
+        require_logits(model, x[:1])
         network = Network(model, settings.batch_size or default_batch(device, model, x[:1]))
         copies = Copies(network, network)
         if settings.precision == "mixed":

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from torch import Tensor
 
-from autolora.attacks.verdicts import Check, one_each
+from autolora.attacks.verdicts import GRAVITY, Check, one_each
 from autolora.common.statistics import wilson
 from autolora.threat import Threat
+
+MOST_SHOWN = 4  # checks that object
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class AttackResult:
     forwards: int  # in F: an input gradient counts as one more
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     threat: Threat
     version: str
@@ -73,6 +76,32 @@ class Report:
             f"(95 %: {100 * low:.1f} to {100 * high:.1f}; clean {100 * self.clean_accuracy:.1f} %); "
             + ("no check objects" if not bad else "; ".join(f"{c.verdict}: {c.name}" for c in bad))
         )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What people want to know, a line each."""
+        low, high = self.ci95
+        after = ", ".join(f"{a.name} {100 * a.robust_accuracy:.1f}" for a in self.attacks)
+        checks = one_each(self.checks)
+        count = {verdict: sum(c.verdict == verdict for c in checks) for verdict in GRAVITY}
+        bad = [c for c in self.checks if c.verdict in ("warn", "fail")]
+        return [
+            ("attack", f"{self.version} at {self.threat}" + (f" ({self.deviation})" if self.deviation else "")),
+            ("images", f"{len(self.ids)}, seed {self.seed}, {self.precision} on {self.device}"),
+            ("clean", f"{100 * self.clean_accuracy:.1f} %"),
+            ("robust", f"{100 * self.robust_accuracy:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"),
+            ("after", f"{after} %; {sum(a.seconds for a in self.attacks):.0f} s" if self.attacks else "no attack"),
+            ("checks", ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n)),
+            *((c.verdict, f"{c.name}: {c.detail}") for c in bad[:MOST_SHOWN]),
+        ]
+
+    def __repr__(self) -> str:
+        """In lines, where the fields would be pages of tensors."""
+        return "\n".join(["Report", *(f"  {name:<8}{said}" for name, said in self.rows())])
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(said)}</td></tr>" for name, said in self.rows())
+        return f"<table>{cells}</table>"
 
     def as_record(self) -> dict[str, Any]:
         """The part of reports/robustness.json that one network determines; no times."""

@@ -19,3 +19,10 @@ class BadArgument(ValueError):
 def first_line(error: BaseException) -> str:
     """What another library's error says, without the pages that follow; the name of its type where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class Words(str):
+    """A value that is described, where showing it would be pages: "x is of shape (4, 32, 32)"."""
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autolora.common.errors import BadArgument, Words
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -32,7 +34,7 @@ class TestImages:
     @classmethod
     def of(cls, x: Any, y: Any, ids: Sequence[str] | None = None) -> TestImages:
         """From arrays or tensors on any device; without ids each image is hashed here, and nowhere else."""
-        pixels, labels = _array(x), _array(y).astype(np.int64)
+        pixels, labels = _pixels(x), _labels(y)
         if len(pixels) != len(labels) or len(pixels) == 0:
             raise ValueError(
                 f"{len(pixels)} images and {len(labels)} labels: expected as many of each, and at least one"
@@ -76,8 +78,40 @@ class TestImages:
         return TestImages(np.asarray(self.x[index]), self.y[index], [self.ids[i] for i in index.tolist()])
 
 
-def _array(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+def _pixels(x: Any) -> np.ndarray:
+    pixels = _array(x, "x")
+    shape = pixels.shape
+    if pixels.ndim == 3:
+        raise BadArgument(
+            "x", Words(f"of shape {shape}"), "one image is a batch of one: give x[None], and y as [label]"
+        )
+    if pixels.ndim != 4:
+        raise BadArgument("x", Words(f"of shape {shape}"), "expected images [n,channels,height,width]")
+    if shape[3] in (1, 3) and shape[1] > 4:
+        raise BadArgument(
+            "x", f"of shape {shape}", "channels come first: give x.permute(0, 3, 1, 2) (numpy: transpose)"
+        )
+    return pixels
+
+
+def _labels(y: Any) -> np.ndarray:
+    labels = _array(y, "y")
+    if labels.ndim == 2:
+        cure = "one-hot labels: give class numbers, y.argmax(1)" if labels.shape[1] > 1 else "give y.squeeze(1)"
+        raise BadArgument("y", Words(f"of shape {labels.shape}"), cure)
+    if labels.ndim != 1:
+        raise BadArgument("y", Words(f"of shape {labels.shape}"), "expected one class number for each image")
+    return labels.astype(np.int64)
+
+
+def _array(values: Any, argument: str) -> np.ndarray:
+    if hasattr(values, "dataset") or (hasattr(values, "__getitem__") and not hasattr(values, "__len__")):
+        cure = "give tensors: x, y = (torch.cat(parts) for parts in zip(*loader))"
+        raise BadArgument(argument, Words(f"a {type(values).__name__}"), cure)
+    array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise BadArgument(argument, Words(f"a {type(values).__name__}"), "expected a tensor or an array of numbers")
+    return array
 
 
 def _floats(x: np.ndarray) -> np.ndarray:

@@ -20,12 +20,12 @@ def likely(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)[:, :-1]
 
 
-def device_of(model: Any, x: Tensor | None = None) -> torch.device:
+def device_of(model: Any, x: Any = None) -> torch.device:
     """Where the model lives; where it has no parameters, where the images are."""
     if isinstance(model, nn.Module):
         for tensor in [*model.parameters(), *model.buffers()]:
             return tensor.device
-    return torch.device("cpu") if x is None else x.device
+    return x.device if isinstance(x, Tensor) else torch.device("cpu")
 
 
 def at_rest(model: Any) -> Any:
