@@ -12,8 +12,8 @@ many processes of one thread, as `stages.evaluate` starts them; both attack as m
 Both get the network as it was loaded: ours freezes its parameters, the original computes their gradients in FAB.
 F, the time of one forward of one image in the plain network, is measured in the same process all along (`Price`). MB is
 the most that a side's processes held (looked at twice a second), what they share counted once.
-Sides: `plain`, `folded` (the attacked network itself has its batch norms folded and its channels last) and `fast`
-(precision="fast").
+Sides: `plain`, `folded` (the attacked network itself has its batch norms folded and its channels last) and `mixed`
+(precision="mixed").
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Setup(NamedTuple):
 
 
 SUITE = (
-    Setup("resnet2b", "linf", "2/255", 94, 64, ("plain", "fast")),
-    Setup("resnet4b", "linf", "2/255", 86, 64, ("plain", "fast")),
-    Setup("resnet20-robust2", "linf", "2/255", 16, 16, ("plain", "folded", "fast")),
+    Setup("resnet2b", "linf", "2/255", 94, 64, ("plain", "mixed")),
+    Setup("resnet4b", "linf", "2/255", 86, 64, ("plain", "mixed")),
+    Setup("resnet20-robust2", "linf", "2/255", 16, 16, ("plain", "folded", "mixed")),
     Setup("resnet20-natural", "linf", "2/255", 96, 16),
     Setup("resnet20-natural", "linf", "8/255", 96, 16),
 )
@@ -106,7 +106,7 @@ def one_side(setup: Setup, name: str, reference: Path | None, cores: int, device
 
 def ours(setup: Setup, name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, cores: int) -> dict[str, Any]:
     target = folded_copy(model, x[:2]) if name == "folded" else model
-    precision = "mixed" if name == "fast" else "float32"
+    precision = "mixed" if name == "mixed" else "float32"
     report = autoattack(target, x, y, threat, batch_size=setup.batch, precision=precision, show=False)
     by_processor = cores == 1 and x.device.type == "cpu"
     return {
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--norm", default="linf")
     parser.add_argument("--eps", default="2/255")
-    parser.add_argument("--sides", nargs="+", default=["plain"], choices=["plain", "fast", "folded"])
+    parser.add_argument("--sides", nargs="+", default=["plain"], choices=["plain", "folded", "mixed"])
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--reference", type=Path)
