@@ -14,14 +14,17 @@ from __future__ import annotations
 import argparse
 import sys
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autolora.common.files import file_sha256, read_json
 from pipelines.registry import decision_log as history
 from pipelines.registry.gates import Finding, Paired, as_record, champion_findings, gate_findings
 from pipelines.registry.versions import alias_version, evidence_of, get_version, where
 from stages.common.params import Gates, check
 from stages.common.runner import StageError
-from stages.register import check_receipt
+from stages.evidence.files import ONNX
+from stages.register import RECEIPT, check_receipt
 from stages.tracking.client import answering, connect
 
 if TYPE_CHECKING:
@@ -58,10 +61,18 @@ def promote(
 def _version(client: MlflowClient, name: str, version: str) -> ModelVersion:
     if version != "registered":
         return get_version(client, name, version)
+    _refuse_old_receipt()
     found = check_receipt(client)
     if found.name != name:
         raise StageError(f"models/registered.json is of {found.name}, not of {name}")
     return found
+
+
+def _refuse_old_receipt() -> None:
+    """`dvc exp apply` brings back the experiment's model, and no receipt: that is of the model before."""
+    receipt, model = Path(RECEIPT), Path(ONNX)
+    if receipt.is_file() and model.is_file() and read_json(receipt).get("onnx_sha256") != file_sha256(model):
+        raise StageError(f"{RECEIPT} is of another model than {ONNX}: `dvc repro register` registers this one first")
 
 
 def examine(

@@ -42,6 +42,7 @@ from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace import results
 from pipelines.workspace import worktree as workspace
 from pipelines.workspace.dvc_graph import Stage
+from stages.common.clone import clone_of
 from stages.common.endings import ended, forget
 from stages.common.errors import AGAIN, BUSY, MEND
 
@@ -269,8 +270,8 @@ def publish(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def work_root(source: Path) -> Path:
-    """Whole, since stages in a fresh worktree stand elsewhere; a relative AUTOLORA_WORK is meant from the source."""
-    return source.resolve() / (os.environ.get("AUTOLORA_WORK") or ".work")
+    """Whole, since stages of an older revision in a fresh worktree look for it there."""
+    return clone_of(source) / (os.environ.get("AUTOLORA_WORK") or ".work")
 
 
 def environment(source: Path, here: Path) -> dict[str, str]:

@@ -20,11 +20,11 @@ from pipelines.sweeps.grid import Sweep
 from pipelines.workspace.revisions import TRACKING, module_in
 from stages.common.runner import StageError
 from stages.tracking import client as tracking
+from stages.tracking.client import SQLITE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SQLITE = "sqlite:///"
 PARENT = "mlflow.parentRunId"
 
 
@@ -52,7 +52,10 @@ def uri(source: Path) -> str:
 
     Without a server MLflow puts artifacts where the experiment was created: not in a workspace that goes away.
     """
-    chosen = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{source / 'mlflow.db'}"
+    with _inside(source):
+        chosen = tracking.tracking_uri()
+    if chosen.startswith(SQLITE):
+        chosen = f"{SQLITE}{source / chosen.removeprefix(SQLITE)}"
     new = chosen.startswith(SQLITE) and not Path(chosen.removeprefix(SQLITE)).exists()
     if new and (module := module_in(source, TRACKING)):
         code = f"from {module} import connect, experiment_id; experiment_id(connect())"

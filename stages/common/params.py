@@ -13,13 +13,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
 from stages.common.errors import StageError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+def none_in_words(word: str) -> BeforeValidator:
+    """A word for null, which DVC would write back as an empty value when it sets another key of the file."""
+    return BeforeValidator(lambda value: None if value == word else value)
 
 
 class Section(BaseModel):
@@ -33,7 +47,7 @@ class ImageSize(Section):
 class Drawn(ImageSize):
     """How large images are, and into which parts they are drawn."""
 
-    stored_size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    stored_size: Annotated[Annotated[int, Field(ge=8, le=1024)] | None, none_in_words("auto")] = None
     validation_fraction: Fraction = 0.05
     test_fraction: Fraction = 0.2
 
@@ -41,7 +55,7 @@ class Drawn(ImageSize):
     @classmethod
     def _large_enough(cls, stored: int | None, info: ValidationInfo) -> int | None:
         if stored is not None and stored < info.data.get("image_size", 0):
-            raise ValueError(f"expected null, or at least data.image_size ({info.data['image_size']})")
+            raise ValueError(f"expected auto, or at least data.image_size ({info.data['image_size']})")
         return stored
 
 
@@ -54,7 +68,7 @@ class Prepared(Drawn):
 
 class Judged(Drawn):
     on_bad_image: Literal["stop", "skip"] = "stop"
-    reference_manifest: str | None = None
+    reference_manifest: Annotated[str | None, none_in_words("none")] = None
 
 
 class Data(Prepared, Judged):

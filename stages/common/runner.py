@@ -22,6 +22,7 @@ from typing import Any, NoReturn, cast
 
 from autolora.common.errors import BadArgument
 from autolora.common.files import AtWork, locked, write_json
+from stages.common.clone import seen_from_clone
 from stages.common.endings import forget, tell
 from stages.common.errors import BUSY, INTERRUPTED, MEND, Busy, StageError
 from stages.common.views import key_of
@@ -72,7 +73,8 @@ def _in_keys(stage: str, error: Exception) -> str:
 
 
 def work_root() -> Path:
-    return Path(os.environ.get("AUTOLORA_WORK", ".work"))
+    """One for a clone and all its temporary copies: what one of them has finished, no other does again."""
+    return seen_from_clone(os.environ.get("AUTOLORA_WORK") or ".work")
 
 
 def work_dir(stage: str, **determines: Any) -> Path:

@@ -10,13 +10,16 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from autolora.common.errors import first_line
+from stages.common.clone import clone_of, seen_from_clone
 from stages.common.errors import StageError, TryAgain
 
-DEFAULT_URI = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+DEFAULT_URI = f"{SQLITE}mlflow.db"
 # Set before MLflow is imported, and only where the user has not said otherwise.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -34,7 +37,16 @@ class ServerAway(TryAgain):
 
 
 def tracking_uri() -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    """A database file that is named without its folder lies in the clone, not in a temporary copy of it."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return f"{SQLITE}{seen_from_clone(uri.removeprefix(SQLITE))}" if uri.startswith(SQLITE) else uri
+
+
+def artifact_location() -> str | None:
+    """Without a server MLflow would put files where the experiment was created: into a copy that goes away, maybe."""
+    if tracking_uri().startswith(SQLITE) and clone_of() != Path.cwd().resolve():
+        return str(clone_of() / "mlruns" / experiment())
+    return None
 
 
 def experiment() -> str:
@@ -121,7 +133,7 @@ def experiment_id(mlflow: Any) -> str:
     found = client.get_experiment_by_name(experiment())
     if found is None:
         with suppress(mlflow.MlflowException):  # another process has just created it
-            return client.create_experiment(experiment())
+            return client.create_experiment(experiment(), artifact_location())
         found = client.get_experiment_by_name(experiment())
     return found.experiment_id
 

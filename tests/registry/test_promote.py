@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,13 @@ def test_the_receipt_of_another_model_is_refused(registry, capsys):
     assert read_json("models/registered.json")["name"] == "synthetic"
     assert main(["other", "registered"]) == 1
     assert "is of synthetic, not of other" in capsys.readouterr().err
+
+
+def test_the_receipt_of_the_model_before_is_refused(registry, tmp_path, monkeypatch, capsys):
+    """After `dvc exp apply`: the model is the experiment's, the receipt is not."""
+    folder = shutil.copytree(registry / "1", tmp_path / "applied")
+    shutil.copy(registry / "2/models/export/model.onnx", folder / "models/export/model.onnx")
+    monkeypatch.chdir(folder)
+    assert main(["synthetic", "registered"]) == 1
+    assert "`dvc repro register` registers this one first" in capsys.readouterr().err
+    assert champion() is None
