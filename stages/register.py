@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from autolora.attacks.verdicts import Check
 from autolora.common.files import file_sha256, locked, read_json, write_json, write_text
 from stages.card.gallery import gallery
 from stages.card.page import card, plots
 from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
-from stages.evidence.checks import Judged, in_words, sixteen
+from stages.evidence.checks import in_words, sixteen
 from stages.evidence.files import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
 from stages.evidence.provenance import lineage
 from stages.tracking.client import answering, connect, tracking_uri, without_password
@@ -191,7 +192,7 @@ def description(evidence: Evidence) -> str:
     )
 
 
-def _not_passed(checks: list[Judged]) -> str:
+def _not_passed(checks: list[Check]) -> str:
     names = [f"{c.name} ({c.verdict})" for c in checks if c.verdict != "pass"]
     return f": {', '.join(names)}" if names else ""
 

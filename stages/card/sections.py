@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from autolora.attacks.verdicts import NAMES
 from autolora.common.files import file_sha256, read_json
 from stages.card.svg import percent, plain
-from stages.evidence.checks import ALL, sixteen
+from stages.evidence.checks import sixteen
 from stages.evidence.files import ONNX, Evidence
 
 STAGES = ["prepare", "validate", "finetune", "merge", "evaluate", "export", "register"]
@@ -186,8 +187,8 @@ def _withstand(value: dict[str, Any] | None) -> str:
 
 def checks(evidence: Evidence) -> dict[str, Any]:
     found = sixteen(evidence.robustness["checks"])
-    rows = [{**c._asdict(), "kind": KINDS[c.verdict]} for c in found]
-    return {"count": "Sixteen" if len(found) == ALL else f"{len(found)} of sixteen", "rows": rows}
+    rows = [{**c.as_record(), "kind": KINDS[c.verdict]} for c in found]
+    return {"count": "Sixteen" if len(found) == len(NAMES) else f"{len(found)} of sixteen", "rows": rows}
 
 
 def origin(evidence: Evidence, lineage: dict[str, str]) -> dict[str, Any]:

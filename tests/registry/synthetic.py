@@ -25,8 +25,9 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 
 from autolora.attacks.autoattack import autoattack
-from autolora.attacks.checks import NAMES, enough_images, ordered
-from autolora.attacks.report import Check, Report
+from autolora.attacks.checks import enough_images
+from autolora.attacks.report import Report
+from autolora.attacks.verdicts import NAMES, Check, ordered
 from autolora.common.files import file_sha256, write_json
 from autolora.common.statistics import mcnemar
 from autolora.threat import Threat
