@@ -37,7 +37,7 @@ from autolora.data.images import TestImages
 from stages.common.processes import processes
 from stages.common.runner import StageError, code_key, main, timed, work_dir
 from stages.common.views import EvaluateParams, load
-from stages.evaluation.contact_sheet import Row, gallery
+from stages.evaluation.contact_sheet import Row, contact_sheet
 from stages.evaluation.provenance_checks import nothing_chosen, read_manifest, splits_apart, weights_match
 from stages.evaluation.sample import ids_sha256, read_images, stratified
 from stages.evidence.examples import Examples, write_examples
@@ -46,7 +46,7 @@ TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
 MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")
 FINETUNED = Path("models/finetuned/finetuned.json")
 REPORTS, ADVERSARIAL = Path("reports"), Path("models/adversarial.npz")
-SHOWN = 6  # rows of the gallery
+SHOWN = 6  # rows of the contact sheet
 
 
 class Evaluated(NamedTuple):
@@ -223,7 +223,7 @@ def pictures(images: TestImages, report: Report) -> Any:
         )
         for i in chosen
     ]
-    return gallery(rows, f"{report.threat}: {len(chosen)} of {int(report.found.sum())} adversarial images")
+    return contact_sheet(rows, f"{report.threat}: {len(chosen)} of {int(report.found.sum())} adversarial images")
 
 
 if __name__ == "__main__":

@@ -11,24 +11,30 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autolora.attacks.verdicts import Check
 from autolora.common.files import file_sha256, locked, read_json, write_json, write_text
-from stages.card.gallery import gallery
 from stages.card.page import card, plots
+from stages.card.strips import strips
 from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
 from stages.evidence.checks import in_words, sixteen
 from stages.evidence.files import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
-from stages.evidence.provenance import lineage
+from stages.evidence.provenance import provenance_of
 from stages.tracking.client import answering, connect, tracking_uri, without_password
 from stages.tracking.live_run import LIVE_STAGE
 from stages.tracking.mirror import log_metrics, metrics, mirror
 from stages.tracking.serving import log_checked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models.model import ModelInfo
 
 RECEIPT, CARD = "models/registered.json", "reports/card.html"
 CANARIES = "canaries.npz"
@@ -39,25 +45,24 @@ def register() -> None:
     with timed("register") as record:
         evidence = Evidence(".")
         same_weights(evidence)
-        origin = lineage(evidence.folder)
+        source = provenance_of(evidence.folder)
         charts = plots(evidence)
-        examples = gallery(evidence, evidence.classes)
         # Before the server is asked, so that there is a card to read where the server is away.
-        write_text(CARD, card(evidence, params.name, examples, origin, params.gates.model_dump(), charts))
+        write_text(CARD, card(evidence, params.name, strips(evidence), source, params.gates.model_dump(), charts))
         with answering():
-            receipt = find_or_create(params.name, evidence, origin, charts)
+            receipt = find_or_create(params.name, evidence, source, charts)
         write_json(RECEIPT, receipt)
         record["version"] = receipt["version"]
 
 
-def find_or_create(name: str, evidence: Evidence, origin: dict[str, str], charts: dict[str, str]) -> dict[str, Any]:
+def find_or_create(name: str, evidence: Evidence, source: dict[str, str], charts: dict[str, str]) -> dict[str, Any]:
     """The receipt of the one version that holds this content, created where the server does not have it."""
     mlflow = connect()
     client = mlflow.MlflowClient()
     with one_at_a_time(name):
         mine = None
         if not find(client, name, evidence.key):
-            mine = create(mlflow, name, evidence, origin, charts)
+            mine = create(mlflow, name, evidence, source, charts)
         found = settle(client, name, evidence.key, mine)
     verify_file(mlflow, found, evidence.manifest[ONNX])
     return {
@@ -79,19 +84,19 @@ def one_at_a_time(name: str) -> Iterator[None]:
         yield
 
 
-def find(client: Any, name: str, key: str) -> list[Any]:
+def find(client: MlflowClient, name: str, key: str) -> list[ModelVersion]:
     """The versions with this content, oldest first."""
     versions = client.search_model_versions(f"name = '{name}' and tags.content_key = '{key}'")
     return sorted(versions, key=lambda v: int(v.version))
 
 
-def settle(client: Any, name: str, key: str, mine: Any) -> Any:
+def settle(client: MlflowClient, name: str, key: str, mine: ModelVersion | None) -> ModelVersion:
     """Where two machines registered at the same moment the older version stays; each removes only what it made itself.
 
     A version appears whole and at once, with its key; numbers rise; so both see the older one, and agree.
     """
     oldest = find(client, name, key)[0]
-    if mine is not None and mine.version != oldest.version:
+    if mine is not None and mine.run_id and mine.version != oldest.version:
         client.delete_model_version(name, mine.version)
         client.set_tag(mine.run_id, "duplicate_of_version", oldest.version)
         if client.get_run(mine.run_id).data.tags.get("stage") != LIVE_STAGE:  # what was seen live stays
@@ -99,14 +104,16 @@ def settle(client: Any, name: str, key: str, mine: Any) -> Any:
     return oldest
 
 
-def create(mlflow: Any, name: str, evidence: Evidence, origin: dict[str, str], charts: dict[str, str]) -> Any:
+def create(
+    mlflow: ModuleType, name: str, evidence: Evidence, source: dict[str, str], charts: dict[str, str]
+) -> ModelVersion:
     """Run, model, metrics, and only then the version: what is in the registry is complete."""
     client = mlflow.MlflowClient()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / CANARIES
         known = canaries(evidence)
         np.savez(path, allow_pickle=False, **known)
-        tags = version_tags(evidence) | origin | {"canaries_sha256": file_sha256(path)}
+        tags = version_tags(evidence) | source | {"canaries_sha256": file_sha256(path)}
         title = f"{name} {evidence.key[:8]}"
         run_id = mirror(mlflow, evidence, title, charts, [path, evidence.path(CARD)])
     model = log_onnx(mlflow, run_id, evidence, known["x"][:1], tags)
@@ -117,7 +124,9 @@ def create(mlflow: Any, name: str, evidence: Evidence, origin: dict[str, str], c
     )
 
 
-def log_onnx(mlflow: Any, run_id: str, evidence: Evidence, example: np.ndarray, tags: dict[str, str]) -> Any:
+def log_onnx(
+    mlflow: ModuleType, run_id: str, evidence: Evidence, example: np.ndarray, tags: dict[str, str]
+) -> ModelInfo:
     """The file's bytes as they are, behind the check of its input contract."""
     with mlflow.start_run(run_id=run_id), quiet():
         return log_checked(
@@ -138,7 +147,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _ensure_registered_model(mlflow: Any, name: str) -> None:
+def _ensure_registered_model(mlflow: ModuleType, name: str) -> None:
     try:
         mlflow.MlflowClient().create_registered_model(name, description="Robust classifiers; `champion` is served.")
     except mlflow.MlflowException as error:
@@ -197,7 +206,7 @@ def _not_passed(checks: list[Check]) -> str:
     return f": {', '.join(names)}" if names else ""
 
 
-def verify_file(mlflow: Any, version: Any, expected: str) -> Path:
+def verify_file(mlflow: ModuleType, version: ModelVersion, expected: str) -> Path:
     """The registry's ONNX file, byte for byte the one that was registered, or an error that says so."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = fetch_onnx(mlflow, version, Path(folder))
@@ -211,13 +220,13 @@ def verify_file(mlflow: Any, version: Any, expected: str) -> Path:
     return path
 
 
-def fetch_onnx(mlflow: Any, version: Any, folder: Path) -> Path:
+def fetch_onnx(mlflow: ModuleType, version: ModelVersion, folder: Path) -> Path:
     """Download the one ONNX file of a version."""
     uri = f"models:/{version.name}/{version.version}/model.onnx"
     return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
 
 
-def check_receipt(client: Any, path: str | Path = RECEIPT) -> Any:
+def check_receipt(client: MlflowClient, path: str | Path = RECEIPT) -> ModelVersion:
     """The version that the receipt names, which the server must know, with the same content."""
     receipt = read_json(path)
     uri = without_password(tracking_uri())

@@ -19,7 +19,6 @@ from markupsafe import Markup
 
 from autolora.common.files import write_text
 from autolora.common.statistics import wilson
-from stages.card.gallery import Example, data_uri, gallery
 from stages.card.plots import classes, dial, over_eps, plots, training
 from stages.card.sections import (
     attacks,
@@ -29,15 +28,18 @@ from stages.card.sections import (
     data_kind,
     label_flips,
     model,
-    origin,
     parity,
+    provenance,
     radius,
     threat,
     twin,
 )
+from stages.card.strips import Strip, data_uri, strips
 from stages.card.svg import STYLE, interval, percent, swatch
+from stages.common.params import check
 from stages.evidence.checks import in_words, sixteen, worst
-from stages.evidence.files import GALLERY, Evidence
+from stages.evidence.files import CONTACT_SHEET, Evidence
+from stages.evidence.provenance import provenance_of
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 CSS = Path(__file__).with_suffix(".css")
@@ -53,7 +55,7 @@ SECTIONS = {
     "data": "Data",
     "parity": "Parity",
     "checks": "Checks",
-    "lineage": "Lineage",
+    "provenance": "Provenance",
     "cost": "Cost",
 }
 
@@ -61,8 +63,8 @@ SECTIONS = {
 def card(
     evidence: Evidence,
     name: str,
-    examples: Sequence[Example],
-    lineage: dict[str, str],
+    examples: Sequence[Strip],
+    source: dict[str, str],
     gates: dict[str, Any],
     charts: dict[str, str],
 ) -> str:
@@ -87,11 +89,11 @@ def card(
         dial=dial(evidence),
         training=training(evidence, charts),
         examples=[asdict(e) for e in examples],
-        picture=data_uri(evidence.path(GALLERY).read_bytes(), "image/png"),
+        picture=data_uri(evidence.path(CONTACT_SHEET).read_bytes(), "image/png"),
         data=data(evidence),
         parity=parity(evidence),
         checks=checks(evidence),
-        lineage=origin(evidence, lineage),
+        provenance=provenance(evidence, source),
         cost=spent,
         key=evidence.key[:16],
     )
@@ -99,15 +101,10 @@ def card(
 
 def write_card(folder: str | Path = ".") -> None:
     """The card of the files in a folder."""
-    from stages.common.params import check
-    from stages.evidence.provenance import lineage
-
     evidence = Evidence(folder)
     register = check(evidence.path("params.yaml")).register
-    examples = gallery(evidence, evidence.classes)
-    page = card(
-        evidence, register.name, examples, lineage(evidence.folder), register.gates.model_dump(), plots(evidence)
-    )
+    source, gates = provenance_of(evidence.folder), register.gates.model_dump()
+    page = card(evidence, register.name, strips(evidence), source, gates, plots(evidence))
     write_text(evidence.path("reports/card.html"), page)
 
 

@@ -19,12 +19,12 @@ KINDS = {"pass": "pass", "warn": "warn", "fail": "fail", "not run": "none"}
 
 def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
     r, tuned = evidence.robustness, evidence.optional("models/finetuned/finetuned.json")
-    size, names = evidence.image_size, evidence.classes
+    size, names = evidence.examples.images.x.shape[-1], evidence.classes
     pixels = "bytes from 0 to 255" if evidence.exported.get("input") == "uint8" else "floats from 0 to 1"
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return [
         ("What it is", "an image classifier, tuned adversarially from a pre-trained backbone (AutoLoRa, ICLR 2024)"),
-        ("Reads", f"{size} × {size} pixels in colour, {pixels}; it normalises them itself" if size else ""),
+        ("Reads", f"{size} × {size} pixels in colour, {pixels}; it normalises them itself"),
         ("Answers", f"{len(names)} logits: {', '.join(names[:12])}{more}"),
         ("Method", f"{tuned['method']}, reference {tuned['reference']}" if tuned else ""),
         ("Dial", f"alpha = {plain(r['alpha'])}"),
@@ -182,7 +182,7 @@ def _withstand(value: dict[str, Any] | None) -> str:
     return f"{percent(value['robust_accuracy'])} withstand (n = {value['n']:,})"
 
 
-# --- checks, lineage, cost --------------------------------------------------------------------------------------------
+# --- checks, provenance, cost -----------------------------------------------------------------------------------------
 
 
 def checks(evidence: Evidence) -> dict[str, Any]:
@@ -191,13 +191,13 @@ def checks(evidence: Evidence) -> dict[str, Any]:
     return {"count": "Sixteen" if len(found) == len(NAMES) else f"{len(found)} of sixteen", "rows": rows}
 
 
-def origin(evidence: Evidence, lineage: dict[str, str]) -> dict[str, Any]:
+def provenance(evidence: Evidence, source: dict[str, str]) -> dict[str, Any]:
     r, lock = evidence.robustness, evidence.path("dvc.lock")
-    changed = ", with changes not committed" if lineage.get("git_dirty") == "yes" else ""
-    revision = lineage.get("git_revision")
+    changed = ", with changes not committed" if source.get("git_dirty") == "yes" else ""
+    revision = source.get("git_revision")
     facts = [
         ("Code (git)", f"{revision}{changed}" if revision else "not in a git repository"),
-        ("Data version (DVC)", lineage.get("data_version", "")),
+        ("Data version (DVC)", source.get("data_version", "")),
         ("dvc.lock", f"sha256 {file_sha256(lock)}" if lock.is_file() else ""),
         ("Weights", f"sha256 {r['weights_sha256']}"),
         ("ONNX file", f"sha256 {evidence.manifest[ONNX]}"),

@@ -85,6 +85,7 @@ def lines(
     words: str,
     series: Sequence[Series],
     x_label: str,
+    *,
     y_range: tuple[float, float] | None = (0, 1),
     y_text: Callable[[float], str] = percent,
     marks: Sequence[tuple[float, str]] = (),
@@ -94,17 +95,17 @@ def lines(
 ) -> str:
     """A line per series over one pair of axes; `marks` are vertical lines with a label; `steps` holds each value."""
     xs = [x for s in series for x in s.x]
-    low, high = y_range or _range([y for s in series for y in s.y], log)
+    low, high = y_range or _range([y for s in series for y in s.y], log=log)
     x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log)
     ticks = sorted({y for s in series for y in s.y})[-6:] if steps else y_axis.ticks()
     parts = [_grid(x_axis, y_axis, x_label, ticks, y_text)]
     parts += [_mark(x_axis(x), label) for x, label in marks]
-    parts += [_line(_held(s) if steps else s, x_axis, y_axis, y_text, dots) for s in series]
+    parts += [_line(_held(s) if steps else s, x_axis, y_axis, y_text, dots=dots) for s in series]
     return _svg(title, words, "".join(parts), HEIGHT)
 
 
-def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
+def _range(values: Sequence[float], *, log: bool) -> tuple[float, float]:
     low, high = min(values), max(values)
     if log:
         return low / 1.3, high * 1.3
@@ -139,7 +140,7 @@ def _mark(x: float, label: str) -> str:
     return f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP - 3}" y2="{HEIGHT - BOTTOM}"/>{text}'
 
 
-def _line(s: Series, x_axis: Axis, y_axis: Axis, y_text: Callable[[float], str], dots: bool) -> str:
+def _line(s: Series, x_axis: Axis, y_axis: Axis, y_text: Callable[[float], str], *, dots: bool) -> str:
     points = [(x_axis(x), y_axis(y)) for x, y in zip(s.x, s.y)]
     path = " ".join(f"{x},{y}" for x, y in points)
     dash = f' stroke-dasharray="{DASHES[s.style]}"' if DASHES[s.style] else ""

@@ -1,4 +1,4 @@
-"""The gallery: clean image, perturbation made visible, adversarial image, with what the network says of each."""
+"""The contact sheet: clean image, perturbation made visible, adversarial image, with what the network says of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Row(NamedTuple):
     said_adversarial: str
 
 
-def gallery(rows: Sequence[Row], title: str, note: str = "") -> Image.Image:
+def contact_sheet(rows: Sequence[Row], title: str, note: str = "") -> Image.Image:
     """One row per image; the perturbation is stretched until its largest value is full scale, and says by how much."""
     font = ImageFont.load_default(13)
     width = LEFT + 3 * (TILE + GAP)

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from autolora.export.runtime import logits, open_session
-from stages.evidence.examples import read_examples
-from stages.evidence.files import EXAMPLES, ONNX, Evidence
+from stages.evidence.files import ONNX, Evidence
 
 CANARY_IMAGES = 6
 TOLERANCE = 5e-3  # logits move about 1e-5 between processors, 1e-3 with TF32, and by units when the file is another
@@ -31,7 +30,7 @@ def _session(path: str, _changed: int) -> Any:
 
 def canaries(evidence: Evidence) -> dict[str, np.ndarray]:
     """A few clean and adversarial images, spread over the stored ones, and what the file answers."""
-    images, adversarial, _ = read_examples(evidence.path(EXAMPLES))
+    images, adversarial, _ = evidence.examples
     picked = np.unique(np.linspace(0, len(images) - 1, CANARY_IMAGES).astype(int))
     chosen = images.only(picked)
     x = np.concatenate([chosen.floats, adversarial[picked]])

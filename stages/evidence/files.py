@@ -19,6 +19,7 @@ import numpy as np
 
 from autolora.common.files import file_sha256, read_json
 from stages.common.runner import StageError
+from stages.evidence.examples import Examples, read_examples
 
 ONNX = "models/export/model.onnx"
 EXPORT = "models/export"
@@ -29,9 +30,9 @@ QUALITY = "data/quality.json"
 TRAINING = "reports/training.csv"
 ALPHA_CURVE = "reports/alpha_curve.csv"
 EPS_CURVE = "reports/eps_curve.csv"
-GALLERY = "reports/adversarial.png"
+CONTACT_SHEET = "reports/adversarial.png"
 EXAMPLES = "models/adversarial.npz"
-FILES = (QUALITY, ROBUSTNESS, FLAGS, EXPORTED, TRAINING, ALPHA_CURVE, EPS_CURVE, GALLERY)
+FILES = (QUALITY, ROBUSTNESS, FLAGS, EXPORTED, TRAINING, ALPHA_CURVE, EPS_CURVE, CONTACT_SHEET)
 
 
 class Evidence:
@@ -78,12 +79,8 @@ class Evidence:
         return json.loads(onnx_metadata(self.path(ONNX))["classes"])
 
     @cached_property
-    def image_size(self) -> int | None:
-        path = self.path(EXAMPLES)
-        if not path.is_file():
-            return None
-        with np.load(path, allow_pickle=False) as file:
-            return int(file["x"].shape[-1])
+    def examples(self) -> Examples:
+        return read_examples(self.path(EXAMPLES))
 
     def optional(self, name: str) -> dict[str, Any]:
         """A JSON file that tells more where it is there."""

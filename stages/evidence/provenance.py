@@ -17,7 +17,7 @@ def locked_params(folder: Path) -> dict[str, Any]:
     return found
 
 
-def lineage(folder: Path) -> dict[str, str]:
+def provenance_of(folder: Path) -> dict[str, str]:
     """Where the model comes from: revision of the code, version of the data, hash of the lock."""
     outs = _lock(folder).get("stages", {}).get("prepare", {}).get("outs", [])
     data = {out["path"]: out.get("md5", "") for out in outs}

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -53,7 +54,7 @@ def experiment() -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "autolora"
 
 
-def mlflow_module() -> Any:
+def mlflow_module() -> ModuleType:
     """MLflow without telemetry, banners and migration logs, pointed at the tracking server."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -69,7 +70,7 @@ def mlflow_module() -> Any:
     return mlflow
 
 
-def connect() -> Any:
+def connect() -> ModuleType:
     """MLflow after the server has answered; ServerAway, with the address and what to set, when it has not."""
     reason = _unreachable(tracking_uri())
     if reason is None:
@@ -127,7 +128,7 @@ def without_password(uri: str) -> str:
     return parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
-def experiment_id(mlflow: Any) -> str:
+def experiment_id(mlflow: ModuleType) -> str:
     """The experiment of all runs, created at first use (by whoever comes first)."""
     client = mlflow.MlflowClient()
     found = client.get_experiment_by_name(experiment())
@@ -156,7 +157,7 @@ def numbers(record: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def log_epochs(mlflow: Any, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
+def log_epochs(mlflow: ModuleType, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
     """One metric value per number and epoch, in as few requests as MLflow allows."""
     now = int(time.time() * 1000)
     metrics = [
@@ -168,7 +169,7 @@ def log_epochs(mlflow: Any, run_id: str, records: Sequence[Mapping[str, Any]]) -
         mlflow.MlflowClient().log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
-def log_params(mlflow: Any, run_id: str, params: Mapping[str, Any]) -> None:
+def log_params(mlflow: ModuleType, run_id: str, params: Mapping[str, Any]) -> None:
     """Parameters that the run does not have yet: MLflow lets nobody change one."""
     client = mlflow.MlflowClient()
     known = client.get_run(run_id).data.params

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from autolora.common.files import read_json, write_json
@@ -79,7 +80,7 @@ class LiveRun:
 
     def _work(self) -> None:
         self.waiting: list[dict[str, Any]] = []
-        self.mlflow: Any = None
+        self.mlflow: ModuleType | None = None
         self.monitor: Any = None
         self.run_id, self.next_try = "", 0.0
         self._send()
@@ -103,13 +104,13 @@ class LiveRun:
 
     def _finish(self, status: str) -> None:
         with suppress(Exception):
-            if self.run_id:
+            if self.mlflow and self.run_id:
                 self.monitor.finish()
                 self._send()
                 self.mlflow.MlflowClient().set_terminated(self.run_id, status)
 
 
-def live_run_id(mlflow: Any, folder: Path, params: Mapping[str, Any]) -> str:
+def live_run_id(mlflow: ModuleType, folder: Path, params: Mapping[str, Any]) -> str:
     """The run of this work: the one begun before a crash, where the server still has it, else a new one."""
     client = mlflow.MlflowClient()
     with suppress(FileNotFoundError, KeyError, ValueError, mlflow.MlflowException):

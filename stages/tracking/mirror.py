@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from stages.card.svg import standalone
 from stages.common.runner import work_root
 from stages.evidence.files import EXPORT, FILES, ONNX, TRAINING, Evidence
-from stages.evidence.provenance import lineage, locked_params
+from stages.evidence.provenance import locked_params, provenance_of
 from stages.tracking.client import experiment_id, log_epochs, log_params
 from stages.tracking.live_run import find_live_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 EVIDENCE = "evidence"  # the artifact folder that holds the same tree as the repository
 
 
-def mirror(mlflow: Any, evidence: Evidence, title: str, plots: Mapping[str, str], extra: list[Path]) -> str:
+def mirror(mlflow: ModuleType, evidence: Evidence, title: str, plots: Mapping[str, str], extra: list[Path]) -> str:
     """The id of a finished run with all there is to know: the live run of this training, completed, or a new one."""
     client = mlflow.MlflowClient()
     rows = evidence.rows(TRAINING)
@@ -30,14 +34,14 @@ def mirror(mlflow: Any, evidence: Evidence, title: str, plots: Mapping[str, str]
     log_params(mlflow, run_id, locked_params(evidence.folder))
     log_epochs(mlflow, run_id, _missed(client, run_id, rows))
     log_metrics(mlflow, run_id, metrics(evidence))
-    for key, value in ({"content_key": evidence.key} | lineage(evidence.folder)).items():
+    for key, value in ({"content_key": evidence.key} | provenance_of(evidence.folder)).items():
         client.set_tag(run_id, key, value)
     log_files(client, run_id, evidence, plots, extra)
     client.set_terminated(run_id, "FINISHED")
     return run_id
 
 
-def _usable(client: Any, run_id: str, key: str) -> bool:
+def _usable(client: MlflowClient, run_id: str, key: str) -> bool:
     """A run holds the evidence of one version: the same training evaluated anew is another run."""
     try:
         run = client.get_run(run_id) if run_id else None
@@ -46,7 +50,7 @@ def _usable(client: Any, run_id: str, key: str) -> bool:
     return run is not None and run.info.lifecycle_stage == "active" and run.data.tags.get("content_key", key) == key
 
 
-def _missed(client: Any, run_id: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+def _missed(client: MlflowClient, run_id: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Epochs that the live run did not get to write."""
     known = {metric.step for metric in client.get_metric_history(run_id, "val_clean")}  # every method writes it
     return [row for row in rows if int(row["epoch"]) not in known]
@@ -77,11 +81,13 @@ def _name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
 
 
-def log_metrics(mlflow: Any, run_id: str, values: Mapping[str, float], model_id: str | None = None) -> None:
+def log_metrics(mlflow: ModuleType, run_id: str, values: Mapping[str, float], model_id: str | None = None) -> None:
     mlflow.log_metrics(dict(values), run_id=run_id, model_id=model_id)
 
 
-def log_files(client: Any, run_id: str, evidence: Evidence, plots: Mapping[str, str], extra: list[Path]) -> None:
+def log_files(
+    client: MlflowClient, run_id: str, evidence: Evidence, plots: Mapping[str, str], extra: list[Path]
+) -> None:
     """Evidence under the paths that it has in the repository, plots to look at, and what else goes with it."""
     for name in (*FILES, *(name for name in evidence.manifest if name.startswith(EXPORT) and name != ONNX)):
         client.log_artifact(run_id, str(evidence.path(name)), f"{EVIDENCE}/{Path(name).parent}")

@@ -11,8 +11,8 @@ import pytest
 
 from autolora.attacks.verdicts import ordered
 from autolora.common.files import read_json, write_json
-from stages.card.gallery import gallery
 from stages.card.page import plots, write_card
+from stages.card.strips import strips
 from stages.card.svg import Axis, Series, lines, percent, standalone
 from stages.evidence.checks import in_words, sixteen, worst
 from stages.evidence.files import ONNX, Evidence
@@ -63,7 +63,7 @@ def test_every_section_of_the_evidence_is_there(tree):
         "may move every colour value of every pixel by up to 16 of 255 grey levels",  # threat model in words
         "after apgd-t", "Class by class", "Accuracy over the radius", "The dial", "Gradient cosine", "Loss weights",
         "Halved after epoch 29, 41, 49, 53, 57", "What an attack looks like", "1 of 2 expectations hold",
-        "3 of 1797 images look like another", "Sixteen checks", "The file is what was attacked", "Lineage",
+        "3 of 1797 images look like another", "Sixteen checks", "The file is what was attacked", "Provenance",
     ):  # fmt: skip
         assert words in text, words
 
@@ -128,7 +128,7 @@ def test_a_class_without_an_attacked_image_moves_no_name(tmp_path):
     evidence, data = Evidence(folder), np.load(folder / "models/adversarial.npz")
     assert "10 logits" in page(folder)
     assert evidence.classes == CLASSES
-    shown = gallery(evidence, evidence.classes)
+    shown = strips(evidence)
     assert {example.truth for example in shown} <= {CLASSES[label] for label in data["y"][data["found"]]}
     assert signature(evidence.path(ONNX), len(evidence.classes)).outputs.inputs[0].shape == (-1, 10)
 

@@ -12,7 +12,7 @@ from autolora.common.files import file_sha256, read_json, write_json
 from stages import register as registering
 from stages.common.runner import StageError
 from stages.evidence.files import Evidence
-from stages.evidence.provenance import lineage
+from stages.evidence.provenance import provenance_of
 from stages.register import check_receipt, create, find, register, settle
 from stages.tracking.client import connect
 from tests.registry.synthetic import make_run
@@ -91,7 +91,7 @@ def test_registered_by_two_machines_at_the_same_moment_one_stays(registered, cli
     monkeypatch.chdir(path)
     (path / "reports/card.html").write_text("card")
     evidence, mlflow = Evidence("."), connect()
-    mine, yours = (create(mlflow, "synthetic", evidence, lineage(path), {}) for _ in range(2))
+    mine, yours = (create(mlflow, "synthetic", evidence, provenance_of(path), {}) for _ in range(2))
     assert len(find(client, "synthetic", evidence.key)) == 2
     kept = [settle(client, "synthetic", evidence.key, version).version for version in (yours, mine)]
     assert [int(v) for v in kept] == [1, 1]

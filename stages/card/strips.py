@@ -1,6 +1,6 @@
-"""The card's examples: an image, the perturbation, and how the sum was read.
+"""The card's strips: an image, the perturbation, and how the sum was read.
 
-for example in gallery(evidence, evidence.classes): ...
+for strip in strips(evidence): strip.truth, strip.seen, strip.picture
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.evidence.canaries import answers
-from stages.evidence.examples import read_examples
-from stages.evidence.files import EXAMPLES, ONNX, Evidence
+from stages.evidence.files import ONNX, Evidence
 
-GALLERY_IMAGES = 12
+SHOWN = 12
 
 
 @dataclass(frozen=True)
-class Example:
+class Strip:
     truth: str
     seen: str  # what the model reads in the adversarial image
-    strip: str  # PNG as data URI: clean | perturbation, magnified | adversarial
+    picture: str  # PNG as data URI: clean | perturbation, magnified | adversarial
     width: int
-    size: int
+    height: int
 
 
-def gallery(evidence: Evidence, classes: list[str]) -> list[Example]:
+def strips(evidence: Evidence) -> list[Strip]:
     """Images that were read rightly until they were attacked, from as many classes as there are."""
-    images, adversarial, found = read_examples(evidence.path(EXAMPLES))
+    classes = evidence.classes
+    images, adversarial, found = evidence.examples
     if not found.any():
         return []
     broken, adversarial = images.only(found), adversarial[found]
@@ -37,13 +37,8 @@ def gallery(evidence: Evidence, classes: list[str]) -> list[Example]:
     right = answers(evidence.path(ONNX), broken.floats).argmax(1) == broken.y
     order = _spread(broken.y, np.flatnonzero(right & (seen != broken.y)))
     return [
-        Example(
-            classes[broken.y[i]],
-            classes[seen[i]],
-            *_strip(broken.floats[i], adversarial[i]),
-            adversarial.shape[-2],
-        )
-        for i in order[:GALLERY_IMAGES]
+        Strip(classes[broken.y[i]], classes[seen[i]], *_strip(broken.floats[i], adversarial[i]), adversarial.shape[-2])
+        for i in order[:SHOWN]
     ]
 
 
