@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from itertools import pairwise
@@ -201,3 +202,36 @@ def test_blocks_of_commands_call_uv(page):
     first = [(line, without_settings(line)) for line in lines]
     wrong = [line for line, words in first if words and words[0] in TOOLS and len(words) > 1]
     assert not wrong
+
+
+def defined(file: str) -> set[str]:
+    """The names of a file's functions, classes, their methods and the names that it assigns."""
+    tree = ast.parse(read(file))
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    names = {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+    return names | {
+        n.id for node in tree.body for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    }
+
+
+EXAMPLE = "stages/summarise.py"  # the one that docs/extending.md adds
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parts[:2] != ("docs", "log")], ids=str)
+def test_files_and_functions_that_are_named_are_there(page):
+    """`stages/merge.py: merge` is a function of that file, `stages/merge.py` a file; the log speaks of its own day."""
+    wrong = []
+    floors = "|".join((*FLOORS, *AROUND, "tests", "presets"))
+    for path, name in re.findall(
+        rf"`((?:{floors})/[\w./-]+\.(?:py|md|yaml|json|sh|html|css))(?:: (\w+))?`", read(page)
+    ):
+        if path != EXAMPLE and (not (ROOT / path).exists() or (name and name not in defined(path))):
+            wrong.append(f"{path}: {name}")
+    assert not wrong
+
+
+def test_the_walks_name_what_they_pass():
+    text = read("docs/architecture.md")
+    for heading, least in (("The way of one image", 15), ("The way of the threat", 8)):
+        section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+        assert len(re.findall(r"`\w[\w/]+\.py: \w+`", section)) >= least

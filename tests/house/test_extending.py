@@ -14,6 +14,9 @@ from PIL import Image
 from torch import nn
 
 import autolora
+from autolora.attacks.autoattack import attacked
+from autolora.attacks.evaluation import Settings, opened
+from autolora.data.images import TestImages
 from autolora.training import objectives
 from stages.dataset import sources
 from tests.house.imports import ROOT, own_imports
@@ -95,3 +98,20 @@ def test_the_stages_deps_are_what_it_imports(tmp_path):
     code = f"{stage['cmd'].removeprefix('python -m ').replace('.', '/')}.py"
     imported = {str(path) for path in own_imports(file) - PLUMBING}
     assert {dep for dep in stage["deps"] if dep.endswith(".py")} == imported | {code}
+
+
+def test_the_attack_breaks_what_it_can(digits):
+    """A linear network: the worst point is known, a full step of every pixel against its weight."""
+    x, y = digits
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[-0.02], [0.02]]).expand(2, 48))
+        model[1].bias.copy_(torch.tensor([0.4, -0.4]))
+    threat = autolora.Threat("linf", 0.3)
+    images, plan = TestImages.of(x, y), (lambda classes: ([ran("An attack")["step"]], None))
+    with opened(model.eval(), images, threat, Settings(seed=0, show=False)) as e:
+        report = attacked(e, plan)
+    worst = (x + threat.eps * (1 - 2 * y).view(-1, 1, 1, 1)).clamp(0, 1)
+    stands = model(worst).argmax(1) == y
+    assert 0 < stands.sum() < len(y)
+    assert torch.equal(report.robust, stands)
