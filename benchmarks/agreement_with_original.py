@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora import Threat, autoattack
+from autolora.common.command_line import Command
 from autolora.common.files import read_json, write_json
 from benchmarks.zoo import cifar500, load_zoo
 
@@ -158,7 +159,11 @@ def _parts(setup: str) -> tuple[str, str, str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="networks and images in ../shared, the original in PATH",
+        writes="one JSON file for each run in .work/agreement; a table on stdout",
+    )
     commands = parser.add_subparsers(required=True)
     runs = commands.add_parser("run")
     runs.add_argument("--reference", type=Path, help="checkout of the original; without it, ours is run")

@@ -9,11 +9,11 @@ alpha 0.5; `loss` a true one in robust accuracy, at all four. `moves`: the share
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import numpy as np
 
+from autolora.common.command_line import Command
 from autolora.training.dial import Point, choose
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
@@ -21,7 +21,7 @@ CHANGED = 0.1  # of the answers
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(__doc__, reads="nothing", writes="one line of JSON for each setting, on stdout")
     parser.add_argument("--seeds", type=int, default=500)
     seeds = parser.parse_args().seeds
     settings = [(n, *planted) for n in (148, 500, 2000) for planted in ((0.0, 0.0), (0.05, 0.0), (0.0, 0.02))]

@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autolora import Threat, autoattack
 from autolora.attacks.engine.fast_copies import folded_copy
+from autolora.common.command_line import Command
 from benchmarks._forward_clock import Price
 from benchmarks.agreement_with_original import ATTACKS, SHARED, original
 from benchmarks.zoo import cifar500, load_zoo
@@ -201,7 +202,11 @@ def row(name: str, found: dict[str, Any], theirs: dict[str, Any] | None, cores: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="networks and images in ../shared, the original in PATH",
+        writes="a table on stdout",
+    )
     parser.add_argument("--net", help="one comparison on this network, instead of SUITE")
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--batch", type=int, default=64)

@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from autolora.common.command_line import Command
 from autolora.common.files import read_json, write_json
 from benchmarks import _hurts as hurts
 from benchmarks._hurts import Place
@@ -215,7 +216,11 @@ def keep(path: Path, chosen: argparse.Namespace, found: Sequence[Fault]) -> None
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="this repository as it is committed",
+        writes="--results (JSON) as they come, and a temporary folder or --folder",
+    )
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="kills, or one name of --list")

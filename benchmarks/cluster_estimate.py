@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 
+from autolora.common.command_line import Command
+
 STEP, SA, PGD, STANDS, FALLS = 26, 1, 21, 9750, 500  # forwards per image; FALLS: an assumption, few fall late
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(__doc__, reads="nothing", writes="an estimate on stdout")
     number = parser.add_argument
     number("--images", type=int, default=1_281_167, help="to train on (ImageNet-1k)")
     number("--held-out", type=float, default=0.05, help="share of them for the learning-rate rule")

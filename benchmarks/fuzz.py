@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from autolora.common.command_line import Command
 from autolora.common.files import write_json
 from benchmarks import _fuzz_served as served
 
@@ -254,7 +255,11 @@ def summary(records: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="nothing: the inputs are made up",
+        writes="--results (JSON), and a table on stdout",
+    )
     parser.add_argument("--inputs", type=int, default=EACH, help=f"for each door (default {EACH})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=NAMES)

@@ -26,6 +26,7 @@ from torch import nn
 from autolora import Threat, autoattack
 from autolora.attacks.autoattack import PRECISIONS
 from autolora.attacks.report import Report
+from autolora.common.command_line import Command
 from autolora.common.processes import end_with_parent
 
 IMAGES, SIDE, THREAT = 32, 8, Threat("linf", 0.04)
@@ -94,7 +95,11 @@ def end_family(parent: psutil.Popen) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="nothing: the network has random weights",
+        writes="a temporary folder; what each life left, on stdout",
+    )
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)

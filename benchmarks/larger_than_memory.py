@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from autolora import Threat
+from autolora.common.command_line import Command
 from autolora.data.ragged import rectangles
 from autolora.training.loop import finetune
 
@@ -33,7 +34,11 @@ GROUPS += ((Path("/sys/fs/cgroup"), "memory.max", "memory.peak"),)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="nothing: the photos are made up",
+        writes="photos in .work while it runs; figures on stdout",
+    )
     parser.add_argument("--limit", type=float, default=8, help="GB")
     parser.add_argument("--images", type=int, default=40_000)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -5,7 +5,6 @@ python -m benchmarks.near_duplicates FOLDER --size 64        # FOLDER: CLASS/IMA
 
 from __future__ import annotations
 
-import argparse
 import io
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from autolora.common.command_line import Command
 from stages.dataset.decode import decode, read_file
 from stages.dataset.duplicates import near_duplicates
 from stages.dataset.folders import folder
@@ -20,7 +20,7 @@ from stages.dataset.image_statistics import described
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(__doc__, reads="FOLDER/CLASS/IMAGE", writes="figures on stdout")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=100)

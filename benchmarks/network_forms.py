@@ -10,7 +10,6 @@ forward.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +22,7 @@ from autolora.attacks.autoattack import black_box
 from autolora.attacks.engine.fast_copies import folded_copy
 from autolora.attacks.engine.onnx_network import InOnnxruntime
 from autolora.attacks.engine.prepare import default_batch, operations
+from autolora.common.command_line import Command
 from autolora.common.malloc import heap_kept
 from autolora.export.conversion import traced
 from autolora.export.runtime import open_session
@@ -111,7 +111,11 @@ def spinning(net: str, queries: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="the small robust networks in ../shared/weights",
+        writes="a table on stdout",
+    )
     parser.add_argument("--spin", action="store_true")
     parser.add_argument("--rounds", type=int, default=15)
     chosen = parser.parse_args()

@@ -10,7 +10,6 @@ are of medians; their spread is the range over ten parts of the run. Warm-up and
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ import onnxruntime
 import torch
 
 from autolora.backbones.classifier import Classifier, build, load_classifier
+from autolora.common.command_line import Command
 from autolora.export.runtime import logits, open_session
 from autolora.export.write import export_onnx
 
@@ -36,7 +36,11 @@ Call = Callable[[np.ndarray], object]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="models/export/model.onnx, models/merged.safetensors",
+        writes="a table on stdout",
+    )
     parser.add_argument("--model", type=Path, default=Path("models/export/model.onnx"))
     parser.add_argument("--weights", type=Path, default=Path("models/merged.safetensors"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -11,7 +11,6 @@ command and its children; the server's own are not in them.
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import resource
@@ -26,13 +25,14 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from autolora.common.command_line import Command
 from tools.rehearse_failover import Server
 
 IDENTITY = ["-c", "user.email=benchmark@example.org", "-c", "user.name=benchmark"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(__doc__, reads="nothing", writes="a temporary folder; a table on stdout")
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()

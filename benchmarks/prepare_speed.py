@@ -15,7 +15,6 @@ training eats is a tenth of that.
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shutil
@@ -34,6 +33,7 @@ from PIL import Image
 from torch import nn
 
 from autolora.backbones.classifier import load_classifier
+from autolora.common.command_line import Command
 from autolora.data.batches import Images, augmentation, stream, to_pixels
 from autolora.data.ragged import rectangles
 from stages import prepare as stage
@@ -50,7 +50,11 @@ Times = list[tuple[float, float]]  # of each round: wall and CPU seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="FOLDER, or photos that it makes itself",
+        writes="a temporary folder; a table on stdout",
+    )
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--runs", type=int, default=5)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from autolora.attacks.pgd import pgd
 from autolora.backbones.frozen import frozen
 from autolora.backbones.loading import load_backbone
+from autolora.common.command_line import Command
 from autolora.common.files import write_json
 from autolora.data.batches import to_pixels
 from autolora.threat import Threat
@@ -211,7 +212,11 @@ def spread(runs: list[dict], key: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="PATH/data and PATH/weights",
+        writes="one JSON file for each run in .work/controllers; tables on stdout",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     some, two = commands.add_parser("run"), commands.add_parser("pair")
     for command in (some, two):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autolora.backbones.loading import load_backbone
+from autolora.common.command_line import Command
 from autolora.common.malloc import heap_kept
 from autolora.threat import Threat
 from autolora.training.branch import all_layers, factor_shapes
@@ -211,7 +212,11 @@ def report(arguments: argparse.Namespace, times: dict[str, list[float]], n: int)
 
 def main() -> None:
     global BATCH
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="nothing: images and weights are made up",
+        writes="seconds an epoch, on stdout",
+    )
     parser.add_argument("--arch", default="resnet20", help="resnet20, or any timm model")
     parser.add_argument("--stem", default="timm")
     parser.add_argument("--size", type=int, default=32)

@@ -10,10 +10,10 @@ of what it is sent, never its range: export with `export.input: uint8`, where 0.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from autolora.common.command_line import Command
 from autolora.common.files import write_bytes, write_text
 from autolora.export.runtime import BadModel
 from pipelines.registry.triton_config import config, labels
@@ -54,7 +54,11 @@ spec:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="the ONNX file",
+        writes="the model repository: REPOSITORY/NAME/config.pbtxt and 1/model.onnx; with --kserve prints YAML",
+    )
     parser.add_argument("model", type=Path, nargs="?", help="model.onnx")
     parser.add_argument("repository", type=Path, nargs="?", help="folder of the model repository")
     parser.add_argument("--name", default="robust", help="of the model in the server")

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autolora.common.command_line import Command
 from autolora.common.files import file_sha256
 from pipelines.registry import triton_repository as repository
 from pipelines.registry.decision_log import now, who
@@ -243,8 +244,10 @@ def watch(look: Callable[[], str], seconds: float, rounds: int | None = None) ->
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.deploy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Command(
+        __doc__,
+        reads="the registry: the alias, the version's files and canaries",
+        writes="the version's folder, config.pbtxt and deployed.json in FOLDER",
     )
     parser.add_argument("model", metavar="NAME[@ALIAS]")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the Triton model repository")

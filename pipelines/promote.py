@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolora.common.files import file_sha256, read_json
+from autolora.common.command_line import Command
 from pipelines.registry import decision_log as history
 from pipelines.registry.gates import Finding, Paired, as_record, champion_findings, gate_findings
 from pipelines.registry.versions import alias_version, evidence_of, get_version, where
@@ -174,8 +175,10 @@ def show_history(name: str) -> None:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Command(
+        __doc__,
+        reads="the registry, params.yaml (register.gates), models/registered.json",
+        writes="the alias and the decision's record in the registry",
     )
     parser.add_argument("name")
     parser.add_argument("version", nargs="?")

@@ -34,6 +34,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from autolora.common.command_line import Command
 from pipelines.execution import commands
 from pipelines.execution import gpu_slots as slots
 from pipelines.execution import work_pools as pools
@@ -284,7 +285,12 @@ def environment(source: Path, here: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="dvc.yaml, params.yaml, dvc.lock, and what the stages read",
+        writes="what the stages write, DVC's cache, Prefect's history; with --override, --revision or --preset "
+        "a workspace of its own",
+    )
     parser.add_argument("--stages", nargs="+", default=[], metavar="STAGE", help="these and what they are made from")
     parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="other values for params.yaml")
     parser.add_argument("--preset", metavar="FILE", help="a params.yaml to start from, as presets/cifar10.yaml")

@@ -26,6 +26,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from autolora.common.command_line import Command
 from autolora.common.files import read_json, write_json
 from pipelines import rebuild
 from pipelines.execution import gpu_slots as slots
@@ -227,7 +228,11 @@ def on_dask(at_once: int) -> TaskRunner[Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="the grid, dvc.yaml, params.yaml, and what the stages read",
+        writes="reports/sweeps/NAME/, DVC's cache, and a workspace for each cell",
+    )
     parser.add_argument("name", help="of presets/sweeps/NAME.yaml, or a YAML file")
     parser.add_argument("--revision", default="HEAD")
     parser.add_argument("--pool", help="fan out over the workers of this pool")

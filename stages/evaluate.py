@@ -11,7 +11,6 @@ Killed, it goes on from the last finished images (`.work/evaluate/<key>`). It us
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from functools import partial
@@ -34,6 +33,7 @@ from autolora.backbones.classifier import Classifier, load_classifier, read_note
 from autolora.common.files import read_json, replacing, write_json, write_text
 from autolora.common.statistics import mcnemar
 from autolora.data.images import TestImages
+from stages.common.command_line import takes_no_arguments
 from stages.common.processes import processes
 from stages.common.runner import StageError, code_key, main, timed, work_dir
 from stages.common.views import EvaluateParams, load
@@ -227,7 +227,5 @@ def pictures(images: TestImages, report: Report) -> Any:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        "python -m stages.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    takes_no_arguments(__doc__)
     main(evaluate)

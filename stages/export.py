@@ -26,6 +26,7 @@ from autolora.common.files import file_sha256, read_json, replacing_folder, writ
 from autolora.export.runtime import logits, open_session
 from autolora.export.write import evidence, export_onnx, opset
 from autolora.threat import Threat
+from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
 from stages.common.views import ExportParams, load
 from stages.evaluation.onnx_robustness import device, measure
@@ -139,4 +140,5 @@ def publish(folder: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main(export)

@@ -30,6 +30,7 @@ from autolora.data.ragged import Rectangles, rectangles
 from autolora.training.branch import save_branch
 from autolora.training.loop import Tuned
 from autolora.training.loop import finetune as tune
+from stages.common.command_line import takes_no_arguments
 from stages.common.errors import TryAgain
 from stages.common.runner import code_key, main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
@@ -198,4 +199,5 @@ def write_training(history: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main(finetune)

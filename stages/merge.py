@@ -23,6 +23,7 @@ from autolora.common.files import file_sha256, replacing, write_text
 from autolora.threat import Threat
 from autolora.training.branch import fold, load_deltas
 from autolora.training.dial import Point, choose, interpolate, judge
+from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
 from stages.common.views import MergeParams, load
 
@@ -126,4 +127,5 @@ def _write_curve(curve: list[Point], chosen: Point) -> None:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main(merge)

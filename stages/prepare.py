@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from autolora.common.files import naming, replacing, replacing_folder, write_json
+from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, cores, main, processes_asked_for, timed, work_dir
 from stages.common.views import PrepareParams, load
 from stages.dataset.decode import DECODER, decode, decode_whole
@@ -143,4 +144,5 @@ def _write_manifest(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main(prepare)

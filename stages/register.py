@@ -20,6 +20,7 @@ from autolora.attacks.verdicts import Check
 from autolora.common.files import file_sha256, locked, read_json, write_json, write_text
 from stages.card.page import card, plots
 from stages.card.strips import strips
+from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
@@ -241,4 +242,5 @@ def check_receipt(client: MlflowClient, path: str | Path = RECEIPT) -> ModelVers
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main(register)

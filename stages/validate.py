@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from autolora.common.files import replacing, write_json
+from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, main, timed
 from stages.common.views import ValidateParams, load
 from stages.dataset.quality import (
@@ -147,4 +148,5 @@ def _stop(outcomes: list[Outcome], on_bad_image: str) -> str:
 
 
 if __name__ == "__main__":
+    takes_no_arguments(__doc__)
     main(validate)

@@ -6,7 +6,6 @@ python -m tools.pretrain --sheets FOLDER      # or from {train,test}/CLASS.png, 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from autolora.attacks.pgd import pgd
 from autolora.backbones.classifier import Spec, build, save_classifier
+from autolora.common.command_line import Command
 from autolora.common.files import write_json
 from autolora.data.batches import to_pixels
 from autolora.threat import Threat
@@ -27,7 +27,11 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="CIFAR-10 (downloaded into .work/cifar10, or from --sheets)",
+        writes="models/pretrained/",
+    )
     parser.add_argument("--sheets", type=Path, help="folder with {train,test}/CLASS.png")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--steps", type=int, default=2, help="attack steps in training")

@@ -12,7 +12,6 @@ same Server.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -31,6 +30,7 @@ from typing import Any
 
 import psutil
 
+from autolora.common.command_line import Command
 from autolora.common.files import file_sha256
 from pipelines.execution import commands
 from pipelines.workspace import worktree as workspace
@@ -262,7 +262,11 @@ def say(what: str, detail: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="this repository as it is committed",
+        writes="a temporary folder; prints the timeline",
+    )
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--images", type=int, default=20, help="that AutoAttack is run on")
     parser.add_argument("--undisturbed", metavar="SHA256", help="of robust.safetensors as an undisturbed run has it")

@@ -8,7 +8,6 @@ python -m autolora.export --show model.onnx               # what the file says a
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import json
@@ -20,6 +19,7 @@ from typing import Any
 import onnx
 from torch import nn
 
+from autolora.common.command_line import Command
 from autolora.common.files import write_bytes
 from autolora.common.statistics import wilson
 from autolora.export.conversion import ExportError, checked, converted
@@ -129,7 +129,9 @@ def _parsed(text: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m autolora.export", description="What a model.onnx says of itself.")
+    parser = Command(
+        "What a model.onnx says of itself: shapes, hashes, evidence.", reads="MODEL", writes="JSON on stdout"
+    )
     parser.add_argument("--show", metavar="MODEL", required=True, help="an exported .onnx file")
     try:
         told = show(parser.parse_args().show)

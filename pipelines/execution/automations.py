@@ -13,7 +13,6 @@ server was away for longer than --silence) notices that it goes on elsewhere, an
 
 from __future__ import annotations
 
-import argparse
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +21,8 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+
+from autolora.common.command_line import Command
 
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
@@ -79,7 +80,11 @@ def _known(name: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="the automations of Prefect's server",
+        writes="the two automations, and prints their names",
+    )
     parser.add_argument("--silence", type=float, default=180, help="seconds without a heartbeat (one comes every 30 s)")
     print("\n".join(install(parser.parse_args().silence)))
 

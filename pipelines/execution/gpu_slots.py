@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
+from autolora.common.command_line import Command
+
 LEASE = 300.0
 PATIENCE = (2.0, 10.0)  # seconds between two looks at slots that are all taken
 PREFIX = "gpu:"
@@ -114,6 +116,7 @@ def create(devices: Sequence[str]) -> None:
 
 
 def main() -> None:
+    Command(__doc__, reads="this machine's GPUs (nvidia-smi)", writes="their slots on Prefect's server").parse_args()
     devices = gpus()
     if not devices:
         sys.exit("slots: nvidia-smi lists no GPU here, and CUDA_VISIBLE_DEVICES names none: nothing to create")

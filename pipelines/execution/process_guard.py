@@ -8,6 +8,7 @@ moved to a session of their own (torchrun's workers do). On Linux orphans go to 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -66,4 +67,7 @@ def die_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", help="what to run; all that follows are its arguments")
+    parser.parse_args(sys.argv[1:2])
     sys.exit(main(sys.argv[1:]))

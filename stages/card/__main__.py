@@ -1,7 +1,5 @@
 """python -m stages.card [FOLDER]"""
 
-import sys
+from stages.card.page import main
 
-from stages.card.page import write_card
-
-write_card(*sys.argv[1:])
+main()

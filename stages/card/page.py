@@ -8,7 +8,6 @@ sections.py, and in plots.py where it has a chart, drawn from the CSV files, so 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from autolora.common.command_line import Command
 from autolora.common.files import write_text
 from autolora.common.statistics import wilson
 from stages.card.plots import classes, dial, over_eps, plots, training
@@ -169,5 +169,9 @@ def checks_badge(rows: list[dict[str, Any]]) -> tuple[str, str]:
     return worst(found), in_words(found)
 
 
-if __name__ == "__main__":
-    write_card(*sys.argv[1:])
+def main() -> None:
+    parser = Command(
+        __doc__, reads="params.yaml, data/, models/ and reports/ in FOLDER", writes="reports/card.html there"
+    )
+    parser.add_argument("folder", nargs="?", default=".", help="of a run (default: here)")
+    write_card(parser.parse_args().folder)

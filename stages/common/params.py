@@ -8,6 +8,7 @@ What a stage sees of it is in views.py.
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,6 +25,7 @@ from pydantic import (
     field_validator,
 )
 
+from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
 from stages.common.errors import StageError
@@ -190,9 +192,26 @@ class Params(Section):
     register: Register
 
 
+class Loader(yaml.SafeLoader):
+    """A key that stands twice is refused: YAML would take the last one, in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, *deep: Any, **named: Any) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]} stands there twice", node.start_mark
+            )
+        return super().construct_mapping(node, *deep, **named)
+
+
 def check(path: str | Path) -> Params:
+    """The whole file: what is wrong in a section that is read last is found by the stage that runs first."""
     try:
-        return Params.model_validate(yaml.safe_load(Path(path).read_text()))
+        return Params.model_validate(yaml.load(Path(path).read_text(encoding="utf-8"), Loader))
+    except UnicodeDecodeError as error:
+        raise StageError(
+            f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from None
     except yaml.YAMLError as error:
         raise StageError(f"{path} is not YAML: {error}") from None
     except ValidationError as error:
@@ -219,8 +238,22 @@ def _line(key: str, problems: list[Any]) -> str:
         section: Any = Params
         for part in first["loc"][:-1]:
             section = section.model_fields[part].annotation
-        return f"unknown key {'.'.join(map(str, first['loc']))}: allowed are {', '.join(section.model_fields)}"
+        *above, name = map(str, first["loc"])
+        near = nearest(name, section.model_fields)
+        meant = f"did you mean {'.'.join([*above, near])}? " if near else ""
+        return f"unknown key {'.'.join([*above, name])}: {meant}allowed are {', '.join(section.model_fields)}"
     if first["type"] == "missing":
         return f"{key} is missing"
     reasons = dict.fromkeys(p["msg"].removeprefix("Value error, ").replace("Input should", "it must") for p in problems)
-    return f"{key} is {first['input']!r}: " + " or ".join(reasons).replace(" or it must be", " or")
+    near = nearest(str(first["input"]), [word for p in problems for word in _words(p)])
+    meant = f"; did you mean {near}?" if near else ""
+    return f"{key} is {first['input']!r}: " + " or ".join(reasons).replace(" or it must be", " or") + meant
+
+
+def _words(problem: Any) -> list[str]:
+    """What a key with a choice may be."""
+    return (
+        re.findall(r"'([^']+)'", problem.get("ctx", {}).get("expected", ""))
+        if problem["type"] == "literal_error"
+        else []
+    )

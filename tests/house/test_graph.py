@@ -14,6 +14,8 @@ from tests.house.imports import ROOT, closure
 PLUMBING = frozenset(
     {
         Path("stages/common/clone.py"),
+        Path("autolora/common/command_line.py"),
+        Path("stages/common/command_line.py"),
         Path("stages/common/endings.py"),
         Path("stages/common/errors.py"),
         Path("stages/common/params.py"),

@@ -60,13 +60,15 @@ def test_what_params_allow_is_what_the_registries_hold():
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("finetune.epoch", 3, ["finetune.epoch", "unknown", "epochs, batch_size"]),
-        ("finetun", {}, ["finetun", "unknown", "finetune"]),
+        ("finetune.epoch", 3, ["finetune.epoch", "unknown", "did you mean finetune.epochs?", "epochs, batch_size"]),
+        ("finetun", {}, ["finetun", "unknown", "did you mean finetune?"]),
+        ("register.gates.robst", 0.1, ["unknown key register.gates.robst: did you mean register.gates.robust?"]),
+        ("export.wholly_other", 1, ["unknown key export.wholly_other: allowed are variants, "]),
         ("finetune.epochs", "many", ["finetune.epochs", "'many'", "integer"]),
         ("finetune.epochs", 0, ["finetune.epochs", "0", "greater than or equal to 1"]),
         ("finetune.channels_last", "yes", ["finetune.channels_last", "'yes'", "'auto'", "boolean"]),
         ("finetune.channels_last", 1, ["finetune.channels_last", "1", "'auto'", "boolean"]),
-        ("finetune.method", "autolara", ["finetune.method", "'autolara'", "'vanilla'"]),
+        ("finetune.method", "autolara", ["finetune.method", "'autolara'", "'vanilla'", "did you mean autolora?"]),
         ("threat.eps", 8, ["threat.eps", "8", "8/255"]),
         ("threat.eps", "8/0", ["threat.eps", "'8/0'", "fraction"]),
         ("threat.eps", -1, ["threat.eps", "-1", "larger than 0"]),
@@ -99,6 +101,20 @@ def test_not_yaml(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("seed: [0\n")
     with pytest.raises(StageError, match="is not YAML"):
+        check(path)
+
+
+def test_a_key_that_stands_twice(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text() + "\nmerge: {alpha: 1.0}\n")
+    with pytest.raises(StageError, match="the key merge stands there twice"):
+        check(path)
+
+
+def test_text_that_is_not_utf8(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_bytes("register: {name: Größe}".encode("latin-1"))
+    with pytest.raises(StageError, match=r"params\.yaml is not text in UTF-8 .* save it as UTF-8"):
         check(path)
 
 

@@ -1,0 +1,19 @@
+"""A clean clone for each test that changes it, and one for all that only look."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.user.clone import Clone
+
+
+@pytest.fixture
+def clone(tmp_path: Path, root: Path) -> Clone:
+    return Clone(tmp_path, root)
+
+
+@pytest.fixture(scope="session")
+def untouched(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Clone:
+    return Clone(tmp_path_factory.mktemp("untouched"), root)
