@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from autolora.backbones.classifier import load_classifier, read_notes, save_classifier
 from autolora.common.files import file_sha256, replacing, write_text
+from autolora.common.progress import bar
 from autolora.threat import Threat
 from autolora.training.branch import fold, load_deltas
 from autolora.training.dial import Point, choose, interpolate, judge
@@ -53,7 +53,7 @@ def merge() -> None:
         digest = _write(network, chosen, params.threat, why, read_notes(ROBUST)["weights_sha256"])
         _write_curve(curve, chosen)
         record |= {"weights_sha256": digest, "alpha": chosen.alpha, "why": why}
-        tqdm.write(f"merge: alpha = {chosen.alpha:g} toward {chosen.toward}: {why}")
+        print(f"merge: alpha = {chosen.alpha:g} toward {chosen.toward}: {why}")
 
 
 def _read_ends() -> Ends:
@@ -90,13 +90,13 @@ def _curve(ends: Ends, settings: list[tuple[str, float]], threat: Threat) -> lis
     sources = {str(f): file_sha256(f) for f in sorted(files)}
     folder = work_dir("merge", files=sources, threat=str(threat), code=code_key())
     points = []
-    with only_one(folder), tqdm(total=len(settings) * len(y), desc="merge: the dial", unit="image") as bar:
+    with only_one(folder), bar(len(settings) * len(y), "the dial", "image") as shown:
         for toward, alpha in settings:
             kept = folder / f"{toward}-{alpha:.6f}.npy"
             if kept.exists():
-                bar.update(len(y))
+                shown.update(len(y))
             else:
-                flags = judge(_network(ends, toward, alpha).to(device), x, y, threat, on_batch=bar.update)
+                flags = judge(_network(ends, toward, alpha).to(device), x, y, threat, on_batch=shown.update)
                 with replacing(kept) as part, open(part, "wb") as file:
                     np.save(file, np.stack(flags))
             points.append(Point(toward, alpha, *np.load(kept)))

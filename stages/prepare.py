@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from autolora.common.files import naming, replacing, replacing_folder, write_json
+from autolora.common.progress import bar
 from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, cores, main, processes_asked_for, timed, work_dir
 from stages.common.views import PrepareParams, load
@@ -60,10 +60,10 @@ def prepare() -> None:
 
 
 def _watched(source: str, path: Path) -> Iterator[Found]:
-    """What the source finds, with a progress bar where somebody looks on."""
-    total = sum(1 for _ in SOURCES[source](path)) if source in LISTS and sys.stderr.isatty() else None
+    """What the source finds, and how far it is."""
+    total = sum(1 for _ in SOURCES[source](path)) if source in LISTS else None
     tqdm.monitor_interval = 0  # no thread: the decoding processes are forked
-    return iter(tqdm(SOURCES[source](path), desc="prepare", total=total, unit=" images", disable=None))
+    return iter(bar(total, "images", "image", iterable=SOURCES[source](path)))
 
 
 def _split(rows: list[dict[str, Any]], seed: int, validation_fraction: float, test_fraction: float) -> None:

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from autolora.attacks.engine.network import Network, predicted
 from autolora.attacks.engine.slots import Job, Slots
 from autolora.attacks.evaluation import Evaluation
 from autolora.attacks.versions import Step
 from autolora.common import distributed
+from autolora.common.progress import bar
 
 Found = dict[Job, Tensor | None]  # (image, attempt) -> the adversarial image, or None
 AGAIN = "-again"  # in the names of progress files: what was attacked again on the network itself
@@ -110,17 +110,17 @@ def _bar(
 ) -> Iterator[Callable[[int, int], None]]:
     """How many images are left, and how long still; steps that prove unnecessary leave the total."""
     shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
-    hidden = None if e.settings.show and steps and distributed.rank() == 0 else True
+    hidden = not (e.settings.show and steps and distributed.rank() == 0)
 
     def said() -> str:
         return "{}: {} of {} stand".format(name, *left())
 
-    bar = tqdm(total=steps, desc=said(), bar_format=shape, disable=hidden)
+    shown = bar(steps, said(), bar_format=shape, disable=hidden)
 
     def tick(taken: int, saved: int) -> None:
-        bar.total -= saved
-        bar.set_description_str(said(), refresh=False)
-        bar.update(taken)
+        shown.total -= saved
+        shown.set_description_str(said(), refresh=False)
+        shown.update(taken)
 
-    with bar:
-        yield (lambda taken, saved: None) if bar.disable else tick
+    with shown:
+        yield (lambda taken, saved: None) if hidden else tick

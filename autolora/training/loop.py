@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from autolora.common import distributed
 from autolora.common.malloc import heap_kept
+from autolora.common.progress import bar as progress_bar
 from autolora.data.batches import moved, stream, to_pixels
 from autolora.threat import Threat
 from autolora.training.branch import Branch
@@ -109,14 +110,8 @@ def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None],
             f"no batch to train on: {len(learner.labels)} images in batches of {settings.batch_size} for "
             f"{distributed.world()} process(es), of which each needs at least two images (four for twins)"
         )
-    bar = tqdm(
-        total=settings.epochs * steps,
-        initial=done.epoch * steps,
-        desc=settings.method,
-        unit="step",
-        mininterval=1,
-        disable=not progress,
-    )
+    total, done_before = settings.epochs * steps, done.epoch * steps
+    bar = progress_bar(total, settings.method, initial=done_before, disable=not progress)
     with bar:
         while done.epoch < settings.epochs and not done.stopped:
             record = one_epoch(learner, done, bar, file)

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from autolora.attacks.pgd import pgd
 from autolora.backbones.classifier import Classifier
 from autolora.backbones.frozen import frozen
 from autolora.common.files import replacing
+from autolora.common.progress import bar
 from autolora.data.batches import crop_and_flip, to_pixels
 from autolora.threat import Threat
 
@@ -47,8 +47,8 @@ def pretrain(
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(len(images), generator=generator)[: batches * BATCH].view(batches, BATCH)
         right = 0
-        bar = tqdm(order, desc=f"pretrain {epoch + 1}/{epochs}", unit="batch", mininterval=5)
-        for index in bar:
+        shown = bar(len(order), f"pretrain {epoch + 1}/{epochs}", "batch", iterable=order)
+        for index in shown:
             x, y = to_pixels(crop_and_flip(images[index], generator)), labels[index]
             with frozen(model):
                 attacked = pgd(model, x, y, threat, steps, step=0.6 * threat.eps, generator=generator)
@@ -61,7 +61,7 @@ def pretrain(
             schedule.step()
             _follow(average, model)
             right += int((logits.argmax(1) == y).sum())
-        tqdm.write(f"epoch {epoch + 1}: accuracy on attacked training images {right / order.numel():.3f}")
+        print(f"epoch {epoch + 1}: accuracy on attacked training images {right / order.numel():.3f}")
         _keep(parts, epoch + 1, checkpoint)
     return average.eval()
 

@@ -23,6 +23,7 @@ from typing import Any, NoReturn, cast
 from autolora.common.errors import BadArgument
 from autolora.common.files import AtWork, locked, write_json
 from stages.common.clone import seen_from_clone
+from autolora.common.progress import named
 from stages.common.endings import forget, tell
 from stages.common.errors import BUSY, INTERRUPTED, MEND, Busy, StageError
 from stages.common.views import key_of
@@ -39,7 +40,8 @@ def main(stage: Callable[[], None]) -> None:
     if "RANK" not in os.environ:  # a process among several leaves what the others have told
         forget(name)
     try:
-        stage()
+        with named(name):
+            stage()
     except AtWork as error:
         _end(name, BUSY, str(error))
     except (StageError, ValueError, FileNotFoundError) as error:

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 import torch
-from tqdm import tqdm
 
 from autolora.attacks.onnx_file import ASCENT, QUERIES, STEPS, TARGETS, Answer, Replayed, replay, square, white_box
 from autolora.common.files import file_sha256
+from autolora.common.progress import bar
 from autolora.common.statistics import wilson
 from autolora.export.runtime import logits, open_session
 from autolora.export.straight_through import StraightThrough
@@ -105,5 +105,5 @@ def _attack(replayed: Replayed, right: np.ndarray) -> dict[str, Any]:
 
 @contextmanager
 def _bar(name: str, total: int) -> Iterator[Any]:
-    with tqdm(total=total, desc=name, unit="step", mininterval=1) as bar:
-        yield bar.update
+    with bar(total, name) as shown:
+        yield shown.update

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from tqdm import tqdm
 
 from autolora.common.errors import first_line
 from autolora.common.files import write_bytes
@@ -42,7 +41,7 @@ def make(name: str, given: Ingredients, target: Path) -> dict[str, Any]:
     """Write `target`/model.<name>.onnx where it is good enough; where it is not, the record and a line say why."""
     record = _made(name, given, target)
     if not record["written"]:
-        tqdm.write(f"export: model.{name}.onnx is not written: {record['reason']}")
+        print(f"export: model.{name}.onnx is not written: {record['reason']}")
     return record
 
 

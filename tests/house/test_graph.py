@@ -15,6 +15,7 @@ PLUMBING = frozenset(
     {
         Path("stages/common/clone.py"),
         Path("autolora/common/command_line.py"),
+        Path("autolora/common/progress.py"),
         Path("stages/common/command_line.py"),
         Path("stages/common/endings.py"),
         Path("stages/common/errors.py"),
