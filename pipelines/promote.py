@@ -17,8 +17,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autolora.common.files import file_sha256, read_json
 from autolora.common.command_line import Command
+from autolora.common.files import file_sha256, read_json
 from pipelines.registry import decision_log as history
 from pipelines.registry.gates import Finding, Paired, as_record, champion_findings, gate_findings
 from pipelines.registry.versions import alias_version, evidence_of, get_version, where

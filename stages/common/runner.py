@@ -22,8 +22,8 @@ from typing import Any, NoReturn, cast
 
 from autolora.common.errors import BadArgument
 from autolora.common.files import AtWork, locked, write_json
-from stages.common.clone import seen_from_clone
 from autolora.common.progress import named
+from stages.common.clone import seen_from_clone
 from stages.common.endings import forget, tell
 from stages.common.errors import BUSY, INTERRUPTED, MEND, Busy, StageError
 from stages.common.views import key_of
