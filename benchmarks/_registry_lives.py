@@ -134,7 +134,7 @@ def deploying(folder: Path) -> None:
 def tell(folder: Path) -> None:
     import json
 
-    log = entries(connect(), NAME)
+    log = entries(connect().MlflowClient(), NAME)
     (folder / "history.json").write_text(json.dumps(reigns(log, "champion")))
 
 
