@@ -54,7 +54,7 @@ class Place:
     def fresh(self, name: str) -> Project:
         folder = self.folder / name.replace(" ", "-")
         shutil.rmtree(folder, ignore_errors=True)
-        return Project.clone(folder, small=self.small)
+        return Project.clone(folder, self.finished.folder, small=self.small)  # the same commit, whatever comes after
 
     def copy(self, name: str) -> Project:
         """Of the finished run: what is hurt is its last stages, or what it left."""

@@ -116,9 +116,9 @@ class Project:
     runs: int = 0
 
     @classmethod
-    def clone(cls, folder: Path, *, small: bool = False) -> Project:
-        """What is committed here, not what lies beside it."""
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    def clone(cls, folder: Path, source: Path = ROOT, *, small: bool = False) -> Project:
+        """What is committed there, not what lies beside it."""
+        subprocess.run(["git", "clone", "-q", str(source), str(folder)], check=True)
         project = cls(folder)
         if small:
             project.change(SMALL)

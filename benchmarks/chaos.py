@@ -58,6 +58,11 @@ class Fault:
 def judged(place: Place, project: Project | None, began: float, hurt: hurts.Hurt, name: str = "kills") -> Fault:
     """After the last restart: is everything there, and the same?"""
     wrong = different(place.expected, project.outputs()) if project else []
+    for path in wrong if project else ():  # kept, beside the right ones in `finished`
+        kept = place.folder / "different" / name / path
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if (project.folder / path).is_file():
+            shutil.copy(project.folder / path, kept)
     lost = hurt.lost + (project.lost() + abs(project.versions() - hurt.versions) if project else 0)
     ended = hurt.ended
     note = "; ".join([*hurt.notes, *(f"differs: {path}" for path in wrong)])
