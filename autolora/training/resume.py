@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autolora.common import distributed
-from autolora.common.files import locked, replacing, weights_sha256
+from autolora.common.files import locked, naming, replacing, weights_sha256
 from autolora.data.ragged import Rectangles
 from autolora.training.controllers import Scalars
 from autolora.training.learner import Learner, speed
@@ -91,9 +91,17 @@ def keep(learner: Learner, done: Progress, file: Path | None) -> None:
             "weights": tuple(learner.weights),
             "progress": {**vars(done)},
         }
-        with replacing(file) as part:
-            torch.save(saved, part)
+        with naming(file), replacing(file) as part, open(part, "wb") as handle:
+            _save(saved, handle)
     distributed.agree(done.epoch)
+
+
+def _save(saved: dict[str, Any], handle: IO[bytes]) -> None:
+    """torch tells of a full disk as "unexpected pos 4655232 vs 4655120", on top of the system's own words."""
+    try:
+        torch.save(saved, handle)
+    except RuntimeError as error:
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def restore(learner: Learner, file: Path | None) -> Progress:

@@ -38,6 +38,7 @@ fuzz.one_door("planted", 9, 0, Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_what_is_planted_is_found(tmp_path: Path) -> None:
     env = os.environ | {fuzz.MARKER: str(tmp_path / "marker")}
     subprocess.run([sys.executable, "-c", PLANTED, str(tmp_path)], check=True, cwd=fuzz.ROOT, env=env)
