@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,12 +110,21 @@ def evaluate_network(params: EvaluateParams, images: TestImages, path: Path) -> 
     determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids_sha256(images.ids)}
     determines |= {"code": code_key(), "device": device.type}  # rounding of another kind of device differs
     folder = work_dir("evaluate", model=path.stem, **determines)
-    settings = Settings(section.version, params.seed, section.precision, progress=folder, device=device)
+    told = partial(tell, len(images)) if path == MERGED else None
+    settings = Settings(section.version, params.seed, section.precision, progress=folder, device=device, tell=told)
     report = autoattack_of(model, images, params.threat, settings)
     curve = curve_of(model, images, params.threat, Settings(seed=params.seed, device=device))
     report.checks = ordered([*report.checks, curve_agrees(report, curve)])
     require(report.checks)
     return Evaluated(notes, report, curve)
+
+
+def tell(images: int, seconds: float) -> None:
+    """Once, after the first timed steps."""
+    minutes = max(round(seconds / 60), 1)
+    print(
+        f"evaluate: up to {minutes} min for {images} images, and less for the twin, which breaks early", file=sys.stderr
+    )
 
 
 def load_network(path: Path) -> tuple[Classifier, dict[str, str]]:

@@ -25,7 +25,7 @@ from autolora.attacks import checks
 from autolora.attacks.confirmation import attack
 from autolora.attacks.engine.network import from_session, predicted
 from autolora.attacks.engine.prepare import device_of
-from autolora.attacks.evaluation import Answers, Evaluation, Settings, claim, opened
+from autolora.attacks.evaluation import Answers, Evaluation, Settings, claim, forecast, opened
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.verdicts import ordered, require
 from autolora.attacks.versions import VERSIONS, Budget, Plan, Step, plan_of, square_alone
@@ -124,6 +124,7 @@ def attacked(e: Evaluation, plan: Plan) -> Report:
     """Each attack of the plan on what the ones before it have left."""
     steps, deviation = plan(e.logits.shape[1])
     claim(e, steps)
+    e.forecast = forecast(e, steps)
     answer = predicted(e.logits).cpu()
     report = Report(
         threat=e.threat,

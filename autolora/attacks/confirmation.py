@@ -21,6 +21,7 @@ from autolora.common import distributed
 from autolora.common.progress import bar
 
 Found = dict[Job, Tensor | None]  # (image, attempt) -> the adversarial image, or None
+Tick = Callable[[int, int], None]  # steps taken, steps that proved unnecessary
 AGAIN = "-again"  # in the names of progress files: what was attacked again on the network itself
 
 
@@ -98,16 +99,25 @@ def _run(e: Evaluation, step: Step, images: list[int], known: Confirmation, *, o
     jobs = [job for job in jobs if job not in known.found]
     hear = known.keep if on is e.network else known.hear
     with _bar(e, step.name, len(jobs) * attack.rounds, lambda: (len(images) - len(slots.broken), len(images))) as tick:
-        slots.run(jobs, hear, tick, known.flush)
+        slots.run(jobs, hear, _timed(e, attack.cost, tick), known.flush)
     known.confirm()
     known.flush()
     return known.doubtful()
 
 
+def _timed(e: Evaluation, cost: int, tick: Tick) -> Tick:
+    """The forecast hears what was really done."""
+
+    def heard(taken: int, saved: int) -> None:
+        if e.forecast is not None and taken:
+            e.forecast.hear(taken * cost)
+        tick(taken, saved)
+
+    return heard
+
+
 @contextmanager
-def _bar(
-    e: Evaluation, name: str, steps: int, left: Callable[[], tuple[int, int]]
-) -> Iterator[Callable[[int, int], None]]:
+def _bar(e: Evaluation, name: str, steps: int, left: Callable[[], tuple[int, int]]) -> Iterator[Tick]:
     """How many images are left, and how long still; steps that prove unnecessary leave the total."""
     shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
     hidden = not (e.settings.show and steps and distributed.rank() == 0)

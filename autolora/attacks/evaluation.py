@@ -27,6 +27,7 @@ from autolora.attacks.engine.journal import Journal
 from autolora.attacks.engine.network import Averaged, Network, predicted
 from autolora.attacks.engine.onnx_network import InOnnxruntime
 from autolora.attacks.engine.prepare import at_rest, default_batch, device_of, full_precision, likely
+from autolora.attacks.forecast import Forecast
 from autolora.attacks.versions import Budget, Step
 from autolora.common import distributed
 from autolora.common.files import weights_sha256
@@ -48,6 +49,7 @@ class Settings:
     batch_size: int | None = None
     progress: str | Path | None = None
     show: bool = True
+    tell: Callable[[float], object] | None = None  # hears, once, how many seconds the attacks may take
     gradients: bool = True  # False: the network is asked for scores alone
     device: torch.device | None = None  # where the network lives, where it has no parameters to tell
 
@@ -62,6 +64,7 @@ class Evaluation:
     settings: Settings
     journal: Journal
     device: torch.device
+    forecast: Forecast | None = None
 
     @property
     def x(self) -> Tensor:
@@ -131,6 +134,15 @@ def opened(model: Answers, images: TestImages, threat: Threat, settings: Setting
         yield Evaluation(model, network, copies, images, threat, settings, journal, device)
 
 
+def forecast(e: Evaluation, steps: list[Step]) -> Forecast | None:
+    """For this process, if no image breaks."""
+    if e.settings.tell is None or distributed.rank() > 0:
+        return None
+    attacks = [(step.attempts, step.attack(e.network, e.threat)) for step in steps]
+    each = sum(attempts * attack.rounds * attack.cost for attempts, attack in attacks)
+    return Forecast(each * int(e.clean.sum()) / distributed.world(), e.settings.tell)
+
+
 def claim(e: Evaluation, steps: list[Step]) -> None:
     """The progress folder is claimed for exactly this evaluation.
 
@@ -158,8 +170,8 @@ def _determines(e: Evaluation, steps: list[Step]) -> dict[str, Any]:
         "batch_size": e.network.batch,
         "precision": e.settings.precision,
         "images": hashlib.sha256(repr(named).encode()).hexdigest(),
-        "budget": asdict(e.settings.budget),
         "steps": [[step.name, step.attempts, step.attack(e.network, e.threat).rounds] for step in steps],
+        "budget": asdict(e.settings.budget),
     }
     return found | ({"runtime": e.runtime()} if e.runtime() else {})
 

@@ -30,6 +30,7 @@ class FAB:
 
     def __init__(self, network: Network, threat: Threat, steps: int = 100) -> None:
         self.network, self.threat, self.rounds = network, threat, steps
+        self.cost = 12  # of ten classes: a gradient of each, and a forward
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         """The first run starts from the image, restarts from half-way to the surface of the ball."""
@@ -70,6 +71,10 @@ class FAB:
 
 class TargetedFAB(FAB):
     """Towards one class: 3 F a step (forward, gradient, and a forward to see whether the boundary is crossed)."""
+
+    def __init__(self, network: Network, threat: Threat, steps: int = 100) -> None:
+        super().__init__(network, threat, steps)
+        self.cost = 3
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         return {"x": x, "y": y, "target": target, "point": x.clone()}

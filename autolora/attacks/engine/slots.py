@@ -27,6 +27,7 @@ Finish = Callable[[Job, Tensor | None], None]  # the adversarial image, or None
 
 class Attack(Protocol):
     rounds: int  # steps until a row gives up
+    cost: int  # of one step of one row, in F
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         """Fresh rows."""
