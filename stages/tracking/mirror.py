@@ -32,7 +32,7 @@ def mirror(mlflow: ModuleType, evidence: Evidence, title: str, plots: Mapping[st
         run_id = client.create_run(experiment_id(mlflow), run_name=title).info.run_id
     client.update_run(run_id, status="RUNNING", name=title)
     log_params(mlflow, run_id, locked_params(evidence.folder))
-    log_epochs(mlflow, run_id, _missed(client, run_id, rows))
+    log_epochs(mlflow, run_id, missed(client, run_id, rows))
     log_metrics(mlflow, run_id, metrics(evidence))
     for key, value in ({"content_key": evidence.key} | provenance_of(evidence.folder)).items():
         client.set_tag(run_id, key, value)
@@ -50,7 +50,7 @@ def _usable(client: MlflowClient, run_id: str, key: str) -> bool:
     return run is not None and run.info.lifecycle_stage == "active" and run.data.tags.get("content_key", key) == key
 
 
-def _missed(client: MlflowClient, run_id: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+def missed(client: MlflowClient, run_id: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Epochs that the live run did not get to write."""
     known = {metric.step for metric in client.get_metric_history(run_id, "val_clean")}  # every method writes it
     return [row for row in rows if int(row["epoch"]) not in known]

@@ -13,7 +13,7 @@ from autolora.common.files import read_json
 from stages.tracking import live_run
 from stages.tracking.client import flat, numbers
 from stages.tracking.live_run import LIVE_EPOCHS, LIVE_RECORD, find_live_run, live
-from stages.tracking.mirror import _missed
+from stages.tracking.mirror import missed
 from tests.registry.synthetic import make_run
 
 
@@ -71,7 +71,7 @@ def test_a_method_that_is_not_attacked_while_it_trains_is_not_written_twice(stor
     rows, work = rows_of(make_run(tmp_path / "a"))[:5], tmp_path / "work/finetune/key"
     rows = [row | {"val_robust": ""} for row in rows]
     train(work, rows[:3])
-    assert _missed(client, read_json(work / LIVE_RECORD)["run_id"], rows) == rows[3:]
+    assert missed(client, read_json(work / LIVE_RECORD)["run_id"], rows) == rows[3:]
 
 
 def test_an_interrupted_run_is_marked_and_gone_on_with(store, client, tmp_path):

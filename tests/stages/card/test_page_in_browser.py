@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from stages.card.page import write_card
-from tests.registry.browser import browser, executable
+from tests.browser import browser, executable
 from tests.registry.synthetic import make_run
 
 pytestmark = [

@@ -1,6 +1,6 @@
 """A real Chromium, headless, by its DevTools protocol: what it requests, complains about, measures and paints.
 
-python -m tests.registry.browser reports/card.html docs/     # the screenshots of the card in docs/
+python -m tests.browser reports/card.html docs/     # the screenshots of the card in docs/
 """
 
 from __future__ import annotations

@@ -89,9 +89,10 @@ def tool(name: str) -> str | None:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def server(request, tmp_path, monkeypatch):
+def server(request, tmp_path, monkeypatch, migrated):
     folder = tmp_path / "server"
     if request.param == "sqlite":
+        shutil.copy(migrated, tmp_path / "server.db")  # MLflow's forty migrations have run once
         with mlflow_server(f"sqlite:///{tmp_path}/server.db", folder, free_port()) as uri:
             monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
             yield uri
@@ -140,14 +141,15 @@ def test_two_machines_register_at_once_and_the_better_one_is_promoted(server, tm
     assert alias_version(client, "synthetic", "champion") == better
 
 
-def test_a_server_that_goes_away_and_comes_back(tmp_path, monkeypatch):
+def test_a_server_that_goes_away_and_comes_back(tmp_path, monkeypatch, migrated):
     """It dies during training, is missing at `register`, and is back at the next `dvc repro`: nothing is lost."""
     from stages.common.runner import StageError
     from stages.register import register
-    from tests.registry.test_live import rows_of
+    from tests.stages.tracking.test_live_run import rows_of
 
     run, port, store = make_run(tmp_path / "run"), free_port(), f"sqlite:///{tmp_path}/server.db"
     rows, work = rows_of(run), tmp_path / "work/finetune/key"
+    shutil.copy(migrated, tmp_path / "server.db")
     work.mkdir(parents=True)
     monkeypatch.chdir(run)
     monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path / "work"))
