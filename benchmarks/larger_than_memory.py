@@ -84,7 +84,7 @@ def train(folder: Path) -> None:
         nn.Conv2d(3, 8, 16, 16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)
     )
     begin = time.perf_counter()
-    finetune(model, (images, labels), held_out, Threat("linf", "8/255"), "natural", epochs=1, progress=False)
+    finetune(model, (images, labels), held_out, Threat("linf", "8/255"), method="natural", epochs=1, progress=False)
     taken = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"{count} images of {CLASSES} classes, {len(flat) / 1e9:.1f} GB: one epoch, {count / taken:.0f} images/s")

@@ -31,12 +31,12 @@ import numpy as np
 
 from autolora.common.command_line import Command
 from autolora.common.files import file_sha256
+from autolora.export.notes import notes_in
 from pipelines.registry import triton_repository as repository
 from pipelines.registry.decision_log import now, who
 from pipelines.registry.versions import alias_version, get_version, verified_onnx, where
 from stages.common.runner import StageError, only_one
 from stages.evidence.canaries import compare, disagreement
-from stages.evidence.files import onnx_metadata
 from stages.register import CANARIES, quiet
 from stages.tracking.client import answering, connect, mlflow_module
 
@@ -115,7 +115,7 @@ def _publish(version: ModelVersion, model: Path, folder: Path, how: How) -> str:
 
 
 def check_metadata(version: ModelVersion, path: Path) -> None:
-    notes = onnx_metadata(path)
+    notes = notes_in(path)
     for key in METADATA:
         if notes.get(key) != version.tags.get(key):
             raise StageError(

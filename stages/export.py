@@ -23,6 +23,7 @@ import torch
 from autolora.attacks.onnx_file import parity
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
 from autolora.common.files import file_sha256, read_json, replacing_folder, write_json
+from autolora.export.notes import notes_in
 from autolora.export.runtime import logits, open_session
 from autolora.export.write import evidence, export_onnx, opset
 from autolora.threat import Threat
@@ -30,7 +31,7 @@ from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
 from stages.common.views import ExportParams, load
 from stages.evaluation.onnx_robustness import device, measure
-from stages.evaluation.onnx_variants import Ingredients, make, notes_in
+from stages.evaluation.onnx_variants import Ingredients, make
 from stages.evidence.examples import Examples, read_examples
 
 MERGED, ADVERSARIAL = Path("models/merged.safetensors"), Path("models/adversarial.npz")
@@ -79,7 +80,7 @@ def written(
     path, section, threat = work / "files" / "model.onnx", params.export, params.threat
     toward = read_notes(MERGED)["toward"]
     said = evidence(robustness, read_json(CLASSES), section.license or "not stated", toward=toward)
-    digest = export_onnx(model, path, said, section.input)
+    digest = export_onnx(model, path, said, pixels=section.input)
     compared = compare(model, path, examples, section.input)
     found = measure(path, examples, threat, params.seed, section.check_images, work)
     images = np.load(CALIBRATION).astype(np.float32) / 255

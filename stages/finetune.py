@@ -23,7 +23,6 @@ import torch
 from autolora.backbones.classifier import Classifier, save_classifier
 from autolora.backbones.loading import load_backbone
 from autolora.common import distributed
-from autolora.common.downloads import resolve_weights
 from autolora.common.files import file_sha256, read_json, replacing, replacing_folder, write_json
 from autolora.common.processes import end_with_parent
 from autolora.data.ragged import Rectangles, rectangles
@@ -34,17 +33,18 @@ from stages.common.command_line import takes_no_arguments
 from stages.common.errors import TryAgain
 from stages.common.runner import code_key, main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
+from stages.common.weights import resolve_weights
 from stages.tracking.live_run import live
 
 PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
-KEYS = ("reference", "batch_size", "augmentation", "average", "statistics", "precision", "compile", "channels_last")
+KEYS = ("reference", "batch_size", "augmentation", "average", "precision", "compile", "channels_last")
 SEARCHED = ("rate", "decay", "gamma")  # for searches over the baselines; never of the naturally tuned twin
 COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"]
 
 
 def finetune() -> None:
-    if "WORLD_SIZE" not in os.environ and (count := processes()) > 1:
+    if "WORLD_SIZE" not in os.environ and (count := wanted_processes()) > 1:
         return launch(count)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
@@ -81,9 +81,9 @@ def tuned(
         read_split("train"),
         read_split("val"),
         params.threat,
-        method,
-        section.epochs,
-        params.seed,
+        method=method,
+        epochs=section.epochs,
+        seed=params.seed,
         checkpoints=work,
         on_epoch=on_epoch,
         **{key: getattr(section, key) for key in KEYS},
@@ -105,7 +105,7 @@ def speeds(robust: Tuned) -> dict[str, Any]:
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
-def processes() -> int:
+def wanted_processes() -> int:
     """One for each visible GPU, or what AUTOLORA_PROCESSES says. No param: it must not make the stage stale."""
     return processes_asked_for() or max(1, torch.cuda.device_count())
 
@@ -184,7 +184,7 @@ def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: 
         },
         "weights_sha256": {
             "robust": save_classifier(cast(Classifier, robust.model), folder / "robust.safetensors", threat=threat),
-            "branch": save_branch(robust.branch, robust.model, folder / "branch.safetensors"),
+            "branch": save_branch(robust.branch, folder / "branch.safetensors"),
             "natural": save_classifier(cast(Classifier, natural.model), folder / "natural.safetensors", threat="none"),
         },
     }

@@ -21,7 +21,7 @@ from autolora.backbones.classifier import load_classifier, read_notes, save_clas
 from autolora.common.files import file_sha256, replacing, write_text
 from autolora.common.progress import bar
 from autolora.threat import Threat
-from autolora.training.branch import fold, load_deltas
+from autolora.training.branch import add_branch, load_deltas
 from autolora.training.dial import Point, choose, interpolate, judge
 from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
@@ -78,7 +78,7 @@ def _settings(ends: Ends, asked: str | float, toward: str) -> list[tuple[str, fl
 def _network(ends: Ends, toward: str, alpha: float) -> Any:
     if toward == "natural":
         return interpolate(ends.robust, ends.natural, alpha)
-    return fold(ends.robust, ends.deltas, alpha)
+    return add_branch(ends.robust, ends.deltas, alpha)
 
 
 def _curve(ends: Ends, settings: list[tuple[str, float]], threat: Threat) -> list[Point]:

@@ -43,7 +43,12 @@ def main() -> None:
     work = Path(".work/pretrain")
     work.mkdir(parents=True, exist_ok=True)
     model = pretrain(
-        build(SPEC), *train, THREAT, arguments.epochs, arguments.steps, checkpoint=work / f"{arguments.epochs}.pt"
+        build(SPEC),
+        *train,
+        THREAT,
+        epochs=arguments.epochs,
+        steps=arguments.steps,
+        checkpoint=work / f"{arguments.epochs}.pt",
     )
     record = {
         "spec": SPEC.to_json(),

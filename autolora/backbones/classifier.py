@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autolora.backbones.layers import first_convolutions, head_name, head_names, submodule
+from autolora.common.errors import BadArgument
 from autolora.common.files import replacing, weights_sha256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -97,13 +98,13 @@ def check_spec(spec: Spec) -> None:
     if spec.classes < 2:
         raise ValueError(f"a classifier needs at least 2 classes, not {spec.classes}")
     if reserved := sorted(set(spec.options) & set(RESERVED)):
-        raise ValueError(
-            f"backbone.options: {', '.join(reserved)} is set by the other keys of backbone and by the data"
+        raise BadArgument(
+            "options", spec.options, f"{', '.join(reserved)} is set by the other arguments, and by the data"
         )
     if len(spec.mean) not in (1, spec.channels) or len(spec.std) not in (1, spec.channels):
         raise ValueError(f"mean {spec.mean} and std {spec.std} need one value for each of {spec.channels} channels")
     if min(spec.std) <= 0:
-        raise ValueError(f"backbone.std is {spec.std}: expected values above 0")
+        raise BadArgument("std", spec.std, "expected values above 0")
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def _body(spec: Spec) -> nn.Module:
             return _timm_body(spec, options)
         body = _torchvision_body(name, options) if origin == "torchvision" else _class(origin, name)(**options)
     except TypeError as error:
-        raise ValueError(f"backbone.options {options} do not suit {spec.arch}: {error}") from None
+        raise BadArgument("options", options, f"they do not suit {spec.arch}: {error}") from None
     return replace_head(body, spec.classes)
 
 
@@ -141,12 +142,10 @@ def _refuse_unknown(arch: str) -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 5)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-        raise ValueError(f"backbone.arch is {arch!r}, which timm {timm.__version__} does not know: {hint}")
+        raise BadArgument("arch", arch, f"timm {timm.__version__} does not know it: {hint}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
     if tag and tag not in tags:
-        raise ValueError(
-            f"backbone.arch is {arch!r}: {name} has no tag {tag!r}, but {', '.join(tags) or 'none at all'}"
-        )
+        raise BadArgument("arch", arch, f"{name} has no tag {tag!r}, but {', '.join(tags) or 'none at all'}")
 
 
 def _torchvision_body(name: str, options: dict[str, Any]) -> nn.Module:
@@ -154,9 +153,8 @@ def _torchvision_body(name: str, options: dict[str, Any]) -> nn.Module:
 
     if name not in list_models():
         near = difflib.get_close_matches(name, list_models(), 5)
-        raise ValueError(
-            f"backbone.arch: torchvision does not know {name!r}: did you mean {', '.join(near) or 'none'}?"
-        )
+        hint = f"did you mean {', '.join(near)}?" if near else "see torchvision.models.list_models()"
+        raise BadArgument("arch", f"torchvision:{name}", f"torchvision does not know it: {hint}")
     return get_model(name, weights=None, **options)
 
 
@@ -165,9 +163,9 @@ def _class(module: str, name: str) -> Callable[..., nn.Module]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"backbone.arch is '{module}:{name}', which cannot be imported: {error}") from None
+        raise BadArgument("arch", f"{module}:{name}", f"it cannot be imported: {error}") from None
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"backbone.arch is '{module}:{name}': expected a class derived from torch.nn.Module")
+        raise BadArgument("arch", f"{module}:{name}", "expected a class derived from torch.nn.Module")
     return found
 
 
@@ -190,14 +188,12 @@ def _put(module: nn.Module, name: str, layer: nn.Module) -> None:
 def adapt_stem(body: nn.Module, stem: str) -> nn.Module:
     """For small images, in place: no max-pool (nopool), and a first convolution of 3x3 and stride 1 too (lowres)."""
     if stem not in STEMS:
-        raise ValueError(f"backbone.stem is {stem!r}: expected one of {', '.join(STEMS)}")
+        raise BadArgument("stem", stem, f"expected one of {', '.join(STEMS)}")
     if stem == "timm":
         return body
     pools = [name for name in POOLS if isinstance(submodule(body, name), nn.Module)]
     if stem == "nopool" and not pools:
-        raise ValueError(
-            f"backbone.stem is 'nopool', but {type(body).__name__} has no max-pool in its stem: use 'timm'"
-        )
+        raise BadArgument("stem", stem, f"{type(body).__name__} has no max-pool in its stem: use 'timm'")
     if stem == "lowres":
         for name in first_convolutions(body):
             _put(body, name, _fine(body.get_submodule(name), type(body).__name__))
@@ -212,10 +208,12 @@ POOLS = ("maxpool", "stem.pool", "features.pool0")  # of ResNets, pre-activation
 def _fine(conv: Any, network: str) -> nn.Conv2d:
     """The same convolution with 3x3 and stride 1."""
     if conv.kernel_size not in ((3, 3), (5, 5), (7, 7)) or conv.kernel_size[0] <= conv.stride[0]:
-        raise ValueError(
-            f"backbone.stem is 'lowres', which has no meaning for {network}: its stem cuts the image into patches of "
-            f"{conv.kernel_size[0]} by {conv.kernel_size[1]}; use 'timm', with backbone.options.patch_size where the "
-            "network has it, or let the model enlarge the images: backbone.network_size"
+        raise BadArgument(
+            "stem",
+            "lowres",
+            f"it has no meaning for {network}, whose stem cuts the image into patches of {conv.kernel_size[0]} by "
+            f"{conv.kernel_size[1]}; use 'timm', with `options` patch_size where the network has it, or let the model "
+            "enlarge the images: `network_size`",
         )
     return nn.Conv2d(conv.in_channels, conv.out_channels, 3, 1, 1, bias=conv.bias is not None)
 
@@ -272,9 +270,11 @@ def checked(model: Classifier) -> Classifier:
             logits = torch.func.functional_call(model.train(), buffers, grey.to(model.mean.device))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{spec.arch} does not run on images of {spec.image_size} px ({reason}): "
-            "set backbone.network_size to the size that it was made for; the model then enlarges them inside"
+        raise BadArgument(
+            "image_size",
+            spec.image_size,
+            f"{spec.arch} does not run on images of that size ({reason}): set `network_size` to the one that it was "
+            "made for; the model then enlarges them inside",
         ) from None
     finally:
         for module, training in modes:

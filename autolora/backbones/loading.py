@@ -24,6 +24,7 @@ from autolora.backbones.checkpoints import Checkpoint, Fitted, fit_state, groupe
 from autolora.backbones.classifier import IMAGENET_MEAN, IMAGENET_STD, Classifier, Spec, build, check_spec, checked
 from autolora.backbones.layers import first_convolutions, head_names
 from autolora.common.downloads import fetch
+from autolora.common.errors import BadArgument
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ def load_backbone(
     weights: str | Path | None = None,
     classes: int | Sequence[str] = 10,
     image_size: int = 32,
+    *,
     stem: str = "timm",
     options: dict[str, Any] | None = None,
-    *,
     network_size: int | None = None,
     channels: int = 3,
     mean: Sequence[float] | None = None,
@@ -82,7 +83,7 @@ def load_backbone(
     spec, origin = _with_normaliser(spec, mean, std, checkpoint, fitted)
     spec = dataclasses.replace(spec, trained_for=trained_for or _trained_for(checkpoint))
     stem_note = _fit_stem(body, fitted)
-    head_note = _fit_head(body, fitted, keep_head)
+    head_note = _fit_head(body, fitted, keep=keep_head)
     _refuse_mismatch(fitted, checkpoint, body, spec, head_note)
     body.load_state_dict(_over(body.state_dict(), fitted.state))
     model = checked(Classifier(body, spec))
@@ -130,7 +131,7 @@ def _with_normaliser(
 ) -> tuple[Spec, str]:
     """mean and std, and where they come from: the caller, the file, timm, ImageNet."""
     if (mean is None) != (std is None):
-        raise ValueError("backbone.mean and backbone.std belong together: give both, or none")
+        raise BadArgument("mean", mean, "`mean` and `std` belong together: give both, or none")
     found: Any
     if mean is not None and std is not None:
         found, origin = (mean, std), "as given"
@@ -194,7 +195,7 @@ def reduce_kernel(weight: Tensor, size: int = 3) -> Tensor:
     return torch.einsum("oikl,pkl->oip", weight.float(), enlarge[:, 0]).unflatten(2, (size, size)).to(weight.dtype)
 
 
-def _fit_head(body: nn.Module, fitted: Fitted, keep: bool) -> str:
+def _fit_head(body: nn.Module, fitted: Fitted, *, keep: bool) -> str:
     """Leave the fresh head in place, or keep the file's where that is asked for and possible."""
     said = []
     for name in head_names(body):
@@ -244,7 +245,7 @@ def _advice(checkpoint: Checkpoint, fitted: Fitted, body: nn.Module) -> str:
         return f"config.json beside the file says that it is {checkpoint.notes['architecture']}"
     first = [fitted.reshaped[key] for name in first_convolutions(body) if (key := f"{name}.weight") in fitted.reshaped]
     if any(kernel.ndim == 4 and kernel.shape[2:] == (3, 3) for kernel in first):
-        return "the file's first kernel is 3x3, as in networks for small images: backbone.stem: lowres may fit it"
+        return "the file's first kernel is 3x3, as in networks for small images: `stem` lowres may fit it"
     return ""
 
 

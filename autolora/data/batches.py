@@ -6,11 +6,9 @@ stays in its (memory-mapped) file, and only the batch at hand is read.
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autolora.common.errors import BadArgument
+from autolora.common.memory import free_memory
 from autolora.data.ragged import Rectangles, middle, moved, sampled
 
 Images = Tensor | np.ndarray | Rectangles
 AUGMENTATIONS = ("auto", "crop_flip", "crop", "rrc_flip", "none")
 RESIDENT_SHARE = 0.25  # of the device's free memory that the images may take
-CGROUPS = [("memory.max", "memory.stat", "anon")]  # control groups, version 2 and 1, as a container sees its own
-CGROUPS += [("memory/memory.limit_in_bytes", "memory/memory.stat", "total_rss")]
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -123,7 +121,7 @@ def augmentation(name: str, stored: int, size: int) -> Augmentation:
     else crop (padding an eighth of the side: 4 at 32 pixels) and flip. Images like digits want `crop`: no mirror.
     """
     if name not in AUGMENTATIONS:
-        raise ValueError(f"finetune.augmentation is {name!r}: expected one of {', '.join(AUGMENTATIONS)}")
+        raise BadArgument("augmentation", name, f"expected one of {', '.join(AUGMENTATIONS)}")
     if name == "auto":
         name = "rrc_flip" if stored > size else "crop_flip"
     padding = max(1, size // 8)
@@ -168,33 +166,8 @@ def stream(images: Images, batches: Iterable[Tensor], device: torch.device) -> I
             yield waiting.popleft().result()
 
 
-def place(images: Images, device: torch.device) -> Images:
-    """All images on the device where they take at most a quarter of its free memory, else as they are."""
-    if images.nbytes > RESIDENT_SHARE * free_memory(device):
+def place(images: Images, device: torch.device, memory: float | None = None) -> Images:
+    """All images on the device where they take at most `memory` bytes (a quarter of what is free), else as they are."""
+    if images.nbytes > (RESIDENT_SHARE * free_memory(device) if memory is None else memory):
         return images
     return (torch.from_numpy(np.array(images)) if isinstance(images, np.ndarray) else images).to(device)
-
-
-def free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            machine = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
-    except (OSError, StopIteration):
-        machine = 4 << 30
-    return min(machine, left_in_container())
-
-
-def left_in_container(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that a container's limit leaves, where there is one: /proc/meminfo tells of the whole machine. Pages of
-    files do not count as taken: the kernel drops them.
-    """
-    for limit, stat, taken in CGROUPS:
-        try:
-            allowed, table = (root / limit).read_text().strip(), (root / stat).read_text()
-        except OSError:
-            continue
-        used = dict(line.split() for line in table.splitlines())
-        return sys.maxsize if allowed == "max" else max(0, int(allowed) - int(used[taken]))
-    return sys.maxsize

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from autolora.export.notes import set_notes
 from autolora.export.runtime import as_input, open_session
-from autolora.export.write import graph_sha256
 
 CALIBRATION = 256  # images that activations are scaled on; they are clean ones of the validation part
 
@@ -119,7 +119,6 @@ class _quiet:
 
 def finished(model: onnx.ModelProto, notes: Mapping[str, str]) -> bytes:
     """With its own notes: what was measured on this file, never what was measured on another."""
-    del model.metadata_props[:]
     model.producer_name, model.producer_version = "autolora", ""
-    onnx.helper.set_model_props(model, dict(sorted({**notes, "graph_sha256": graph_sha256(model)}.items())))
+    set_notes(model, notes)
     return model.SerializeToString(deterministic=True)

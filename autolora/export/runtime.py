@@ -30,7 +30,7 @@ class BadImages(ValueError):
 
 
 def open_session(
-    model: str | Path | bytes, device: str = "cpu", threads: int = 0, beside_torch: bool = False
+    model: str | Path | bytes, device: str = "cpu", threads: int = 0, *, beside_torch: bool = False
 ) -> onnxruntime.InferenceSession:
     """A session on a file or on its bytes; `threads` 0: one per core.
 
@@ -64,11 +64,6 @@ def _providers(device: str) -> list:
             "device is 'cuda', but this onnxruntime has no CUDA provider: install onnxruntime-gpu in its place"
         )
     return PROVIDERS[device]
-
-
-def notes(session: onnxruntime.InferenceSession) -> dict[str, str]:
-    """The evidence that the file carries."""
-    return dict(session.get_modelmeta().custom_metadata_map)
 
 
 def takes_bytes(session: onnxruntime.InferenceSession) -> bool:

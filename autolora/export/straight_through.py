@@ -110,6 +110,7 @@ def _conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
+    *,
     pads: list[int] | None = None,
     strides: list[int] | None = None,
     dilations: list[int] | None = None,
@@ -123,6 +124,7 @@ def _conv(
 
 def _average_pool(
     x: Tensor,
+    *,
     kernel_shape: list[int],
     pads: list[int] | None = None,
     strides: list[int] | None = None,
@@ -139,6 +141,7 @@ def _average_pool(
 
 def _max_pool(
     x: Tensor,
+    *,
     kernel_shape: list[int],
     pads: list[int] | None = None,
     strides: list[int] | None = None,
@@ -155,6 +158,7 @@ def _resize(
     roi: Tensor | None = None,
     scales: Tensor | None = None,
     sizes: Tensor | None = None,
+    *,
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
     coordinate_transformation_mode: str = "half_pixel",
@@ -186,7 +190,14 @@ def _batch_norm(
 
 
 def _gemm(
-    a: Tensor, b: Tensor, c: Tensor | None = None, alpha: float = 1, beta: float = 1, transA: int = 0, transB: int = 0
+    a: Tensor,
+    b: Tensor,
+    c: Tensor | None = None,
+    *,
+    alpha: float = 1,
+    beta: float = 1,
+    transA: int = 0,
+    transB: int = 0,
 ) -> Tensor:
     product = alpha * ((a.T if transA else a) @ (b.T if transB else b))
     return product if c is None else product + beta * c

@@ -20,9 +20,11 @@ import onnx
 from torch import nn
 
 from autolora.common.command_line import Command
+from autolora.common.errors import BadArgument
 from autolora.common.files import write_bytes
 from autolora.common.statistics import wilson
 from autolora.export.conversion import ExportError, checked, converted
+from autolora.export.notes import graph_sha256, notes_in, set_notes
 from autolora.export.runtime import BadModel, open_session
 
 PIXELS = ("float32", "uint8")
@@ -32,12 +34,13 @@ def export_onnx(
     model: nn.Module,
     path: str | Path,
     evidence: Mapping[str, str] | None = None,
+    *,
     pixels: str = "float32",
     image_size: int | None = None,
 ) -> str:
     """Write one file, whole or not at all; returns its sha256. `image_size` is for modules that are no Classifier."""
     if pixels not in PIXELS:
-        raise ValueError(f"export.input is {pixels!r}: expected one of {', '.join(PIXELS)}")
+        raise BadArgument("pixels", pixels, f"expected one of {', '.join(PIXELS)}")
     shape = _image_shape(model, image_size)
     exported = converted(model, shape, pixels)
     _annotate(exported, dict(evidence or {}), shape, pixels)
@@ -64,15 +67,7 @@ def _annotate(exported: onnx.ModelProto, evidence: dict[str, str], shape: tuple[
         "colour": "RGB" if channels == 3 else f"{channels} channels",
         "range": [0, 255] if pixels == "uint8" else [0, 1],
     }
-    onnx.helper.set_model_props(
-        exported,
-        dict(sorted({**evidence, "input": as_text(contract), "graph_sha256": graph_sha256(exported)}.items())),
-    )
-
-
-def graph_sha256(exported: onnx.ModelProto) -> str:
-    """Of the graph and its weights, without the notes: a file damaged in one weight still opens, and shows here."""
-    return hashlib.sha256(exported.graph.SerializeToString(deterministic=True)).hexdigest()
+    set_notes(exported, {**evidence, "input": as_text(contract)})
 
 
 def as_text(value: Any) -> str:
@@ -107,7 +102,7 @@ def show(path: str | Path) -> dict[str, Any]:
     """All that the file says about itself; refuses a damaged one."""
     session, content = open_session(path), Path(path).read_bytes()
     exported = onnx.load_from_string(content)
-    said = {entry.key: entry.value for entry in exported.metadata_props}
+    said = notes_in(exported)
     if "graph_sha256" in said and said["graph_sha256"] != graph_sha256(exported):
         raise BadModel(f"{path} is damaged: its weights are not those that were exported (graph_sha256 differs)")
     (image,), (output,) = session.get_inputs(), session.get_outputs()

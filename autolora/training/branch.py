@@ -46,8 +46,6 @@ class Statistics(nn.Module):
 class Branch(nn.Module):
     """A and B for each of some layers of a network."""
 
-    statistics: Statistics | None
-
     def __init__(
         self,
         layers: Layers,
@@ -58,7 +56,6 @@ class Branch(nn.Module):
         if not layers:
             raise ValueError("the network has no convolution or linear layer between stem and head: nothing to branch")
         self.rank = rank
-        self.statistics = None  # the natural pass shares the network's
         self.names = [name for name, _ in layers]
         self.shapes = [layer.weight.shape for _, layer in layers]
         sizes = [factor_shapes(layer, rank) for _, layer in layers]
@@ -71,12 +68,6 @@ class Branch(nn.Module):
             f"{name}.weight": (B @ A).view(shape) / self.rank
             for name, shape, A, B in zip(self.names, self.shapes, self.A, self.B)
         }
-
-    def differences(self, model: nn.Module) -> dict[str, Tensor]:
-        """All that sets the natural view apart from the network: BA / r, and batch-norm statistics of its own."""
-        own = self.statistics.values() if self.statistics else {}
-        moved = {name: value - model.get_buffer(name) for name, value in own.items() if value.is_floating_point()}
-        return {name: delta.detach() for name, delta in (self.deltas() | moved).items()}
 
     def factors(self) -> dict[str, Tensor]:
         """layer.A and layer.B by name: what branch.safetensors holds."""
@@ -125,16 +116,13 @@ def head_parameters(model: nn.Module) -> set[str]:
 
 
 def natural_weights(model: nn.Module, branch: Branch, head: set[str]) -> dict[str, Tensor]:
-    """sg(theta1) + BA, to be called with: gradients reach A, B and the head, and nothing else. Batch-norm statistics
-    are the network's own, unless the branch has some.
-    """
+    """sg(theta1) + BA, to be called with: gradients reach A, B and the head, and nothing else."""
     weights = {n: p.detach() for n, p in model.named_parameters() if n not in head}
-    weights |= {n: weights[n] + delta for n, delta in branch.deltas().items()}
-    return weights | (branch.statistics.values() if branch.statistics else {})
+    return weights | {n: weights[n] + delta for n, delta in branch.deltas().items()}
 
 
 @torch.no_grad()
-def fold(model: nn.Module, deltas: Mapping[str, Tensor], alpha: float) -> nn.Module:
+def add_branch(model: nn.Module, deltas: Mapping[str, Tensor], alpha: float) -> nn.Module:
     """A copy with theta + alpha * BA in its dense weights, in eval: it costs the same to run for every alpha."""
     merged = copy.deepcopy(model).eval()
     tensors = {**dict(merged.named_parameters()), **dict(merged.named_buffers())}
@@ -160,16 +148,12 @@ def merge(tuned: TwoViews, alpha: float = 0.0) -> nn.Module:
         raise ValueError(f"alpha is {alpha}: expected a number from 0 to 1")
     if tuned.branch is None and alpha != 0:
         raise ValueError(f"method {tuned.method} trains no branch: only alpha = 0 exists, not {alpha}")
-    return fold(tuned.model, tuned.branch.differences(tuned.model) if tuned.branch else {}, alpha)
+    return add_branch(tuned.model, tuned.branch.deltas() if tuned.branch else {}, alpha)
 
 
-def save_branch(branch: Branch | None, model: nn.Module, path: str | Path) -> str:
-    """A and B of each layer in one safetensors file (empty without a branch), and how its batch-norm statistics differ
-    from the network's, where it has some. Returns the sha256 of its weights.
-    """
-    moved = branch.differences(model) if branch else {}
-    found = branch.factors() | {n: moved[n] for n in moved.keys() - branch.deltas().keys()} if branch else {}
-    factors = {n: t.cpu().contiguous() for n, t in found.items()}
+def save_branch(branch: Branch | None, path: str | Path) -> str:
+    """A and B of each layer in one safetensors file, empty without a branch. Returns the sha256 of its weights."""
+    factors = {n: t.cpu().contiguous() for n, t in branch.factors().items()} if branch else {}
     digest = weights_sha256(factors)
     shapes = {n: list(s) for n, s in zip(branch.names, branch.shapes)} if branch else {}
     record = {"rank": branch.rank if branch else RANK, "shapes": shapes, "weights_sha256": digest}
@@ -179,12 +163,11 @@ def save_branch(branch: Branch | None, model: nn.Module, path: str | Path) -> st
 
 
 def load_deltas(path: str | Path) -> dict[str, Tensor]:
-    """BA / r of each layer from a saved branch, ready for `fold`: nobody else multiplies B and A."""
+    """BA / r of each layer from a saved branch, ready for `add_branch`: nobody else multiplies B and A."""
     with safetensors.safe_open(str(path), framework="pt") as file:
         record = json.loads((file.metadata() or {}).get("autolora", "{}"))
     factors = safetensors.torch.load_file(path)
     if weights_sha256(factors) != record.get("weights_sha256"):
         raise ValueError(f"{path}: the factors are not those that were saved (sha256 differs)")
-    pairs = {name: (factors.pop(f"{name}.A"), factors.pop(f"{name}.B")) for name in record["shapes"]}
-    weights = {f"{n}.weight": (B @ A).view(record["shapes"][n]) / record["rank"] for n, (A, B) in pairs.items()}
-    return weights | factors  # what is left are differences of batch-norm statistics
+    pairs = {name: (factors[f"{name}.A"], factors[f"{name}.B"]) for name in record["shapes"]}
+    return {f"{n}.weight": (B @ A).view(record["shapes"][n]) / record["rank"] for n, (A, B) in pairs.items()}

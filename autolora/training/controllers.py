@@ -178,7 +178,7 @@ class PairedRate:
         self.before, self.hits, self.seen, self.checked = now, [], 0, steps
         return stalled
 
-    def _cool(self, best: bool, restore: bool = False) -> Verdict:
+    def _cool(self, *, best: bool, restore: bool = False) -> Verdict:
         if self.first is None:
             self.first = self.rate
         over, length = self.cooling, self._length()

@@ -19,6 +19,7 @@ from autolora.attacks.pgd import pgd, random_in_ball
 from autolora.backbones.fold_batchnorm import Folded, has_bfloat16
 from autolora.backbones.frozen import frozen
 from autolora.common import distributed
+from autolora.common.errors import BadArgument
 from autolora.data.batches import augmentation, centre, place, take, to_pixels
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.training.controllers import Controller, scalars
@@ -30,7 +31,16 @@ View = Callable[[Tensor], Tensor]
 
 
 class Learner:
-    def __init__(self, model: nn.Module, train: Split, val: Split, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Split,
+        val: Split,
+        settings: Settings,
+        device: torch.device,
+        *,
+        image_memory: float | None = None,
+    ) -> None:
         self.settings, self.device, self.gamma = settings, device, settings.gamma
         self.method: Method = METHODS[settings.method]
         self.reference: Reference = REFERENCES[settings.reference]
@@ -41,8 +51,8 @@ class Learner:
         self.dtype = next(self.model.parameters()).dtype
         self.head = head_parameters(self.model)
         self._add_parts()
-        self.images, self.labels = place(train[0], device), train[1].to(device)
-        self.val_images, self.val_labels = place(val[0], device), val[1].to(device)
+        self.images, self.labels = place(train[0], device, image_memory), train[1].to(device)
+        self.val_images, self.val_labels = place(val[0], device, image_memory), val[1].to(device)
         self.size = val[0].shape[-1]
         self.augment = augmentation(settings.augmentation, train[0].shape[-1], self.size)
         self.controller = self._controller()
@@ -60,8 +70,6 @@ class Learner:
         parts, decay = self.method.parts, self.settings.average or self.reference.average
         draw = generator(self.settings.seed, "branch")
         self.branch = Branch(self.reference.layers(self.model), generator=draw) if "branch" in parts else None
-        if self.branch is not None and self.settings.statistics == "separate":
-            self.branch.statistics = Statistics(self.model)
         self.norms = Norms(self.model) if "norms" in parts else None
         self.average = None
         if decay is not None:
@@ -234,7 +242,7 @@ class Norms(nn.Module):
         super().__init__()
         norms = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
         if not norms:
-            raise ValueError("finetune.method is 'twins': the network has no batch norm, which TWINS is made of")
+            raise BadArgument("method", "twins", "the network has no batch norm, which TWINS is made of")
         self.names = [f"{n}.{p}" for n, m in norms for p, _ in m.named_parameters(recurse=False)]
         self.affine = nn.ParameterList([model.get_parameter(n).detach().clone() for n in self.names])
         self.pretrained = Statistics(model)

@@ -65,20 +65,22 @@ def finetune(
     train: tuple[Any, Any],
     val: tuple[Any, Any],
     threat: Threat,
+    *,
     method: str = "autolora",
     epochs: int = 60,
     seed: int = 0,
-    *,
     checkpoints: str | Path | None = None,
     on_epoch: Callable[[Record], None] | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
+    image_memory: float | None = None,
     **settings: Any,
 ) -> Tuned:
     """Tune a copy of `model` on (images, labels); images: uint8 [n,3,h,w] or floats in [0,1], in memory or mapped.
 
-    `checkpoints` is a folder to go on from; `on_epoch` is called with the record of each epoch that is trained. Further
-    settings (reference, batch_size, augmentation, ...) are those of `inputs.Settings`.
+    `checkpoints` is a folder to go on from; `on_epoch` is called with the record of each epoch that is trained. Images
+    of more than `image_memory` bytes (None: a quarter of what is free) stay in their file. Further settings (reference,
+    batch_size, augmentation, ...) are those of `settings.Settings`.
     """
     chosen = Settings(threat, method, epochs=epochs, seed=seed, **settings)
     check_settings(chosen)
@@ -89,8 +91,8 @@ def finetune(
         where = pick_device(device)
         file = checkpoint_file(checkpoints, model, train, val, chosen, where)
         with alone(file), torch.random.fork_rng([where] if where.type == "cuda" else []):
-            learner = Learner(model, train, val, chosen, where)
-            return fit(learner, file, on_epoch or (lambda record: None), progress and distributed.rank() == 0)
+            learner = Learner(model, train, val, chosen, where, image_memory=image_memory)
+            return fit(learner, file, on_epoch or (lambda record: None), show=progress and distributed.rank() == 0)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -99,7 +101,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None], progress: bool) -> Tuned:
+def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None], *, show: bool) -> Tuned:
     settings = learner.settings
     done = restore(learner, file)
     if done.epoch == 0 and learner.branch is not None:
@@ -111,7 +113,7 @@ def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None],
             f"{distributed.world()} process(es), of which each needs at least two images (four for twins)"
         )
     total, done_before = settings.epochs * steps, done.epoch * steps
-    bar = progress_bar(total, settings.method, initial=done_before, disable=not progress)
+    bar = progress_bar(total, settings.method, initial=done_before, disable=not show)
     with bar:
         while done.epoch < settings.epochs and not done.stopped:
             record = one_epoch(learner, done, bar, file)

@@ -30,6 +30,7 @@ def pretrain(
     images: Tensor,  # uint8 [n,3,h,w]
     labels: Tensor,
     threat: Threat,
+    *,
     epochs: int,
     steps: int = 2,
     seed: int = 0,

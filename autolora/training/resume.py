@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.common import distributed
+from autolora.common.errors import BadArgument
 from autolora.common.files import locked, naming, replacing, weights_sha256
 from autolora.data.ragged import Rectangles
 from autolora.training.controllers import Scalars
@@ -108,7 +109,9 @@ def restore(learner: Learner, file: Path | None) -> Progress:
     saved = _read(file, learner.device)
     done = Progress(**saved["progress"]) if saved else Progress()
     if not distributed.agree(done.epoch):
-        raise ValueError(f"the processes do not read the same checkpoint {file}: put AUTOLORA_WORK on shared storage")
+        raise BadArgument(
+            "checkpoints", str(file), "the processes do not all read this file: the folder must be shared"
+        )
     if file is not None and distributed.rank() == 0:
         for left in file.parent.glob(f".{file.name}.*.part"):  # a kill in the middle of writing
             left.unlink(missing_ok=True)

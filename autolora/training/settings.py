@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from autolora.backbones.frozen import frozen
+from autolora.common.errors import BadArgument
 from autolora.data.batches import AUGMENTATIONS, Images, centre, take, to_pixels
 from autolora.threat import Threat
 from autolora.training.objectives import METHODS, REFERENCES
 
 Split = tuple[Images, Tensor]
 PRECISIONS = ("auto", "float32", "bfloat16")
-STATISTICS = ("shared", "separate")
 SWITCH = ("auto", True, False)
 SMALL = 20_000  # training images below which the paper's learning-rate rule was seen to starve (docs/log/28)
 
@@ -36,7 +36,6 @@ class Settings:
     decay: float | None = None
     gamma: float = 1.0  # TWINS only
     average: float | None = None  # decay of averaged weights, validated and shipped in place of the last ones
-    statistics: str = "shared"  # of batch norm in the natural pass
     precision: str = "auto"
     compile: bool | str = "auto"
     channels_last: bool | str = "auto"  # the memory format of weights and images
@@ -47,21 +46,19 @@ def check_settings(settings: Settings) -> None:
         ("method", METHODS),
         ("reference", ("auto", *REFERENCES)),
         ("augmentation", AUGMENTATIONS),
-        ("statistics", STATISTICS),
         ("precision", PRECISIONS),
         ("compile", SWITCH),
         ("channels_last", SWITCH),
     ):
         if getattr(settings, key) not in allowed:
-            expected = ", ".join(map(str, allowed))
-            raise ValueError(f"finetune.{key} is {getattr(settings, key)!r}: expected one of {expected}")
+            raise BadArgument(key, getattr(settings, key), f"expected one of {', '.join(map(str, allowed))}")
     for key, least in (("epochs", 1), ("batch_size", 2)):
         if getattr(settings, key) < least:
-            raise ValueError(f"finetune.{key} is {getattr(settings, key)}: expected at least {least}")
+            raise BadArgument(key, getattr(settings, key), f"expected at least {least}")
     if settings.average is not None and not 0 < settings.average < 1:
-        raise ValueError(f"finetune.average is {settings.average}: expected a decay between 0 and 1, such as 0.995")
+        raise BadArgument("average", settings.average, "expected a decay between 0 and 1, such as 0.995")
     if settings.threat.norm == "l1":
-        raise ValueError("threat.norm is 'l1': training knows linf and l2; evaluate l1 with AutoAttack")
+        raise BadArgument("norm", "l1", "training knows linf and l2; evaluate l1 with AutoAttack")
 
 
 def decided(settings: Settings, train: Split) -> Settings:
@@ -105,10 +102,6 @@ def check_splits(model: nn.Module, train: Split, val: Split) -> None:
     (x, y), (x_val, y_val) = train, val
     if len(found := y.unique()) < 2:
         raise ValueError(f"the training part holds only class {found.item()}: at least two are needed")
-    if missing := set(found.tolist()) - set(y_val.tolist()):
-        raise ValueError(
-            f"no validation image of class {', '.join(map(str, sorted(missing)))}: enlarge data.validation_fraction"
-        )
     if x_val.shape[-1] > x.shape[-1]:
         raise ValueError(f"training images ({x.shape[-1]} pixels) are smaller than validation's ({x_val.shape[-1]})")
     classes = count_classes(model, x_val)
@@ -120,6 +113,11 @@ def check_splits(model: nn.Module, train: Split, val: Split) -> None:
                 f"{name} labels go from {int(labels.min())} to {int(labels.max())}, "
                 f"but the network knows the classes 0 to {classes - 1}"
             )
+    if missing := set(found.tolist()) - set(y_val.tolist()):
+        raise ValueError(
+            f"no validation image of class {', '.join(map(str, sorted(missing)))}: the best state is chosen on images "
+            "of every class that is trained"
+        )
 
 
 def count_classes(model: nn.Module, images: Images) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from autolora.export.runtime import image_shape, notes, open_session, takes_bytes
+from autolora.export.notes import notes_in
+from autolora.export.runtime import image_shape, open_session, takes_bytes
 
 MAX_BATCH = 64
 QUEUE_MICROSECONDS = 2000  # how long a request may wait for others to share its batch
@@ -13,8 +14,8 @@ QUEUE_MICROSECONDS = 2000  # how long a request may wait for others to share its
 
 def labels(model: Path) -> list[str]:
     """Class names in the order of the logits; a name with a line break would move all that follow."""
-    session = open_session(model)
-    found = json.loads(notes(session).get("classes", "[]"))
+    open_session(model)  # refuses what is no model
+    found = json.loads(notes_in(model).get("classes", "[]"))
     return [str(label).replace("\n", " ") for label in found] or [str(i) for i in range(classes(model))]
 
 

@@ -126,7 +126,6 @@ class Finetune(Section):
     batch_size: int = Field(128, ge=2)
     augmentation: Literal["auto", "crop_flip", "crop", "rrc_flip", "none"] = "auto"
     average: Fraction | None = None
-    statistics: Literal["shared", "separate"] = "shared"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto"] | bool = "auto"
     channels_last: Literal["auto"] | bool = "auto"

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import sys
 import time
@@ -68,10 +69,11 @@ def _end(name: str, code: int, message: str) -> NoReturn:
 
 
 def _in_keys(stage: str, error: Exception) -> str:
-    """The library names its argument; the user has set a key of params.yaml."""
+    """The library names its arguments (others than the one at fault in `backticks`); the user has set keys."""
     if not isinstance(error, BadArgument):
         return str(error)
-    return f"{key_of(stage, error.argument)} is {error.value!r}: {error.reason}"
+    reason = re.sub(r"`(\w+)`", lambda found: key_of(stage, found[1]), error.reason)
+    return f"{key_of(stage, error.argument)} is {error.value!r}: {reason}"
 
 
 def work_root() -> Path:

@@ -100,7 +100,3 @@ def notes_of(name: str, given: Ingredients, found: FileRobustness) -> dict[str, 
         "clean_accuracy": as_text({"value": round(found.clean, 6), "n": n}),
         "robust_accuracy": as_text({"value": found.robust, "n": n, "attacked": len(found.rows)}),
     }
-
-
-def notes_in(path: Path) -> dict[str, str]:
-    return {entry.key: entry.value for entry in onnx.load(str(path)).metadata_props}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from autolora.common.files import file_sha256, read_json
+from autolora.export.notes import notes_in
 from stages.common.runner import StageError
 from stages.evidence.examples import Examples, read_examples
 
@@ -76,7 +77,7 @@ class Evidence:
     @cached_property
     def classes(self) -> list[str]:
         """Names in label order, from the file's own notes: `by_class` lacks a class of which no image was attacked."""
-        return json.loads(onnx_metadata(self.path(ONNX))["classes"])
+        return json.loads(notes_in(self.path(ONNX))["classes"])
 
     @cached_property
     def examples(self) -> Examples:
@@ -100,19 +101,12 @@ def content_key(manifest: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(dict(manifest), sort_keys=True).encode()).hexdigest()
 
 
-def onnx_metadata(path: str | Path) -> dict[str, str]:
-    """The notes inside an ONNX file: weights_sha256, threat and all else that export wrote."""
-    import onnx
-
-    return {entry.key: entry.value for entry in onnx.load(str(path), load_external_data=False).metadata_props}
-
-
 def same_weights(evidence: Evidence) -> str:
     """The one sha256 that what was attacked, what was exported and what ships must share; refused when they do not."""
     found = {
         ROBUSTNESS: evidence.robustness["weights_sha256"],
         EXPORTED: evidence.exported["weights_sha256"],
-        ONNX: onnx_metadata(evidence.path(ONNX)).get("weights_sha256", "none"),
+        ONNX: notes_in(evidence.path(ONNX)).get("weights_sha256", "none"),
     }
     if len(set(found.values())) > 1:
         raise StageError(

@@ -18,7 +18,8 @@ class Files:
         self.break_after: list[int] = []  # bytes after which the connection of the next answers is cut
         self.ranges: list[str | None] = []  # of each answered request
         self.sent: list[str] = []  # paths whose content was sent
-        self.resumable = True
+        self.redirects: dict[str, str] = {}
+        self.resumable = self.says_length = True
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -29,6 +30,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         content = self.files.files.get(self.path.partition("?")[0])
+        if there := self.files.redirects.get(self.path):
+            self.send_response(302)
+            self.send_header("Location", there)
+            return self.end_headers()
         if content is None:
             return self.send_error(404)
         asked = self.headers.get("Range")
@@ -41,7 +46,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if begin else 200)
         if self.files.resumable:
             self.send_header("ETag", tag)
-        self.send_header("Content-Length", str(len(content) - begin))
+        if self.files.says_length:
+            self.send_header("Content-Length", str(len(content) - begin))
         if begin:
             self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
         self.end_headers()

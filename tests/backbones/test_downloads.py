@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from autolora.backbones.classifier import Spec, build
-from autolora.common import downloads
-from autolora.common.downloads import fetch, resolve_weights
+from autolora.common.downloads import fetch, fetch_url, is_hub
 from tests.backbones.servers import HubHandler, serving
 
 CONTENT = bytes(range(256)) * 4000  # about 1 MB
@@ -20,10 +19,13 @@ SHA = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path, monkeypatch):
-    monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path / "work"))
-    monkeypatch.setattr(downloads, "PAUSE", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for proxy in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(proxy, raising=False)
+
+
+def fetched(url, sha256=None, **how):
+    return fetch_url(url, sha256, **{"pause": 0, **how})
 
 
 # --- a URL ------------------------------------------------------------------------------------------------------------
@@ -31,78 +33,106 @@ def _here(tmp_path, monkeypatch):
 
 def test_downloaded_once(tmp_path):
     with serving({"/robust.pth": CONTENT}) as (address, record):
-        first = fetch(f"{address}/robust.pth", SHA)
-        second = fetch(f"{address}/robust.pth", SHA)
+        first = fetched(f"{address}/robust.pth", SHA)
+        second = fetched(f"{address}/robust.pth", SHA)
     assert first == second
     assert first.read_bytes() == CONTENT
     assert len(record.ranges) == 1
-    assert first.parent == tmp_path / "work" / "downloads"
+    assert first.parent == tmp_path / "autolora" / "downloads"
     assert [p.suffix for p in first.parent.iterdir() if p.suffix in (".part", ".etag")] == []
 
 
 def test_a_broken_transfer_goes_on_where_it_stopped():
     with serving({"/robust.pth": CONTENT}) as (address, record):
         record.break_after = [300_000, 200_000]
-        assert fetch(f"{address}/robust.pth", SHA).read_bytes() == CONTENT
+        assert fetched(f"{address}/robust.pth", SHA).read_bytes() == CONTENT
     assert record.ranges == [None, "bytes=300000-", "bytes=500000-"]
 
 
-def test_the_next_process_goes_on(monkeypatch):
+def test_the_next_process_goes_on():
     with serving({"/robust.pth": CONTENT}) as (address, record):
-        monkeypatch.setattr(downloads, "ATTEMPTS", 1)
         record.break_after = [300_000]
         with pytest.raises(ValueError, match=r"broke off after 300000 of 1024000 bytes.*goes on from there"):
-            fetch(f"{address}/robust.pth", SHA)
-        assert fetch(f"{address}/robust.pth", SHA).read_bytes() == CONTENT
+            fetched(f"{address}/robust.pth", SHA, attempts=1)
+        assert fetched(f"{address}/robust.pth", SHA).read_bytes() == CONTENT
     assert record.ranges == [None, "bytes=300000-"]
 
 
-def test_two_files_are_never_glued_together(monkeypatch):
+def test_two_files_are_never_glued_together():
     """The file on the server changed between the two halves: If-Range makes it begin again."""
     other = CONTENT[::-1]
     with serving({"/robust.pth": CONTENT}) as (address, record):
-        monkeypatch.setattr(downloads, "ATTEMPTS", 1)
         record.break_after = [300_000]
         with pytest.raises(ValueError, match="broke off"):
-            fetch(f"{address}/robust.pth")
+            fetched(f"{address}/robust.pth", attempts=1)
         record.files["/robust.pth"] = other
-        assert fetch(f"{address}/robust.pth").read_bytes() == other
+        assert fetched(f"{address}/robust.pth").read_bytes() == other
 
 
 def test_a_server_that_cannot_resume():
     with serving({"/robust.pth": CONTENT}) as (address, record):
         record.resumable, record.break_after = False, [300_000]
-        assert fetch(f"{address}/robust.pth", SHA).read_bytes() == CONTENT
+        assert fetched(f"{address}/robust.pth", SHA).read_bytes() == CONTENT
     assert record.ranges == [None, None]
 
 
 def test_wrong_content_shows_both_hashes_and_leaves_nothing(tmp_path):
     with serving({"/robust.pth": CONTENT}) as (address, _), pytest.raises(ValueError, match=SHA) as caught:
-        fetch(f"{address}/robust.pth", "0" * 64)
+        fetched(f"{address}/robust.pth", "0" * 64)
     assert "0" * 64 in str(caught.value)
-    assert [p.suffix for p in (tmp_path / "work" / "downloads").iterdir()] == [".lock"]
+    assert [p.suffix for p in (tmp_path / "autolora" / "downloads").iterdir()] == [".lock"]
 
 
 def test_a_cached_file_that_was_damaged_is_fetched_again():
     with serving({"/robust.pth": CONTENT}) as (address, record):
-        path = fetch(f"{address}/robust.pth", SHA)
+        path = fetched(f"{address}/robust.pth", SHA)
         path.write_bytes(b"damaged")
-        assert fetch(f"{address}/robust.pth", SHA).read_bytes() == CONTENT
+        assert fetched(f"{address}/robust.pth", SHA).read_bytes() == CONTENT
     assert len(record.ranges) == 2
 
 
 def test_urls_with_the_same_name_are_different_files():
     with serving({"/a/w.pth": b"one", "/b/w.pth": b"two"}) as (address, _):
-        assert fetch(f"{address}/a/w.pth").read_bytes() == b"one"
-        assert fetch(f"{address}/b/w.pth").read_bytes() == b"two"
+        assert fetched(f"{address}/a/w.pth").read_bytes() == b"one"
+        assert fetched(f"{address}/b/w.pth").read_bytes() == b"two"
 
 
 def test_absent_and_unreachable():
     with serving({}) as (address, record), pytest.raises(ValueError, match=r"gone\.pth answers 404"):
-        fetch(f"{address}/gone.pth")
+        fetched(f"{address}/gone.pth")
     assert record.ranges == []
     with pytest.raises(ValueError, match=r"could not be fetched .*refused"):
-        fetch(f"{address}/gone.pth")
+        fetched(f"{address}/gone.pth")
+
+
+@pytest.mark.parametrize("says_how_much", [True, False])
+def test_more_than_the_limit_is_refused_and_not_kept(tmp_path, says_how_much):
+    with serving({"/robust.pth": CONTENT}) as (address, record):
+        record.says_length = says_how_much
+        with pytest.raises(ValueError, match="more than 1,000 bytes"):
+            fetched(f"{address}/robust.pth", largest=1000)
+    assert [p.suffix for p in (tmp_path / "autolora" / "downloads").iterdir() if p.suffix == ".part"] == []
+
+
+@pytest.mark.parametrize("elsewhere", ["ftp://127.0.0.1/w.pth", "file:///etc/hostname", "data:,hello"])
+def test_a_server_that_sends_us_to_another_scheme_is_refused(elsewhere):
+    with serving({}) as (address, record):
+        record.redirects["/robust.pth"] = elsewhere
+        with pytest.raises(ValueError, match=f"sends us on to {elsewhere.partition(':')[0]}"):
+            fetched(f"{address}/robust.pth")
+
+
+def test_a_server_may_send_us_on_to_another_address():
+    with serving({"/there.pth": CONTENT}) as (address, record):
+        record.redirects["/here.pth"] = f"{address}/there.pth"
+        assert fetched(f"{address}/here.pth", SHA).read_bytes() == CONTENT
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown():
+    with pytest.raises(ValueError, match="leave it out") as caught:
+        fetched("https://somebody:secret@127.0.0.1/robust.pth?token=hidden")
+    assert "secret" not in str(caught.value)
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_web_page_at_the_address():
@@ -125,7 +155,7 @@ def test_processes_that_ask_at_once_download_once(tmp_path):
     assert Path(path).read_bytes() == CONTENT
 
 
-# --- a path, and what DVC can see -------------------------------------------------------------------------------------
+# --- a path -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_path_with_its_hash(tmp_path):
@@ -134,30 +164,6 @@ def test_a_path_with_its_hash(tmp_path):
     assert fetch(str(tmp_path / "w.pth"), SHA.upper()) == tmp_path / "w.pth"
     with pytest.raises(ValueError, match=f"its sha256 is {SHA}, expected {'1' * 64}"):
         fetch(str(tmp_path / "w.pth"), "1" * 64)
-
-
-def test_weights_outside_the_folder_need_their_hash(tmp_path):
-    folder = tmp_path / "models" / "pretrained"
-    folder.mkdir(parents=True)
-    for path in (folder / "inside.pth", tmp_path / "outside.pth"):
-        path.write_bytes(CONTENT)
-    assert resolve_weights(None) is None
-    assert resolve_weights(str(folder / "inside.pth"), None, folder) == folder / "inside.pth"
-    with pytest.raises(ValueError, match=f"put its content on record with backbone.sha256: {SHA}"):
-        resolve_weights(str(tmp_path / "outside.pth"), None, folder)
-    assert resolve_weights(str(tmp_path / "outside.pth"), SHA, folder) == tmp_path / "outside.pth"
-    with pytest.raises(ValueError, match="is another file"):
-        resolve_weights(str(folder / "inside.pth"), "0" * 64, folder)
-    with pytest.raises(ValueError, match=r"backbone\.sha256"):
-        resolve_weights(str(folder / ".." / "pretrained" / ".." / ".." / "outside.pth"), None, folder)
-    link = folder / "link.pth"  # as in the workspace of a sweep's cell: DVC sees what it leads to
-    link.symlink_to(tmp_path / "outside.pth")
-    assert resolve_weights(str(link), None, folder) == link
-
-
-def test_a_url_needs_its_hash_in_the_pipeline():
-    with serving({"/robust.pth": CONTENT}) as (address, _), pytest.raises(ValueError, match=f"sha256: {SHA}"):
-        resolve_weights(f"{address}/robust.pth")
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
@@ -222,13 +228,13 @@ def test_from_the_hub(weights, mean, hub_files, tmp_path):
 def test_what_the_hub_does_not_have(hub_files, tmp_path):
     with serving(hub_files[0], HubHandler) as (address, _):
         for weights, words in (
-            ("nobody/nothing", "the hub does not give nobody/nothing"),
-            ("hf:madry/robust/gone.pt", "the hub does not give madry/robust gone.pt"),
-            ("two/files", "two/files has a.pth, b.pth: name one, hf:two/files/FILE"),
+            ("nobody/nothing", "'nobody/nothing': the hub does not give it"),
+            ("hf:madry/robust/gone.pt", "'hf:madry/robust/gone.pt': the hub does not give it"),
+            ("two/files", "'two/files': it has a.pth, b.pth: name one, hf:two/files/FILE"),
         ):
             result = from_hub(address, weights, tmp_path)
             assert result.returncode == 1
-            assert f"ValueError: backbone.weights: {words}" in result.stderr
+            assert f"BadArgument: weights is {words}" in result.stderr
 
 
 @pytest.mark.slow
@@ -237,15 +243,15 @@ def test_without_a_network_the_cache_serves(hub_files, tmp_path):
         path = from_hub(address, "timm/small.a1", tmp_path).stdout
     assert from_hub("http://127.0.0.1:9", "timm/small.a1", tmp_path).stdout == path != ""
     result = from_hub("http://127.0.0.1:9", "nobody/nothing", tmp_path, offline="1")
-    assert "the hub cannot be reached, and nobody/nothing is not in its cache" in result.stderr
+    assert "weights is 'nobody/nothing': the hub cannot be reached, and its cache has no such file" in result.stderr
 
 
 def test_what_is_a_hub_id_and_what_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert downloads._is_hub("timm/resnet18.a1_in1k")
-    assert downloads._is_hub("hf:owner/name/robust.pt")
+    assert is_hub("timm/resnet18.a1_in1k")
+    assert is_hub("hf:owner/name/robust.pt")
     for path in ("models/robust.pth", "./owner/name", "a/b/c", "robust.pt", "/abs/file"):
-        assert not downloads._is_hub(path)
+        assert not is_hub(path)
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "name").write_bytes(b"")
-    assert not downloads._is_hub("owner/name")
+    assert not is_hub("owner/name")

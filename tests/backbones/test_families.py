@@ -135,7 +135,7 @@ WRONG = [
     (dict(arch="os:system"), "class derived from torch.nn.Module"),
     (dict(arch="no_such_package:Net"), "No module named"),
     (dict(arch="benchmarks.zoo:NoSuchNet"), "cannot be imported"),
-    (dict(arch="resnet18", options={"colour": 3}), "backbone.options.*unexpected keyword argument 'colour'"),
+    (dict(arch="resnet18", options={"colour": 3}), "options is .*unexpected keyword argument 'colour'"),
     (dict(arch="resnet18", options={"pretrained": True}), "pretrained is set by"),
     (dict(arch="resnet18", classes=1), "at least 2 classes"),
     (dict(arch="resnet18", stem="tiny"), "expected one of timm, lowres, nopool"),

@@ -224,7 +224,7 @@ def test_torchvision_resnet_weights_on_timm(saved):
 
 
 def test_missing_file():
-    with pytest.raises(FileNotFoundError, match=r"backbone.weights: there is no file nowhere/robust.pth"):
+    with pytest.raises(ValueError, match=r"weights is 'nowhere/robust.pth': there is no such file"):
         load_backbone("resnet18", "nowhere/robust.pth")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autolora.backbones.classifier import load_classifier, read_notes, save_classifier
 from autolora.threat import Threat
-from autolora.training.branch import Branch, fold, save_branch
+from autolora.training.branch import Branch, add_branch, save_branch
 from autolora.training.dial import SIGNIFICANT, Point, choose, interpolate, judge
 from stages.common.runner import StageError, work_root
 from tests.export.nets import EveryLayer, tiny
@@ -50,7 +50,7 @@ def test_merged_is_the_two_branch_network(branched, alpha: float, only: str | No
     model, branch = branched
     x = torch.rand(5, 3, 16, 16)
     deltas = {n: d.detach() for n, d in branch.deltas().items() if only is None or n == f"layers.{only}.weight"}
-    merged = fold(model, deltas, alpha)
+    merged = add_branch(model, deltas, alpha)
     plain = model(x)
     for name, A, B in zip(branch.names, branch.A, branch.B):
         if only is None or name == f"layers.{only}":
@@ -63,7 +63,7 @@ def test_merged_is_the_two_branch_network(branched, alpha: float, only: str | No
 
 def test_alpha_zero_is_the_robust_network_to_the_bit(branched) -> None:
     model, branch = branched
-    merged = fold(model, branch.deltas(), 0.0)
+    merged = add_branch(model, branch.deltas(), 0.0)
     for name, value in model.state_dict().items():
         assert torch.equal(merged.state_dict()[name], value)
 
@@ -172,7 +172,7 @@ def finetuned(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
     save_classifier(natural, "models/finetuned/natural.safetensors")
     branch = Branch([("body.block.0", robust.body.block[0])], generator=torch.Generator().manual_seed(0))
     nn.init.normal_(branch.B[0], std=0.2)
-    save_branch(branch, robust, "models/finetuned/branch.safetensors")
+    save_branch(branch, "models/finetuned/branch.safetensors")
     Path("data/prepared/val").mkdir(parents=True)
     rng = np.random.default_rng(0)
     np.save("data/prepared/val/images.npy", rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
@@ -217,7 +217,7 @@ def test_stage_is_the_same_bytes_twice_and_measures_no_point_twice(finetuned, mo
 
 
 def test_stage_without_a_branch(finetuned) -> None:
-    save_branch(None, tiny(), "models/finetuned/branch.safetensors")
+    save_branch(None, "models/finetuned/branch.safetensors")
     with pytest.raises(StageError, match=r"merge.alpha is 0.5.*trained none"):
         finetuned(alpha=0.5, toward="branch")
     finetuned(alpha="auto", toward="branch")

@@ -20,6 +20,7 @@ from torch import nn
 
 from autolora.common.files import write_bytes
 from autolora.export.conversion import ExportError, checked, torch_logits, traced
+from autolora.export.notes import notes_in
 from autolora.export.runtime import (
     BadImages,
     BadModel,
@@ -27,7 +28,6 @@ from autolora.export.runtime import (
     check_images,
     image_shape,
     logits,
-    notes,
     open_session,
 )
 from autolora.export.write import evidence, export_onnx, main, show
@@ -104,7 +104,7 @@ def test_bytes_in_is_the_same_network(exported: Path, tmp_path: Path) -> None:
     answered = session.run(None, {"image": raw})[0]
     assert np.abs(answered - logits(open_session(exported), images())).max() < 1e-5
     assert np.array_equal(answered, logits(session, images()))
-    with pytest.raises(ValueError, match=r"export\.input is 'float16'"):
+    with pytest.raises(ValueError, match=r"pixels is 'float16'"):
         export_onnx(tiny(), tmp_path / "no.onnx", pixels="float16")
 
 
@@ -129,7 +129,7 @@ def test_what_the_older_exporter_would_make_a_constant_of_is_refused(
 
 
 def test_the_file_carries_its_evidence(exported: Path) -> None:
-    said = notes(open_session(exported))
+    said = notes_in(exported)
     assert json.loads(said["classes"]) == ["zero", "één"]
     assert said["threat"] == "linf:8/255"
     assert json.loads(said["robust_accuracy"]) == {"value": 0.5, "n": 200, "ci95": [0.4314, 0.5686]}

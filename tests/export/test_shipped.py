@@ -12,8 +12,9 @@ import torch
 
 from autolora.attacks.onnx_file import parity, replay, square, white_box
 from autolora.data.images import TestImages
+from autolora.export.notes import notes_in
 from autolora.export.quantise import finished, fp16, int8, is_transformer, known_to_break
-from autolora.export.runtime import logits, notes, open_session
+from autolora.export.runtime import logits, open_session
 from autolora.export.straight_through import StraightThrough, rounded
 from autolora.export.write import export_onnx
 from autolora.threat import Threat
@@ -149,8 +150,8 @@ def test_int8_is_smaller_another_network_and_the_same_bytes_again(exported: Path
     assert quantised.read_bytes() == finished(int8(exported, images()), {"variant": "int8"})
     weights = {i.name: i.data_type for i in onnx.load(str(quantised)).graph.initializer}
     assert onnx.TensorProto.INT8 in weights.values()
-    assert notes(open_session(quantised))["variant"] == "int8"
-    assert "threat" not in notes(open_session(quantised))  # nothing taken over that was not said again
+    assert notes_in(quantised)["variant"] == "int8"
+    assert "threat" not in notes_in(quantised)  # nothing taken over that was not said again
     difference = np.abs(logits(open_session(quantised), images()) - logits(open_session(exported), images())).max()
     assert 0 < difference < 1
 

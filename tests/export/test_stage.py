@@ -13,8 +13,9 @@ import torch
 from autolora import Threat
 from autolora.backbones.classifier import save_classifier
 from autolora.common.files import file_sha256, read_json, write_json
+from autolora.export.notes import notes_in
 from autolora.export.quantise import int8
-from autolora.export.runtime import notes, open_session
+from autolora.export.runtime import open_session
 from autolora.export.write import show
 from stages.common.runner import StageError, work_root
 from tests.export.conftest import CLASSES, write_evaluated
@@ -109,7 +110,7 @@ def test_variants_have_their_own_numbers(evaluated: Run) -> None:
         path = Path(f"models/export/model.{name}.onnx")
         assert record["written"]
         assert record["bytes"] == path.stat().st_size < Path("models/export/model.onnx").stat().st_size * 1.5
-        said = notes(open_session(path))
+        said = notes_in(path)
         assert (said["variant"], said["threat"]) == (name, "linf:2/255")
         assert json.loads(said["robust_accuracy"])["value"] == record["robust_accuracy"]
         assert "stored adversarial examples" in said["attack"]

@@ -22,6 +22,7 @@ PLUMBING = frozenset(
         Path("stages/common/params.py"),
         Path("stages/common/views.py"),
         Path("stages/common/runner.py"),
+        Path("stages/common/weights.py"),
         Path("stages/tracking/client.py"),
         Path("stages/tracking/live_run.py"),
     }

@@ -21,7 +21,7 @@ def tune(folder: str | Path, method: str) -> None:
             (pixels[0], images(39)[1]),
             (pixels[1], images(13, 1)[1]),
             THREAT,
-            method,
+            method=method,
             checkpoints=folder,
             **QUICK,  # global batches of 16, 16 and 7: uneven parts
         )

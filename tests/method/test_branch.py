@@ -11,9 +11,9 @@ from autolora.backbones.frozen import frozen
 from autolora.threat import Threat
 from autolora.training.branch import (
     Branch,
+    add_branch,
     all_layers,
     factor_shapes,
-    fold,
     head_parameters,
     last_blocks,
     load_deltas,
@@ -158,15 +158,6 @@ def test_batch_norm_moves_with_the_natural_pass_first():
     assert made.model.norm1.num_batches_tracked == before + 2  # not in the attack, which runs in eval
 
 
-def test_separate_statistics_leave_those_of_the_network_to_the_adversarial_pass():
-    made = learner(statistics="separate")
-    own, name = made.branch.statistics.values(), "norm1.running_mean"
-    start = made.model.norm1.running_mean.clone()
-    made.natural(made.images)
-    assert torch.equal(made.model.norm1.running_mean, start)
-    assert not torch.equal(own[name], start)
-
-
 def test_merge_gives_the_view_that_was_trained():
     made = learner()
     made.model.eval()
@@ -176,9 +167,9 @@ def test_merge_gives_the_view_that_was_trained():
         natural = torch.func.functional_call(made.model, weights, (x,))
         plain = made.model(x)
     deltas = made.branch.deltas()
-    assert torch.equal(fold(made.model, deltas, 0.0)(x), plain)
-    assert torch.allclose(fold(made.model, deltas, 1.0)(x), natural, atol=1e-6)
-    half = fold(made.model, deltas, 0.5)
+    assert torch.equal(add_branch(made.model, deltas, 0.0)(x), plain)
+    assert torch.allclose(add_branch(made.model, deltas, 1.0)(x), natural, atol=1e-6)
+    half = add_branch(made.model, deltas, 0.5)
     assert torch.allclose(half.conv1.weight, made.model.conv1.weight + deltas["conv1.weight"] / 2, atol=1e-7)
     assert not any(p.requires_grad for p in half.parameters())
     assert type(half) is oracle.Small
@@ -193,28 +184,15 @@ def test_merge_refuses_an_alpha_outside_the_dial(alpha):
 
 def test_a_branch_of_another_network_is_refused():
     with pytest.raises(ValueError, match=r"another network.*elsewhere\.weight"):
-        fold(oracle.Small(), {"elsewhere.weight": torch.zeros(1)}, 0.5)
-
-
-def test_separate_statistics_are_merged_with_the_branch(tmp_path):
-    made = learner(statistics="separate")
-    made.natural(made.images)
-    made.model.eval()
-    with torch.no_grad():
-        natural = torch.func.functional_call(
-            made.model, natural_weights(made.model, made.branch, made.head), (made.images,)
-        )
-    save_branch(made.branch, made.model, tmp_path / "branch.safetensors")
-    for deltas in (made.branch.differences(made.model), load_deltas(tmp_path / "branch.safetensors")):
-        assert torch.allclose(fold(made.model, deltas, 1.0)(made.images), natural, atol=1e-6)
+        add_branch(oracle.Small(), {"elsewhere.weight": torch.zeros(1)}, 0.5)
 
 
 def test_a_saved_branch_comes_back(tmp_path):
     made = learner()
-    save_branch(made.branch, made.model, tmp_path / "branch.safetensors")
+    save_branch(made.branch, tmp_path / "branch.safetensors")
     deltas = load_deltas(tmp_path / "branch.safetensors")
     assert all(torch.equal(deltas[k], v) for k, v in made.branch.deltas().items())
-    save_branch(None, made.model, tmp_path / "none.safetensors")
+    save_branch(None, tmp_path / "none.safetensors")
     assert load_deltas(tmp_path / "none.safetensors") == {}
 
 

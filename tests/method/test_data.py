@@ -1,7 +1,5 @@
 """Augmentation against torchvision and against plain loops; batches that are read from a file."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -16,8 +14,6 @@ from autolora.data.batches import (
     cropped,
     draw_boxes,
     draw_crops,
-    free_memory,
-    left_in_container,
     place,
     resized,
     stream,
@@ -206,26 +202,7 @@ def test_rectangles_of_other_sizes_than_said_are_refused():
         rectangles(np.zeros(100, np.uint8), np.array([[5, 5], [5, 4]]))
 
 
-@pytest.mark.parametrize(
-    ("files", "left"),
-    [
-        ({"memory.max": "8000\n", "memory.stat": "anon 3000\nfile 4000\n"}, 5000),  # version 2
-        ({"memory.max": "2000\n", "memory.stat": "anon 3000\n"}, 0),
-        ({"memory.max": "max\n", "memory.stat": "anon 3000\n"}, sys.maxsize),
-        ({"memory/memory.limit_in_bytes": "8000\n", "memory/memory.stat": "cache 9\ntotal_rss 1000\n"}, 7000),
-        ({}, sys.maxsize),
-    ],
-)
-def test_a_container_s_limit_counts_and_not_the_machine_it_runs_on(tmp_path, files, left):
-    (tmp_path / "memory").mkdir()
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    assert left_in_container(tmp_path) == left
-
-
-def test_images_beyond_a_container_s_memory_stay_in_their_file(monkeypatch):
-    monkeypatch.setattr("autolora.data.batches.left_in_container", lambda: 4 * 3 * 8 * 8)
-    assert free_memory(torch.device("cpu")) == 768
+def test_images_beyond_the_memory_stay_in_their_file():
     images = np.zeros((2, 3, 8, 8), np.uint8)
-    assert place(images, torch.device("cpu")) is images
-    assert isinstance(place(images[:1], torch.device("cpu")), torch.Tensor)
+    assert place(images, torch.device("cpu"), memory=3 * 8 * 8) is images
+    assert isinstance(place(images[:1], torch.device("cpu"), memory=3 * 8 * 8), torch.Tensor)

@@ -99,7 +99,7 @@ def test_progress_of_other_data_is_not_picked_up(workspace):
 def test_a_wrong_number_of_processes_is_named(monkeypatch, value):
     monkeypatch.setenv("AUTOLORA_PROCESSES", value)
     with pytest.raises(StageError, match=f"AUTOLORA_PROCESSES is '{value}'"):
-        stage.processes()
+        stage.wanted_processes()
 
 
 def command(root, **environment):

@@ -42,7 +42,7 @@ def test_what_params_allow_is_what_the_registries_hold():
     from autolora.attacks.versions import VERSIONS
     from autolora.data.batches import AUGMENTATIONS
     from autolora.training.objectives import METHODS, REFERENCES
-    from autolora.training.settings import PRECISIONS, STATISTICS
+    from autolora.training.settings import PRECISIONS
     from stages.dataset.sources import SOURCES
 
     allowed = {name: set(get_args(field.annotation)) for name, field in Finetune.model_fields.items()}
@@ -53,7 +53,6 @@ def test_what_params_allow_is_what_the_registries_hold():
     evaluation = {name: set(get_args(field.annotation)) for name, field in Evaluate.model_fields.items()}
     assert evaluation["precision"] == set(EVALUATED_IN)
     assert evaluation["version"] == set(VERSIONS)
-    assert allowed["statistics"] == set(STATISTICS)
     assert set(get_args(Data.model_fields["source"].annotation)) == set(SOURCES)
 
 
@@ -201,7 +200,6 @@ def test_no_default_changes_unseen():
         "finetune.precision": "auto",
         "finetune.rate": None,
         "finetune.reference": "auto",
-        "finetune.statistics": "shared",
         "merge.alpha": "auto",
         "merge.toward": "branch",
         "register.gates.attack": "standard",
