@@ -3,12 +3,13 @@
     torchrun --nproc-per-node 2 -m stages.finetune
 
 Each process takes every n-th image of the global batch; losses are divided by the global batch, so gradients add up.
-Batch-norm statistics are those of the global batch (torch's SyncBatchNorm refuses CPU tensors): while `global_norms()`
-is on, every `F.batch_norm` in training reduces its sums over all processes, forwards and backwards, in any network.
+Batch-norm statistics are those of the global batch: while `global_norms()` is on, every `F.batch_norm` in training sums
+over all processes, forwards and backwards, in any network; on GPUs as torch's SyncBatchNorm does, which refuses CPUs.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
+CALL = inspect.signature(F.batch_norm)
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -112,6 +116,25 @@ def agree(number: int) -> bool:
     return len(set(found)) == 1
 
 
+def with_added_gradients(module: nn.Module) -> nn.Module:
+    """The module, of which every process' gradients are summed over all of them, in buckets, while backward runs."""
+    if world() == 1:
+        return module
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {
+        "forward_sync_buffers" if newer else "broadcast_buffers": False
+    }  # they are the same everywhere
+    wrapped = DistributedDataParallel(module, find_unused_parameters=True, **options)
+    wrapped.register_comm_hook(None, _added)
+    return wrapped
+
+
+def _added(state, bucket):  # torch would compare annotations, which are text here, with its types
+    """torch's own would divide by the number of processes; our losses are shares of the global batch's mean."""
+    sent: Any = dist.all_reduce(bucket.buffer(), async_op=True)
+    return sent.get_future().then(lambda done: done.value()[0])
+
+
 class _Sum(torch.autograd.Function):
     """A sum over all processes; its gradient is the sum of theirs."""
 
@@ -130,16 +153,14 @@ class _Sum(torch.autograd.Function):
 
 class _GlobalNorms(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm and _training(*args, **kwargs):
-            return batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def _training(
-    x: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, *_: Any, **__: Any
-) -> bool:
-    return training
+        if func is not F.batch_norm:
+            return func(*args, **(kwargs or {}))
+        asked = CALL.bind(*args, **(kwargs or {}))
+        asked.apply_defaults()
+        if not asked.arguments.pop("training"):
+            return func(*args, **(kwargs or {}))
+        norm = synchronised if asked.arguments["input"].is_cuda else batch_norm
+        return norm(**asked.arguments)
 
 
 @contextmanager
@@ -152,17 +173,33 @@ def global_norms() -> Iterator[None]:
         yield
 
 
-def batch_norm(
-    x: Tensor,  # [n,c,...]
+def synchronised(
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    training: bool = True,
+    *,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The same by the function inside torch.nn.SyncBatchNorm: the network's own layers stay what they are."""
+    every = dist.group.WORLD
+    return SyncBatchNorm.apply(input, weight, bias, running_mean, running_var, eps, momentum, every, world())
+
+
+def batch_norm(
+    input: Tensor,  # [n,c,...]
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
     """F.batch_norm in training, over the images of all processes."""
+    x = input
     axes = [d for d in range(x.ndim) if d != 1]
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     count = wide.new_full((1,), x.numel() / x.shape[1])

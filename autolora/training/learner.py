@@ -23,7 +23,7 @@ from autolora.common.errors import BadArgument
 from autolora.data.batches import augmentation, centre, place, take, to_pixels
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.training.controllers import Controller, scalars
-from autolora.training.objectives import METHODS, REFERENCES, Method, Reference
+from autolora.training.objectives import METHODS, REFERENCES, Losses, Method, Reference
 from autolora.training.settings import Images, Settings, Split
 
 ATTACK_STEPS = 10
@@ -63,8 +63,8 @@ class Learner:
         self.attack_view, self.call = self._views()
         self.weights = scalars(0.0)  # of the coming epoch
         self.global_batch = settings.batch_size
-        self.attacked: Tensor | None = None
         self.noise = torch.Generator(device)
+        self.losses = distributed.with_added_gradients(LossModule(self))
 
     def _add_parts(self) -> None:
         parts, decay = self.method.parts, self.settings.average or self.reference.average
@@ -109,16 +109,17 @@ class Learner:
         """In the memory format that weights and images share: what follows keeps it."""
         return x.contiguous(memory_format=self.speed.layout)
 
-    # what objectives ask for
-
     def attack(self, x: Tensor, y: Tensor) -> Tensor:
-        """PGD-10 on the branch-off network as it is now, in eval."""
+        """PGD-10 on the branch-off network as it is now, in eval; the images themselves where a method knows none."""
+        if not self.method.attacked:
+            return x
         self.folded.refresh()
         shape = (self.global_batch, *x.shape[1:])
         noise = random_in_ball(x.new_empty(()).expand(shape), self.settings.threat, self.noise)
         noise = self.laid_out(noise[distributed.rank() :: distributed.world()])
-        self.attacked = pgd(self.attack_view, x, y, self.settings.threat, ATTACK_STEPS, noise=noise)
-        return self.attacked
+        return pgd(self.attack_view, x, y, self.settings.threat, ATTACK_STEPS, noise=noise)
+
+    # what objectives ask for
 
     def plain(self, x: Tensor) -> Tensor:
         return self.call({}, x)
@@ -197,6 +198,19 @@ class Learner:
     def load(self, state: dict[str, Any]) -> None:
         for i, module in enumerate(self.modules()):
             module.load_state_dict(state[str(i)])
+
+
+class LossModule(nn.Module):
+    """An objective's losses as the forward of one module, which torch's DistributedDataParallel can wrap."""
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self.trained = nn.ModuleList(m for m in learner.modules() if m is not learner.average)
+        self.learner = learner
+
+    def forward(self, x: Tensor, attacked: Tensor, y: Tensor) -> Losses:
+        learner = self.learner
+        return learner.objective(learner, x, attacked, y, learner.weights)
 
 
 class Speed(NamedTuple):

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,9 @@ def train_epoch(learner: Learner, epoch: int, rate: float, bar: tqdm, file: Path
     images = stream(learner.images, map(distributed.mine, order), learner.device)
     for step, (index, stored) in enumerate(zip(order, images)):
         x, y = prepare(learner, stored, index, epoch, step)
-        cosine_of = (lambda x=x, y=y: gradient_cosine(learner, x, y)) if step == 0 and learner.method.attacked else None
-        losses[step], found = one_step(learner, x, y, cosine_of)
+        attacked = learner.attack(x, y)
+        look = partial(gradient_cosine, learner, x, attacked, y) if step == 0 and learner.method.attacked else None
+        losses[step], found = one_step(learner, x, attacked, y, look)
         cosine = cosine if found is None else found
         bar.update()
         if step % LOOK == LOOK - 1 or step == len(order) - 1:
@@ -217,14 +219,13 @@ def prepare(learner: Learner, stored: Tensor, index: Tensor, epoch: int, step: i
 
 
 def one_step(
-    learner: Learner, x: Tensor, y: Tensor, look: Callable[[], float | None] | None = None
+    learner: Learner, x: Tensor, attacked: Tensor, y: Tensor, look: Callable[[], float | None] | None = None
 ) -> tuple[Tensor, float | None]:
     """One backward, one SGD step; the losses of the batch, and what `look` saw between the two."""
     with distributed.global_norms():
-        losses = learner.objective(learner, x, y, learner.weights)
+        losses = learner.losses(x, attacked, y)
         learner.optimiser.zero_grad()
         losses.total.backward()
-    distributed.add(p.grad for p in learner.trained)
     seen = look() if look else None
     learner.optimiser.step()
     if learner.average is not None:
@@ -253,16 +254,13 @@ def check_losses(losses: Tensor, epoch: int, file: Path | None) -> None:
         )
 
 
-def gradient_cosine(learner: Learner, x: Tensor, y: Tensor, most: int = 64) -> float | None:
+def gradient_cosine(learner: Learner, x: Tensor, attacked: Tensor, y: Tensor, most: int = 64) -> float | None:
     """Cosine between the gradients of CE(h(x), y) and CE(h(x~), y) at theta1: the paper's diagnosis of conflict."""
     count = distributed.part(min(most, learner.global_batch))
-    assert learner.attacked is not None
     extractor = [p for n, p in learner.model.named_parameters() if n not in learner.head and p.requires_grad]
     if not extractor:  # a network that is its head alone
         return None
-    natural, adversarial = (
-        _flat_gradient(learner, images[:count], y[:count], extractor) for images in (x, learner.attacked)
-    )
+    natural, adversarial = (_flat_gradient(learner, images[:count], y[:count], extractor) for images in (x, attacked))
     return float(F.cosine_similarity(natural, adversarial, dim=0))
 
 

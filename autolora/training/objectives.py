@@ -1,7 +1,8 @@
 """One small function per method, and the table of methods. A sixth is one function and one line in METHODS.
 
-An objective gets the network in training, a batch and the loss weights, and returns its `Losses`. Means are taken over
-the global batch (`net.mean`), so that several processes add up to what one would compute.
+An objective gets the network in training, a batch (images, the same under attack, labels) and the loss weights, and
+returns its `Losses`. Means are taken over the global batch (`net.mean`), so that several processes add up to what one
+would compute.
 """
 
 from __future__ import annotations
@@ -41,8 +42,6 @@ class Network(Protocol):
 
     gamma: float  # TWINS' weight of the frozen half
 
-    def attack(self, x: Tensor, y: Tensor) -> Tensor: ...
-
     def plain(self, x: Tensor) -> Tensor: ...  # h(x; theta1, theta2): branch off
 
     def natural(self, x: Tensor) -> Tensor: ...  # h(x; sg(theta1) + BA, theta2): branch on
@@ -75,9 +74,8 @@ def divergence(net: Network, z: Tensor, z_adv: Tensor) -> Tensor:
     return net.mean(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1))
 
 
-def autolora(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+def autolora(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
     """lam1 * CE(z, y) + (1 - lam1) * CE(z~, y) + lam2 * KL(p || q): natural pass first, branch on; then adversarial."""
-    attacked = net.attack(x, y)
     z = net.natural(x)
     z_adv = net.plain(attacked)
     natural, adversarial = cross_entropy(net, z, y), cross_entropy(net, z_adv, y)
@@ -86,28 +84,27 @@ def autolora(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
     return Losses(total, natural, adversarial, kl, accuracy(net, z, y))
 
 
-def vanilla(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+def vanilla(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
     """TRADES (Zhang et al., 2019): CE(h(x), y) + 6 * KL(softmax h(x) || softmax h(x~))."""
-    attacked = net.attack(x, y)
     z = net.plain(x)
     z_adv = net.plain(attacked)
     natural, kl = cross_entropy(net, z, y), divergence(net, z, z_adv)
     return Losses(natural + BETA * kl, natural, cross_entropy(net, z_adv, y).detach(), kl, accuracy(net, z, y))
 
 
-def twins(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+def twins(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
     """TWINS (Liu et al., 2023): g*CE(nat_f) + CE(nat_a) + 6*[g*KL(nat_f||adv_f) + KL(nat_a||adv_a)], half a batch
     through each of the two batch-norm modes, frozen and adaptive."""
-    return _twins(net, x, y, BETA)
+    return _twins(net, x, attacked, y, BETA)
 
 
-def twins_released(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+def twins_released(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
     """[released code] each KL sum over a half is divided by the full batch size: 3 per image, not 6."""
-    return _twins(net, x, y, BETA / 2)
+    return _twins(net, x, attacked, y, BETA / 2)
 
 
-def _twins(net: Network, x: Tensor, y: Tensor, beta: float) -> Losses:
-    attacked = net.attack(x, y)  # against the adaptive net
+def _twins(net: Network, x: Tensor, attacked: Tensor, y: Tensor, beta: float) -> Losses:
+    """The attack was made on the adaptive net."""
     (x_f, adv_f, y_f), (x_a, adv_a, y_a) = net.halves(x, attacked, y)
     z_adv_f, z_adv_a = net.frozen(adv_f), net.plain(adv_a)  # the adversarial pass comes first
     z_f, z_a = net.frozen(x_f), net.plain(x_a)
@@ -119,14 +116,14 @@ def _twins(net: Network, x: Tensor, y: Tensor, beta: float) -> Losses:
     )
 
 
-def natural(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+def natural(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
     """Plain fine-tuning: what accuracy costs nothing to have."""
     z = net.plain(x)
     loss = cross_entropy(net, z, y)
     return Losses(loss, loss.detach(), loss.new_zeros(()), loss.new_zeros(()), accuracy(net, z, y))
 
 
-def linear(net: Network, x: Tensor, y: Tensor, weights: Scalars) -> Losses:
+def linear(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
     """The head alone, on features that stay as pre-trained (batch-norm statistics too)."""
     z = net.still(x)
     loss = cross_entropy(net, z, y)
@@ -150,7 +147,7 @@ REFERENCES: dict[str, Reference] = {
     "best": Reference(all_layers, PairedRate),
 }
 
-Objective = Callable[[Network, Tensor, Tensor, Scalars], Losses]
+Objective = Callable[[Network, Tensor, Tensor, Tensor, Scalars], Losses]  # images, under attack, labels
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class Method:
     released: Objective | None = None  # where the released code computes another loss
     controller: Callable[[float, int], Controller] | None = StepRate  # None: the reference's own
     parts: tuple[str, ...] = ()  # what is trained beside the network: "branch", "norms"
-    attacked: bool = True  # selected by validation RA; else by validation SA
+    attacked: bool = True  # trained on attacked images and selected by validation RA; else neither, and validation SA
     head_only: bool = False
 
 

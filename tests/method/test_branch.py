@@ -42,11 +42,15 @@ def learner(method="autolora", **settings):
     return made
 
 
+def losses_of(made, weights):
+    return autolora(made, made.images, made.attack(made.images, made.labels), made.labels, weights)
+
+
 def gradients(made, weights):
     """Squared gradient norm of the total loss, by group of parameters."""
     x, y = made.images, made.labels
     made.weights = weights
-    total = autolora(made, x, y, weights).total
+    total = autolora(made, x, made.attack(x, y), y, weights).total
     total.backward()
     groups = {"extractor": [], "norms": [], "head": [], "A": list(made.branch.A), "B": list(made.branch.B)}
     for name, parameter in made.model.named_parameters():
@@ -132,7 +136,7 @@ def test_adversarial_cross_entropy_reaches_the_network_and_not_the_branch():
 
 def test_the_distillation_reaches_both_sides():
     made = learner()
-    losses = autolora(made, made.images, made.labels, Scalars(0.5, 1.0))
+    losses = losses_of(made, Scalars(0.5, 1.0))
     losses.kl.backward()
     assert all(p.grad is not None and p.grad.any() for p in [*made.branch.A, *made.branch.B])  # not detached
     assert all(p.grad is not None and p.grad.any() for p in made.model.parameters() if p.ndim > 1)
@@ -153,7 +157,7 @@ def test_batch_norm_moves_with_the_natural_pass_first():
     natural_first = []
     call = made.call
     made.call = lambda weights, x: natural_first.append(bool(weights)) or call(weights, x)
-    autolora(made, made.images, made.labels, Scalars(0.5, 1.0))
+    losses_of(made, Scalars(0.5, 1.0))
     assert natural_first == [True, False]
     assert made.model.norm1.num_batches_tracked == before + 2  # not in the attack, which runs in eval
 
@@ -202,7 +206,7 @@ def test_head_parameters():
 
 def test_losses_are_means_over_the_batch():
     made = learner()
-    losses = autolora(made, made.images, made.labels, Scalars(0.5, 1.0))
+    losses = losses_of(made, Scalars(0.5, 1.0))
     assert isinstance(losses, Losses)
     total = 0.5 * losses.natural + 0.5 * losses.adversarial + losses.kl
     assert losses.total.item() == pytest.approx(total.item())

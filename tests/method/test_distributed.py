@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from autolora.common import distributed
 from tests.method.parallel import tune
@@ -30,10 +31,13 @@ def _norm_worker(rank, port, results):
     with distributed.group():
         torch.manual_seed(0)
         model, x = Small().double().train(), torch.rand(7, 3, 8, 8, dtype=torch.float64)
-        with distributed.global_norms():
-            loss = model(x[rank::2]).square().sum() / 7
-            loss.backward()
-        distributed.add(p.grad for p in model.parameters())
+        shared = distributed.with_added_gradients(model)
+        assert isinstance(shared, DistributedDataParallel)
+        for _ in range(2):  # DDP puts its buckets in another order after the first backward
+            model.zero_grad()
+            with distributed.global_norms():
+                loss = shared(x[rank::2]).square().sum() / 7
+                loss.backward()
         results[rank] = (
             {n: p.grad.clone() for n, p in model.named_parameters()},
             {n: b.clone() for n, b in model.named_buffers()},
@@ -44,7 +48,9 @@ def _norm_worker(rank, port, results):
 def test_gradients_and_running_statistics_of_two_processes_are_those_of_one(free_port):
     torch.manual_seed(0)
     model, x = Small().double().train(), torch.rand(7, 3, 8, 8, dtype=torch.float64)
-    (model(x).square().sum() / 7).backward()
+    for _ in range(2):
+        model.zero_grad()
+        (model(x).square().sum() / 7).backward()
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(_norm_worker, (free_port, results), nprocs=2)
@@ -90,16 +96,24 @@ def test_global_norms_are_off_for_one_process():
         assert norm(torch.rand(2, 3, 4, 4)).shape == (2, 3, 4, 4)
 
 
-def test_by_hand_batch_norm_is_torchs(monkeypatch):
-    """One process, the all-reduce left out: the same numbers and gradients as F.batch_norm."""
-    monkeypatch.setattr(distributed._Sum, "apply", lambda t: t)
+@pytest.fixture
+def alone():
+    """A group of one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_by_hand_batch_norm_is_torchs():
+    """The same numbers and gradients as F.batch_norm."""
     torch.manual_seed(0)
     x = torch.rand(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     weight, bias = torch.rand(2, 3, dtype=torch.float64)
     outcomes = []
-    for function in (torch.nn.functional.batch_norm, distributed.batch_norm):
+    for function, training in ((torch.nn.functional.batch_norm, {"training": True}), (distributed.batch_norm, {})):
         mean, var = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-        y = function(x, mean, var, weight, bias, True, 0.1, 1e-5)
+        y = function(x, mean, var, weight, bias, momentum=0.1, eps=1e-5, **training)
         outcomes.append((y, mean, var, *torch.autograd.grad(y.pow(3).sum(), x)))
     for theirs, mine in zip(*outcomes, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-9)

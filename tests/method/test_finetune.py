@@ -75,8 +75,8 @@ def test_linear_moves_the_head_alone():
 def test_a_sixth_method_is_one_function_and_one_line(monkeypatch):
     """Adversarial training (Madry): neither the loop nor the learner knows of it."""
 
-    def madry(net, x, y, weights):
-        z = net.plain(net.attack(x, y))
+    def madry(net, x, attacked, y, weights):
+        z = net.plain(attacked)
         loss = cross_entropy(net, z, y)
         return Losses(loss, loss.new_zeros(()), loss.detach(), loss.new_zeros(()), objectives.accuracy(net, z, y))
 
@@ -454,7 +454,8 @@ def test_all_weights_and_images_have_the_memory_format_asked_for(switch, method)
     layers = [m for view in (net.model, net.folded.view) for m in view.modules() if isinstance(m, nn.Conv2d)]
     for layer in layers:
         layer.register_forward_pre_hook(seen)
-    training.one_step(net, *training.prepare(net, torch.from_numpy(train[0][:16]), torch.arange(16), 1, 0))
+    x, y = training.prepare(net, torch.from_numpy(train[0][:16]), torch.arange(16), 1, 0)
+    training.one_step(net, x, net.attack(x, y), y)
     net.robust_hits()
     if net.branch is not None:
         net.natural_hits()

@@ -56,7 +56,7 @@ def test_autolora(seed):
     velocity = {}
     for step in range(STEPS):
         x, y, noise = batch(learner, step)
-        found, _ = one_step(learner, x, y)
+        found, _ = one_step(learner, x, learner.attack(x, y), y)
         loss = oracle.autolora_loss(w, branch, stats, x, y, noise, EPS, *WEIGHTS)
         tensors = w | branch
         gradients = dict(zip(tensors, torch.autograd.grad(loss, list(tensors.values()))))
@@ -74,7 +74,7 @@ def test_vanilla(seed):
     velocity = {}
     for step in range(STEPS):
         x, y, noise = batch(learner, step)
-        one_step(learner, x, y)
+        one_step(learner, x, learner.attack(x, y), y)
         loss = oracle.vanilla_loss(w, stats, x, y, noise, EPS)
         oracle.sgd(w, dict(zip(w, torch.autograd.grad(loss, list(w.values())))), velocity, rate=0.003, decay=1e-4)
         check_network(learner, w, stats)
@@ -89,7 +89,7 @@ def test_twins(reference, seed):
     frozen_stats, velocity = {k: v.clone() for k, v in stats.items()}, {}
     for step in range(STEPS):
         x, y, noise = batch(learner, step)
-        one_step(learner, x, y)
+        one_step(learner, x, learner.attack(x, y), y)
         affine = {n.removeprefix("frozen "): t for n, t in frozen.items()}
         loss = oracle.twins_loss(w, affine, frozen_stats, stats, x, y, noise, EPS, 0.4, reference == "released")
         tensors = w | frozen
@@ -107,7 +107,7 @@ def test_natural_and_linear():
         velocity = {}
         for step in range(STEPS):
             x, y, _ = batch(learner, step)
-            one_step(learner, x, y)
+            one_step(learner, x, learner.attack(x, y), y)
             trained = w if train else {k: v for k, v in w.items() if k.startswith("head")}
             loss = oracle.ce(oracle.forward(w, stats, x, train), y)
             gradients = dict(zip(trained, torch.autograd.grad(loss, list(trained.values()))))
