@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
 from autolora.backbones.classifier import Classifier, build, load_classifier
 from autolora.common.command_line import Command
-from autolora.export.runtime import logits, open_session
+from autolora.export.runtime import logits, onnxruntime, open_session
 from autolora.export.write import export_onnx
 
 BATCHES = (1, 8, 64)

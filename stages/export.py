@@ -17,20 +17,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from autolora.attacks.onnx_file import parity
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
 from autolora.common.files import file_sha256, read_json, replacing_folder, write_json
 from autolora.export.notes import notes_in
-from autolora.export.runtime import logits, open_session
+from autolora.export.runtime import best_device, logits, onnxruntime, open_session
 from autolora.export.write import evidence, export_onnx, opset
 from autolora.threat import Threat
 from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
 from stages.common.views import ExportParams, load
-from stages.evaluation.onnx_robustness import device, measure
+from stages.evaluation.onnx_robustness import measure
 from stages.evaluation.onnx_variants import Ingredients, make
 from stages.evidence.examples import Examples, read_examples
 
@@ -94,7 +93,7 @@ def written(
         "bytes": path.stat().st_size,
         "input": section.input,
         "opset": opset(onnx.load(str(path))),
-        "device": device(),
+        "device": best_device(),
         "parity": compared,
         **found.record,
         "variants": {name: make(name, shared, path.parent) for name in section.variants},
@@ -107,7 +106,7 @@ def compare(model: Classifier, path: Path, examples: Examples, pixels: str) -> d
     images = {"clean": examples.images.floats, "adversarial": examples.adversarial}
     if pixels == "uint8":  # bytes hold no adversarial image but the nearest one on the grid
         images = {name: np.rint(x * 255) / np.float32(255) for name, x in images.items()}
-    session = open_session(path, device(), torch.get_num_threads())
+    session = open_session(path, best_device(), torch.get_num_threads())
     compared = parity(model, partial(logits, session), images)
     if compared["label_flips_beyond_noise"] or not compared["max_difference"] <= compared["noise"]:
         raise StageError(
@@ -120,7 +119,7 @@ def compare(model: Classifier, path: Path, examples: Examples, pixels: str) -> d
 
 def latency(path: Path, images: np.ndarray, repeats: int = 30) -> dict[str, float]:
     """Median milliseconds of one call, at batches 1 and 64."""
-    session = open_session(path, device(), torch.get_num_threads())
+    session = open_session(path, best_device(), torch.get_num_threads())
     found = {}
     for batch in (1, 64):
         part = np.resize(images, (batch, *images.shape[1:]))

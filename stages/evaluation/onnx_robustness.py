@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 import torch
 
 from autolora.attacks.onnx_file import ASCENT, QUERIES, STEPS, TARGETS, Answer, Replayed, replay, square, white_box
 from autolora.common.files import file_sha256
 from autolora.common.progress import bar
 from autolora.common.statistics import wilson
-from autolora.export.runtime import logits, open_session
+from autolora.export.runtime import best_device, logits, open_session
 from autolora.export.straight_through import StraightThrough
 from autolora.threat import Threat
 from stages.evidence.examples import Examples
@@ -50,12 +49,8 @@ def share(right: np.ndarray) -> float:
     return float(right.mean()) if len(right) else 1.0
 
 
-def device() -> str:
-    return "cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
-
-
 def answers(path: Path) -> Answer:
-    return partial(logits, open_session(path, device(), torch.get_num_threads(), beside_torch=True))
+    return partial(logits, open_session(path, best_device(), torch.get_num_threads(), beside_torch=True))
 
 
 def measure(path: Path, examples: Examples, threat: Threat, seed: int, limit: int, work: Path) -> FileRobustness:

@@ -14,7 +14,6 @@ from typing import Any
 
 import autolora_runtime as runtime
 import numpy as np
-import onnxruntime
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
@@ -23,8 +22,7 @@ class Checked:
     """model.onnx behind the checks of its input contract."""
 
     def __init__(self, path: Path) -> None:
-        device = "cuda" if "CUDAExecutionProvider" in onnxruntime.get_available_providers() else "cpu"
-        self.session = runtime.open_session(path, device)
+        self.session = runtime.open_session(path, runtime.best_device())
         image = self.session.get_inputs()[0]
         self.name, self.shape = image.name, runtime.image_shape(self.session)
         self.dtype = "uint8" if runtime.takes_bytes(self.session) else "float32"

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -17,7 +16,7 @@ from autolora.attacks.engine.network import from_session
 from autolora.common import distributed
 from autolora.export.conversion import ExportError, checked, converted, traced
 from autolora.export.gradient_graph import derived
-from autolora.export.runtime import BadModel, open_session
+from autolora.export.runtime import BadModel, onnxruntime, open_session
 
 Answers = Callable[[Tensor], Tensor]
 ALIKE = 1e-2  # of a slope's length, by which two ways to it may differ: a ReLU at 0 opens in one and not in the other
