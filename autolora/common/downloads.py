@@ -176,7 +176,9 @@ def _download(transfer: Transfer, attempts: int, pause: float) -> None:
             if error.code == 416:  # the rest that we asked for is not there: another file, begin again
                 transfer.part.unlink(missing_ok=True)
             elif error.code < 500:
-                raise BadArgument("weights", shown(transfer.url), f"answers {error.code} {error.reason}") from None
+                raise BadArgument(
+                    "weights", shown(transfer.url), f"the server answers {error.code} {error.reason}"
+                ) from None
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", None) or error)

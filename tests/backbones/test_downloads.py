@@ -98,7 +98,7 @@ def test_urls_with_the_same_name_are_different_files():
 
 
 def test_absent_and_unreachable():
-    with serving({}) as (address, record), pytest.raises(ValueError, match=r"gone\.pth answers 404"):
+    with serving({}) as (address, record), pytest.raises(ValueError, match=r"gone\.pth': the server answers 404"):
         fetched(f"{address}/gone.pth")
     assert record.ranges == []
     with pytest.raises(ValueError, match=r"could not be fetched .*refused"):
@@ -118,7 +118,7 @@ def test_more_than_the_limit_is_refused_and_not_kept(tmp_path, says_how_much):
 def test_a_server_that_sends_us_to_another_scheme_is_refused(elsewhere):
     with serving({}) as (address, record):
         record.redirects["/robust.pth"] = elsewhere
-        with pytest.raises(ValueError, match=f"sends us on to {elsewhere.partition(':')[0]}"):
+        with pytest.raises(ValueError, match=r"refused|is not allowed"):
             fetched(f"{address}/robust.pth")
 
 

@@ -142,7 +142,10 @@ WRONG = [
     (dict(arch="resnet18", mean=[0.5, 0.5, 0.5]), "belong together"),
     (dict(arch="resnet18", mean=[0.5, 0.5], std=[1, 1]), "one value for each of 3 channels"),
     (dict(arch="resnet18", mean=[0.5], std=[0]), "above 0"),
-    (dict(arch="inception_v3", image_size=32), "does not run on images of 32 px.*network_size"),
+    (
+        dict(arch="inception_v3", image_size=32),
+        "image_size is 32: inception_v3 does not run on images of that size.*network_size",
+    ),
     (dict(arch="vit_tiny_patch16_224", stem="lowres"), "cuts the image into patches of 16 by 16"),
     (dict(arch="convnext_atto", stem="lowres"), "no meaning for ConvNeXt"),
     (dict(arch="convnext_atto", stem="nopool"), "no max-pool in its stem"),

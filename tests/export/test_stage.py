@@ -81,11 +81,11 @@ def test_a_file_that_is_another_network_is_not_published(evaluated: Run, monkeyp
     """As if the exporter had dropped the bias of the head."""
     from stages import export as stage
 
-    def wrong(model, *arguments):
+    def wrong(model, *arguments, **named):
         model = tiny()
         with torch.no_grad():
             model.body.fc.bias.zero_()
-        return right(model, *arguments)
+        return right(model, *arguments, **named)
 
     right = stage.export_onnx
     monkeypatch.setattr(stage, "export_onnx", wrong)
