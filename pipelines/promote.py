@@ -1,12 +1,13 @@
 """Move an alias in the registry, if the evidence earns it.
 
+    python -m pipelines.promote NAME                            # who is champion and challenger, and since when
     python -m pipelines.promote NAME VERSION --to champion      # or --to challenger
     python -m pipelines.promote NAME VERSION --to champion --force --why "the old test set had a leak"
     python -m pipelines.promote NAME --rollback                 # the champion before the present one
     python -m pipelines.promote NAME --history
 
-VERSION is a number, or `registered`: the one that models/registered.json names. Gates stand in params.yaml under
-register.gates. A refusal is an exit code 1, and on record like a promotion.
+VERSION is a number, or `registered`: the one that models/registered.json names. Gates travel with the version: those of
+register.gates in params.yaml when it was registered. A refusal is an exit code 1, and on record like a promotion.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from autolora.common.command_line import Command
 from autolora.common.files import file_sha256, read_json
 from pipelines.registry import decision_log as history
@@ -25,7 +28,7 @@ from pipelines.registry.versions import alias_version, evidence_of, get_version,
 from stages.common.params import Gates, check
 from stages.common.runner import StageError
 from stages.evidence.files import ONNX
-from stages.register import RECEIPT, check_receipt
+from stages.register import GATES, RECEIPT, check_receipt
 from stages.tracking.client import answering, connect
 
 if TYPE_CHECKING:
@@ -33,14 +36,18 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CLAIM = "promotion_claim"
+ALIASES = ("champion", "challenger")
+CONTENTS = ("content_key", "onnx_sha256", "canaries_sha256")
+NOT_EXPLAINED = "!! no entry of the log explains it: the alias was moved by other means"
 
 
 def promote(
-    name: str, version: str, to: str, gates: Gates, *, force: bool = False, why: str | None = None
+    name: str, version: str, to: str, gates: Gates | None = None, *, force: bool = False, why: str | None = None
 ) -> dict[str, Any]:
-    """The entry in the log: what was decided on this version, and on which evidence."""
+    """The entry in the log: what was decided on this version, and on which evidence. Without gates: the version's."""
     client = connect().MlflowClient()
-    number = int(_version(client, name, version).version)
+    found = _version(client, name, version)
+    number, gates = int(found.version), gates or gates_of(found)
     claim = _claim(client, name)
     present = alias_version(client, name, to)
     if present == number:
@@ -54,9 +61,37 @@ def promote(
         "previous": present,
         "decision": "promoted" if earned else "forced" if force else "refused",
         "why": why,
+        "gates": gates.model_dump(),
         "evidence": as_record(findings, tests),
+        **contents(found),
     }
     return _move(client, entry, claim) if earned or force else history.append(client, entry)
+
+
+def gates_of(version: ModelVersion) -> Gates:
+    """As they were registered."""
+    if GATES not in version.tags:
+        raise StageError(
+            f"{version.name} version {version.version} has no gates on record: "
+            "`dvc repro --force --single-item register` where it was made, or --params FILE"
+        )
+    try:
+        return Gates.model_validate_json(version.tags[GATES])
+    except ValidationError:
+        raise StageError(f"{version.name} version {version.version}: its gates are unreadable: --params FILE") from None
+
+
+def gates_in(file: str, name: str) -> Gates:
+    """Those of a params.yaml, which must be about this model."""
+    register = check(file).register
+    if register.name != name:
+        raise StageError(f"{file} is of {register.name} (register.name), not of {name}: its gates are not this model's")
+    return register.gates
+
+
+def contents(version: ModelVersion) -> dict[str, str | None]:
+    """What the decision is about, byte for byte: deployment compares."""
+    return {key: version.tags.get(key) for key in CONTENTS}
 
 
 def _version(client: MlflowClient, name: str, version: str) -> ModelVersion:
@@ -98,7 +133,8 @@ def rollback(name: str, alias: str = "champion", why: str | None = None) -> dict
     before = [v for v in history.reigns(history.entries(client, name), alias) if v != present]
     if present is None or not before:
         raise StageError(f"{name} has no {alias} before the present one ({present}): there is nothing to go back to")
-    with evidence_of(get_version(client, name, before[-1])):
+    version = get_version(client, name, before[-1])
+    with evidence_of(version):
         entry = {
             "model": name,
             "alias": alias,
@@ -106,6 +142,7 @@ def rollback(name: str, alias: str = "champion", why: str | None = None) -> dict
             "previous": present,
             "decision": "rolled back",
             "why": why,
+            **contents(version),
         }
     return _move(client, entry, claim)
 
@@ -165,6 +202,24 @@ def show(entry: dict[str, Any]) -> None:
         print(f"   why: {entry['why']}")
 
 
+def show_present(name: str) -> None:
+    """Who holds each alias, since when, and how good it is."""
+    client = connect().MlflowClient()
+    log = history.entries(client, name)
+    for alias in ALIASES:
+        number = alias_version(client, name, alias)
+        if number is None:
+            print(f"{alias:<11} none")
+            continue
+        tags = get_version(client, name, number).tags
+        entry = history.explaining(log, alias, number)
+        since = f"since {entry['at'][:19]}Z, {entry['decision']} by {entry['by']}" if entry else NOT_EXPLAINED
+        print(
+            f"{alias:<11} version {number}  {tags.get('threat')}  clean {tags.get('clean_accuracy')}  "
+            f"robust {tags.get('robust_accuracy')} (n = {tags.get('n')})  {since}"
+        )
+
+
 def show_history(name: str) -> None:
     client = connect().MlflowClient()
     log = history.entries(client, name)
@@ -182,16 +237,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("name")
     parser.add_argument("version", nargs="?")
-    parser.add_argument("--to", choices=["champion", "challenger"], default="champion")
+    parser.add_argument("--to", choices=ALIASES, default="champion")
     parser.add_argument("--force", action="store_true", help="move it although it was refused (needs --why)")
     parser.add_argument("--why", help="kept in the log")
     parser.add_argument("--rollback", action="store_true")
     parser.add_argument("--history", action="store_true")
-    parser.add_argument("--params", default="params.yaml", help="where the gates stand")
+    parser.add_argument("--params", metavar="FILE", help="gates of this params.yaml instead of the version's own")
     chosen = parser.parse_args(arguments)
     if chosen.force and not chosen.why:
         parser.error("--force needs --why TEXT: it stays on record")
-    if not (chosen.version or chosen.rollback or chosen.history):
+    if not (chosen.version or chosen.rollback or chosen.history) and chosen.force:
         parser.error("which VERSION? (a number, or `registered`)")
     return chosen
 
@@ -202,7 +257,10 @@ def carry_out(chosen: argparse.Namespace) -> dict[str, Any] | None:
         return None
     if chosen.rollback:
         return rollback(chosen.name, chosen.to, chosen.why)
-    gates = check(chosen.params).register.gates
+    if not chosen.version:
+        show_present(chosen.name)
+        return None
+    gates = gates_in(chosen.params, chosen.name) if chosen.params else None
     return promote(chosen.name, chosen.version, chosen.to, gates, force=chosen.force, why=chosen.why)
 
 

@@ -6,6 +6,7 @@ The receipt is no proof but a pointer: a clone that meets another server registe
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from autolora.common.files import file_sha256, locked, read_json, write_json, wr
 from stages.card.page import card, plots
 from stages.card.strips import strips
 from stages.common.command_line import takes_no_arguments
+from stages.common.params import Gates
 from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 RECEIPT, CARD = "models/registered.json", "reports/card.html"
 CANARIES = "canaries.npz"
+GATES = "gates"  # the tag
 
 
 def register() -> None:
@@ -52,6 +55,7 @@ def register() -> None:
         write_text(CARD, card(evidence, params.name, strips(evidence), source, params.gates.model_dump(), charts))
         with answering():
             receipt = find_or_create(params.name, evidence, source, charts)
+            keep_gates(receipt, params.gates)
         write_json(RECEIPT, receipt)
         record["version"] = receipt["version"]
 
@@ -76,6 +80,12 @@ def find_or_create(name: str, evidence: Evidence, source: dict[str, str], charts
         "content_key": evidence.key,
         "onnx_sha256": evidence.manifest[ONNX],
     }
+
+
+def keep_gates(receipt: dict[str, Any], gates: Gates) -> None:
+    """They travel with the version: promotion asks no params.yaml that happens to lie where it is started."""
+    text = json.dumps(gates.model_dump(), sort_keys=True)
+    connect().MlflowClient().set_model_version_tag(receipt["name"], str(receipt["version"]), GATES, text)
 
 
 @contextmanager

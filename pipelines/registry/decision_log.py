@@ -8,10 +8,14 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
 
 from stages.evidence.provenance import git
 from stages.tracking.client import experiment
@@ -23,14 +27,75 @@ if TYPE_CHECKING:
 MOVED = ("promoted", "forced", "rolled back")
 
 
-def entries(client: MlflowClient, name: str) -> list[dict[str, Any]]:
-    """All decisions on a model, oldest first, deleted ones too."""
+class Test(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    p: float
+
+
+class Grounds(BaseModel):
+    findings: list[dict[str, Any]] = []
+    tests: dict[str, Test] = {}
+
+
+class Entry(BaseModel):
+    """What every entry has; a run that has not is no decision."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    model: str
+    alias: str
+    version: int
+    previous: int | None
+    decision: str
+    at: str
+    by: str
+    follows: str | None
+    why: str | None = None
+    withdraws: str | None = None
+    evidence: Grounds = Grounds()
+
+
+def complain(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def entries(client: MlflowClient, name: str, report: Callable[[str], None] = complain) -> list[dict[str, Any]]:
+    """All decisions on a model, oldest first, deleted ones too; what is no decision is reported and passed over."""
     found = client.get_experiment_by_name(_log_name())
     if found is None:
         return []
-    runs = _all_runs(client, found.experiment_id, f"tags.model = '{name}'")
-    records = [json.loads(run.data.tags["entry"]) | {"id": run.info.run_id} for run in runs]
-    return sorted(records, key=lambda r: (r["at"], r["id"]))
+    records = []
+    for run in _all_runs(client, found.experiment_id, f"tags.model = '{name}'"):
+        try:
+            entry = json.loads(run.data.tags.get("entry", "null"))
+            Entry.model_validate(entry)
+        except ValueError:  # pydantic's and json's are both of this kind
+            report(f"  !! run {run.info.run_id} of the log is no decision (its entry is malformed): passed over")
+            continue
+        records.append(entry | {"id": run.info.run_id})
+    return in_order(records)
+
+
+def in_order(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By what each entry follows; a clock that was set back changes nothing.
+
+    Two that were written at the same moment follow the same one: only between them does the clock decide. So it does
+    between what stands before and after an entry that was removed; what follows nothing comes first.
+    """
+    known = {r["id"]: r for r in records}
+    place: dict[str, tuple[tuple[bool, str, str], int]] = {}
+
+    def place_of(record: dict[str, Any]) -> tuple[tuple[bool, str, str], int]:
+        """Which chain it belongs to, and where it stands in it."""
+        path = [record]
+        while (before := known.get(path[-1]["follows"])) and before["id"] not in place and before not in path:
+            path.append(before)
+        for one in reversed(path):
+            above = place.get(one["follows"])
+            start = (one["follows"] is not None, one["at"], one["id"])
+            place[one["id"]] = (above[0], above[1] + 1) if above else (start, 0)
+        return place[record["id"]]
+
+    return sorted(records, key=lambda r: (*place_of(r), r["at"], r["id"]))
 
 
 def _all_runs(client: MlflowClient, experiment_id: str, where: str) -> list[Run]:
@@ -48,7 +113,7 @@ def _all_runs(client: MlflowClient, experiment_id: str, where: str) -> list[Run]
 
 def append(client: MlflowClient, entry: dict[str, Any]) -> dict[str, Any]:
     """One request, so that an entry is there whole or not at all."""
-    before = entries(client, entry["model"])
+    before = entries(client, entry["model"], report=lambda line: None)
     entry = {**entry, "at": now(), "by": who(), "follows": before[-1]["id"] if before else None}
     title = f"{entry['model']} {entry['version']} {entry['alias']} {entry['decision']}"
     tags = {
@@ -98,6 +163,13 @@ def reigns(log: list[dict[str, Any]], alias: str) -> list[int]:
                 found.append(entry["previous"])
             found.append(entry["version"])
     return found
+
+
+def explaining(log: list[dict[str, Any]], alias: str, version: int) -> dict[str, Any] | None:
+    """The entry that brought the version to the alias."""
+    withdrawn = {entry["withdraws"] for entry in log if "withdraws" in entry}
+    moves = [e for e in log if e["decision"] in MOVED and e["alias"] == alias and e["id"] not in withdrawn]
+    return moves[-1] if moves and moves[-1]["version"] == version else None
 
 
 def lines(log: list[dict[str, Any]]) -> list[str]:

@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from autolora.common.statistics import mcnemar
+from autolora.attacks.verdicts import NAMES
+from autolora.common.statistics import mcnemar, wilson
 from autolora.threat import Threat
 from stages.common.params import Gates
+from stages.evaluation.sample import ids_sha256
+from stages.evidence.checks import sixteen
 from stages.evidence.files import Evidence
 
 
@@ -40,18 +43,73 @@ class Paired:
 
 def gate_findings(evidence: Evidence, gates: Gates) -> list[Finding]:
     r, parity = evidence.robustness, evidence.exported["parity"]
-    failed = [c["name"] for c in r["checks"] if c["verdict"] == "fail"]
+    measured = Measured.of(evidence.flags)
+    checks = sixteen(r["checks"])
+    failed = [c.name for c in checks if c.verdict == "fail"]
+    threat, asked = Threat.from_record(r["threat"]), gates.threat and Threat.parse(gates.threat)
+    enough = not asked or (threat.norm == asked.norm and threat.eps >= asked.eps)
     flips = int(parity.get("label_flips_beyond_noise", parity["label_flips"]))
     counts = {"standard": ("standard", "plus")}.get(gates.attack, (gates.attack,))
     critical = evidence.quality["critical"]
     return [
-        _threshold("clean_accuracy", r["clean_accuracy"], gates.clean),
-        _threshold("robust_accuracy", r["robust_accuracy"], gates.robust),
+        *contradictions(r, measured),
+        _threshold("clean_accuracy", measured.clean, gates.clean),
+        _threshold("robust_accuracy", measured.robust, gates.robust),
+        _threshold("lower_end_of_the_interval", measured.interval[0], gates.lower),
+        Finding("images", measured.n >= gates.images, f"{measured.n} attacked, {gates.images} are asked for"),
+        Finding("threat", enough, f"{threat}, {f'at least {asked}' if asked else 'none in particular'} is asked for"),
         Finding("attack", r["version"] in counts, f"AutoAttack {r['version']}, {gates.attack} is asked for"),
-        Finding("checks", not failed, f"failed: {', '.join(failed)}" if failed else "none failed"),
+        Finding("checks", len(checks) == len(NAMES) and not failed, _in_short(len(checks), failed)),
         Finding("parity", flips <= gates.label_flips, f"{flips} labels flip in ONNX, {gates.label_flips} may"),
         Finding("data", not critical, "; ".join(critical) or evidence.quality["verdict"]),
     ]
+
+
+def _in_short(count: int, failed: list[str]) -> str:
+    if count != len(NAMES):
+        return f"{count} of {len(NAMES)} are on record: what was not checked did not pass"
+    return f"failed: {', '.join(failed)}" if failed else "none failed"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the flags of each image come to, whatever the report says."""
+
+    n: int
+    clean: float
+    robust: float
+    interval: tuple[float, float]
+    ids_sha256: str
+
+    @classmethod
+    def of(cls, flags: np.ndarray) -> Measured:
+        n, robust = len(flags), int(flags["robust"].sum())
+        ids = ids_sha256([one.decode() for one in flags["id"].tolist()])
+        low, high = wilson(robust, n)
+        return cls(n, float(flags["clean"].mean()), robust / n, (low, high), ids)
+
+
+def contradictions(report: dict[str, Any], measured: Measured) -> list[Finding]:
+    """The figures of the report that its own flags do not bear out; empty where they agree."""
+    said = {
+        "clean accuracy": (report["clean_accuracy"], measured.clean),
+        "robust accuracy": (report["robust_accuracy"], measured.robust),
+        "interval": (tuple(report["ci95"]), measured.interval),
+        "number of images": (report["data"]["n"], measured.n),
+        "images": (report["data"]["ids_sha256"], measured.ids_sha256),
+    }
+    return [
+        Finding(f"evidence, {what}", False, f"the report says {mine}, the flags of its images say {theirs}")
+        for what, (mine, theirs) in said.items()
+        if not _agree(mine, theirs)
+    ]
+
+
+def _agree(said: Any, found: Any) -> bool:
+    """The report rounds to six digits."""
+    if isinstance(found, tuple):
+        return len(said) == len(found) and all(map(_agree, said, found))
+    return abs(said - found) < 2e-6 if isinstance(found, float) else said == found
 
 
 def _threshold(metric: str, value: float, threshold: float) -> Finding:

@@ -166,8 +166,16 @@ class Gates(Section):
     clean: float = Field(0.0, ge=0, le=1)
     robust: float = Field(0.0, ge=0, le=1)
     attack: Literal["standard", "plus", "rand", "fast"] = "standard"  # where it is standard, plus counts as well
+    threat: str | None = None  # "linf:8/255": this norm, and at least this eps
+    images: int = Field(100, ge=1)  # that were attacked
+    lower: float = Field(0.0, ge=0, le=1)  # end of the 95 % interval of the robust accuracy
     label_flips: int = Field(0, ge=0)  # between the ONNX file and the attacked network, beyond rounding
     significance: Fraction = 0.05  # of the paired test against the champion
+
+    @field_validator("threat")
+    @classmethod
+    def _is_a_threat(cls, text: str | None) -> str | None:
+        return None if text is None else str(Threat.parse(text))
 
 
 class Register(Section):

@@ -32,6 +32,7 @@ from autolora.common.files import file_sha256, write_json
 from autolora.common.statistics import mcnemar
 from autolora.threat import Threat
 from stages.evaluation.provenance_checks import nothing_chosen, splits_apart, weights_match
+from stages.evaluation.sample import ids_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = [str(i) for i in range(10)]
@@ -139,7 +140,7 @@ def robustness(flags: np.ndarray, weights: str, eps: int, version: str, failed: 
             "name": "digits",
             "split": "test",
             "n": n,
-            "ids_sha256": hashlib.sha256(b"".join(flags["id"])).hexdigest(),
+            "ids_sha256": ids_sha256([one.decode() for one in flags["id"].tolist()]),
             "stratified": True,
         },
         "weights_sha256": weights,

@@ -94,3 +94,46 @@ def test_other_images_behind_the_same_hash_are_noticed(runs):
     write_json(path, record)
     findings, _ = champion_findings(Evidence(forged.folder), champion, GATES)
     assert refused(findings) == ["test set"]
+
+
+def edited(runs, name, **changes):
+    """The record edited by hand, its flags as they were."""
+    evidence = runs(name)
+    path = evidence.path("reports/robustness.json")
+    record = read_json(path)
+    for key, value in changes.items():
+        record[key] = record[key] | value if isinstance(value, dict) else value
+    write_json(path, record)
+    return Evidence(evidence.folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"robust_accuracy": 0.99}, "evidence, robust accuracy"),
+        ({"robust_accuracy": 7.5}, "evidence, robust accuracy"),
+        ({"clean_accuracy": 0.95}, "evidence, clean accuracy"),
+        ({"ci95": [0.9, 0.99]}, "evidence, interval"),
+        ({"data": {"n": 10000}}, "evidence, number of images"),
+        ({"data": {"ids_sha256": "0" * 64}}, "evidence, images"),
+        ({"checks": []}, "checks"),
+    ],
+)
+def test_a_record_that_its_flags_do_not_bear_out_is_refused(runs, change, what):
+    evidence = edited(runs, f"edited {what} {len(str(change))}", **change)
+    assert refused(gate_findings(evidence, GATES)) == [what]
+
+
+@pytest.mark.parametrize(
+    ("gates", "gate"),
+    [
+        ({"threat": "linf:17/255"}, "threat"),
+        ({"threat": "l2:0.01"}, "threat"),
+        ({"images": 201}, "images"),
+        ({"lower": 0.55}, "lower end of the interval"),
+        ({"threat": "linf:8/255", "images": 200, "lower": 0.5}, None),
+    ],
+)
+def test_gates_on_threat_number_of_images_and_interval(runs, gates, gate):
+    found = refused(gate_findings(runs("sound"), GATES.model_copy(update=gates)))
+    assert found == ([gate] if gate else [])

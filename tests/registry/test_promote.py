@@ -181,3 +181,85 @@ def test_the_receipt_of_the_model_before_is_refused(registry, tmp_path, monkeypa
     assert main(["synthetic", "registered"]) == 1
     assert "`dvc repro register` registers this one first" in capsys.readouterr().err
     assert champion() is None
+
+
+def test_gates_travel_with_the_version(registry, tmp_path, monkeypatch, capsys):
+    """Another model's params.yaml where promotion is started decides nothing, and cannot be made to."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loose = Path("params.yaml")
+    mine = (registry / "1/params.yaml").read_text().replace("robust: 0.3", "robust: 0.99")
+    loose.write_text(mine.replace("name: synthetic", "name: other"))
+    assert main(["synthetic", "1"]) == 0  # by its own gates
+    assert main(["synthetic", "2", "--params", "params.yaml"]) == 1
+    assert "params.yaml is of other (register.name), not of synthetic" in capsys.readouterr().err
+    loose.write_text(mine)
+    assert main(["synthetic", "2", "--params", "params.yaml"]) == 1
+    assert "at least 0.9900 is asked for" in capsys.readouterr().out
+
+
+def test_a_version_without_gates_is_refused(registry, client, capsys):
+    client.delete_model_version_tag("synthetic", "1", "gates")
+    assert main(["synthetic", "1"]) == 1
+    assert "has no gates on record: `dvc repro --force --single-item register`" in capsys.readouterr().err
+    client.set_model_version_tag("synthetic", "1", "gates", '{"robust": "none"}')
+    assert main(["synthetic", "1"]) == 1
+    assert "its gates are unreadable" in capsys.readouterr().err
+
+
+def test_who_is_champion_and_since_when(registry, client, capsys):
+    main(["synthetic", "1"])
+    client.set_registered_model_alias("synthetic", "challenger", "3")
+    capsys.readouterr()
+    assert main(["synthetic"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    entry = history.entries(client, "synthetic")[0]
+    assert first.startswith("champion    version 1  linf:16/255  clean 0.9000  robust 0.6000 (n = 200)  since ")
+    assert f"since {entry['at'][:19]}Z, promoted by {entry['by']}" in first
+    assert "challenger  version 3" in second
+    assert "no entry of the log explains it" in second
+
+
+def test_a_clock_that_was_set_back_changes_no_order(registry, client, monkeypatch):
+    """Each entry follows the one before, whatever the clock said: a rollback goes to the version before."""
+    times = iter([f"2026-11-{day:02}T00:00:00.000+00:00" for day in (20, 10, 5, 4)])
+    monkeypatch.setattr(history, "now", lambda: next(times))
+    for version in ("1", "2", "3"):
+        main(["synthetic", version, "--force", "--why", "drill"])
+    assert [e["version"] for e in history.entries(client, "synthetic")] == [1, 2, 3]
+    assert main(["synthetic", "--rollback"]) == 0
+    assert champion() == 2
+
+
+@pytest.mark.parametrize("entry", [None, "{", "[]", '{"model": "synthetic"}', '{"version": "2"}'])
+def test_a_malformed_entry_is_reported_and_passed_over(registry, client, capsys, entry):
+    main(["synthetic", "1"])
+    experiment = client.get_experiment_by_name("autolora-promotions").experiment_id
+    run = client.create_run(experiment, tags={"model": "synthetic"} | ({"entry": entry} if entry else {}))
+    capsys.readouterr()
+    assert main(["synthetic", "--history"]) == 0
+    said = capsys.readouterr()
+    assert "champion -> 1" in said.out
+    assert f"run {run.info.run_id} of the log is no decision" in said.err
+    assert main(["synthetic", "2"]) == 0
+    assert champion() == 2
+
+
+def test_order_where_two_were_written_at_once_and_where_one_was_removed():
+    def entry(identity, follows, at):
+        return {"id": identity, "follows": follows, "at": at}
+
+    both = [entry("d", "c", "1"), entry("c", "a", "9"), entry("b", "a", "8"), entry("a", None, "5")]
+    assert [e["id"] for e in history.in_order(both)] == ["a", "b", "c", "d"]
+    removed = [entry("y", "x", "1"), entry("x", "gone", "7"), entry("b", "a", "6"), entry("a", None, "9")]
+    assert [e["id"] for e in history.in_order(removed)] == ["a", "b", "x", "y"]
+    circle = [entry("p", "q", "1"), entry("q", "p", "2"), entry("a", None, "9")]
+    assert history.in_order(circle)[0]["id"] == "a"
+
+
+def test_the_log_keeps_what_was_decided_on(registry, client):
+    main(["synthetic", "1"])
+    entry = history.entries(client, "synthetic")[0]
+    tags = client.get_model_version("synthetic", "1").tags
+    assert {key: entry[key] for key in promote.CONTENTS} == {key: tags[key] for key in promote.CONTENTS}
+    assert entry["gates"]["robust"] == 0.3

@@ -204,9 +204,12 @@ def test_no_default_changes_unseen():
         "merge.toward": "branch",
         "register.gates.attack": "standard",
         "register.gates.clean": 0.0,
+        "register.gates.images": 100,
         "register.gates.label_flips": 0,
+        "register.gates.lower": 0.0,
         "register.gates.robust": 0.0,
         "register.gates.significance": 0.05,
+        "register.gates.threat": None,
         "seed": 0,
     }
 
