@@ -23,7 +23,7 @@ from autolora.attacks.engine.fast_copies import folded_copy
 from autolora.attacks.engine.onnx_network import InOnnxruntime
 from autolora.attacks.engine.prepare import default_batch, operations
 from autolora.common.command_line import Command
-from autolora.common.malloc import heap_kept
+from autolora.common.malloc import freed_memory_kept
 from autolora.export.conversion import traced
 from autolora.export.runtime import open_session
 from benchmarks.agreement_with_original import SHARED
@@ -79,7 +79,7 @@ def gradient(way: Callable[[Tensor], Tensor], x: Tensor) -> None:
 def seconds(acts: list[Callable[[], None]], rounds: int) -> list[float]:
     """In turns, each once unheeded before it counts."""
     times: list[list[float]] = [[] for _ in acts]
-    with heap_kept():
+    with freed_memory_kept():
         for _ in range(rounds):
             for act, found in zip(acts, times):
                 act()

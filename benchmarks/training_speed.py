@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from autolora.backbones.loading import load_backbone
 from autolora.common.command_line import Command
-from autolora.common.malloc import heap_kept
+from autolora.common.malloc import freed_memory_kept
 from autolora.threat import Threat
 from autolora.training.branch import all_layers, factor_shapes
 from autolora.training.controllers import scalars
 from autolora.training.learner import Learner
 from autolora.training.loop import one_epoch
-from autolora.training.resume import Progress
+from autolora.training.resume import RunState
 from autolora.training.settings import Settings
 from benchmarks.zoo import IMAGENET, Normalized, ResNet20
 
@@ -172,11 +172,11 @@ def measure(arguments: argparse.Namespace) -> dict:
     pixels, labels = x.to(device).float() / 255, y.to(device)
     test = (pixels[: n // 5], labels[: n // 5])
     batch = learner.laid_out(pixels[:BATCH])
-    steps, progress, silent = -(-n // BATCH), Progress(), tqdm(disable=True)
+    steps, progress, silent = -(-n // BATCH), RunState(), tqdm(disable=True)
     works = {
-        "ours": heap_kept()(lambda: one_epoch(learner, progress, silent, None)),
+        "ours": freed_memory_kept()(lambda: one_epoch(learner, progress, silent, None)),
         "released": lambda: released_epoch(released, optimiser, pixels, labels, test),
-        "floor": heap_kept()(lambda: floor(learner, batch, labels[:BATCH], steps)),
+        "floor": freed_memory_kept()(lambda: floor(learner, batch, labels[:BATCH], steps)),
     }
     times: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(arguments.repeats + 1):

@@ -54,7 +54,7 @@ def finetune() -> None:
 
 def train_both() -> None:
     params = load(FinetuneParams)
-    first = distributed.rank() == 0
+    first = distributed.process_number() == 0
     work = work_dir("finetune", **params.as_dict(), data=data_keys(), code=code_key())
     clock: AbstractContextManager[dict[str, Any]] = timed("finetune") if first else nullcontext({})
     lock: AbstractContextManager[None] = only_one(work) if first else nullcontext()
@@ -97,7 +97,7 @@ def speeds(robust: Tuned) -> dict[str, Any]:
     return {
         "epochs": epochs,
         "images_per_second": median(e["images_per_second"] for e in epochs),
-        "processes": distributed.world(),
+        "processes": distributed.process_count(),
         "threads": torch.get_num_threads(),
     }
 

@@ -31,7 +31,7 @@ from autolora.attacks.verdicts import ordered, require
 from autolora.attacks.versions import VERSIONS, Budget, Plan, Step, plan_of, square_alone
 from autolora.common import distributed
 from autolora.common.errors import BadArgument
-from autolora.common.malloc import heap_returned
+from autolora.common.malloc import freed_memory_returned
 from autolora.data.images import TestImages
 from autolora.threat import Threat
 
@@ -144,7 +144,7 @@ def attacked(e: Evaluation, plan: Plan) -> Report:
         versions={"torch": torch.__version__.split("+")[0], "numpy": np.__version__} | e.runtime(),
     )
     for step in steps:
-        heap_returned()
+        freed_memory_returned()
         _run(e, step, report)
     return report
 
@@ -153,7 +153,7 @@ def _run(e: Evaluation, step: Step, report: Report) -> None:
     """One attack on what is still right; the report's flags and images are brought up to date."""
     begin, clock, spent = time.perf_counter(), time.process_time(), e.forwards()
     left = report.robust.nonzero().flatten().tolist()
-    found = distributed.gathered(attack(e, step, left[distributed.rank() :: distributed.world()]))
+    found = distributed.gathered(attack(e, step, left[distributed.process_number() :: distributed.process_count()]))
     points = {job: point for job, point in found.items() if point is not None}
     for image, attempt in sorted(points, reverse=True):  # the first attempt is written last
         report.robust[image] = False
@@ -166,6 +166,6 @@ def _run(e: Evaluation, step: Step, report: Report) -> None:
             broken=len(left) - int(report.robust.sum()),
             seconds=time.perf_counter() - begin,
             processor_seconds=time.process_time() - clock,
-            forwards=sum(distributed.gathered({distributed.rank(): took}).values()),
+            forwards=sum(distributed.gathered({distributed.process_number(): took}).values()),
         )
     )

@@ -120,7 +120,7 @@ def _timed(e: Evaluation, cost: int, tick: Tick) -> Tick:
 def _bar(e: Evaluation, name: str, steps: int, left: Callable[[], tuple[int, int]]) -> Iterator[Tick]:
     """How many images are left, and how long still; steps that prove unnecessary leave the total."""
     shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
-    hidden = not (e.settings.show and steps and distributed.rank() == 0)
+    hidden = not (e.settings.show and steps and distributed.process_number() == 0)
 
     def said() -> str:
         return "{}: {} of {} stand".format(name, *left())

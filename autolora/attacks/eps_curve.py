@@ -52,7 +52,7 @@ def curve_of(model: Answers, images: TestImages, threat: Threat, settings: Setti
     wanted = radii(threat, images.x[0].size)
     with opened(model, images, threat, settings) as e:
         require([pixels(e.x)])
-        mine = wanted[distributed.rank() :: distributed.world()]
+        mine = wanted[distributed.process_number() :: distributed.process_count()]
         points = distributed.gathered({eps: accuracy_at(e, eps) for eps in mine})
         return [Point(0.0, e.clean.double().mean().item(), "none")] + [points[eps] for eps in wanted]
 

@@ -31,7 +31,7 @@ from autolora.attacks.forecast import Forecast
 from autolora.attacks.versions import Budget, Step
 from autolora.common import distributed
 from autolora.common.files import weights_sha256
-from autolora.common.malloc import heap_kept, heap_returned
+from autolora.common.malloc import freed_memory_kept, freed_memory_returned
 from autolora.data.images import TestImages
 from autolora.threat import Threat
 
@@ -115,7 +115,7 @@ class Evaluation:
     def drop_copies(self) -> None:
         """With what their sessions hold."""
         self.copies = Copies(self.network, self.network)
-        heap_returned()
+        freed_memory_returned()
 
 
 @contextmanager
@@ -123,24 +123,24 @@ def opened(model: Answers, images: TestImages, threat: Threat, settings: Setting
     """The network at rest, float32 meaning float32, the images on its device."""
     device = settings.device or device_of(model)
     x = images.pixels(device)
-    with at_rest(model), full_precision(), heap_kept():
+    with at_rest(model), full_precision(), freed_memory_kept():
         require_logits(model, x[:1])
         network = Network(model, settings.batch_size or default_batch(device, model, x[:1]))
         copies = Copies(network, network)
         if settings.precision == "mixed":
             copies = Copies(*(Network(copy, network.batch) for copy in quick_copies(model, x[:2])))
         folder = None if settings.progress is None else Path(settings.progress)
-        journal = Journal(folder, distributed.rank(), network.batch)
+        journal = Journal(folder, distributed.process_number(), network.batch)
         yield Evaluation(model, network, copies, images, threat, settings, journal, device)
 
 
 def forecast(e: Evaluation, steps: list[Step]) -> Forecast | None:
     """For this process, if no image breaks."""
-    if e.settings.tell is None or distributed.rank() > 0:
+    if e.settings.tell is None or distributed.process_number() > 0:
         return None
     attacks = [(step.attempts, step.attack(e.network, e.threat)) for step in steps]
     each = sum(attempts * attack.rounds * attack.cost for attempts, attack in attacks)
-    return Forecast(each * int(e.clean.sum()) / distributed.world(), e.settings.tell)
+    return Forecast(each * int(e.clean.sum()) / distributed.process_count(), e.settings.tell)
 
 
 def claim(e: Evaluation, steps: list[Step]) -> None:
@@ -152,7 +152,7 @@ def claim(e: Evaluation, steps: list[Step]) -> None:
     if not e.randomised:
         return e.journal.claim(determines, _measured(e, steps))
     logits = e.logits
-    if distributed.rank() == 0:
+    if distributed.process_number() == 0:
         e.journal.claim(determines | {"logits": []}, {})
         logits = e.journal.first_logits(logits)
     e.logits = distributed.of_the_first(logits.cpu()).to(e.device)

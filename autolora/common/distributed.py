@@ -28,11 +28,11 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-def rank() -> int:
+def process_number() -> int:
     return dist.get_rank() if _on() else 0
 
 
-def world() -> int:
+def process_count() -> int:
     return dist.get_world_size() if _on() else 1
 
 
@@ -60,13 +60,13 @@ def group() -> Iterator[None]:
 
 def wait() -> None:
     """Until all processes are here."""
-    if world() > 1:
+    if process_count() > 1:
         dist.barrier()
 
 
 def of_the_first(value: T) -> T:
     """What the first process has: where each would come to something else."""
-    if world() == 1:
+    if process_count() == 1:
         return value
     shared: list[Any] = [value]
     dist.broadcast_object_list(shared, src=0)
@@ -75,26 +75,26 @@ def of_the_first(value: T) -> T:
 
 def gathered(found: dict[K, T]) -> dict[K, T]:
     """What all processes have found, one dictionary."""
-    if world() == 1:
+    if process_count() == 1:
         return found
-    parts: list[Any] = [None] * world()
+    parts: list[Any] = [None] * process_count()
     dist.all_gather_object(parts, found)
     return {key: value for part in parts for key, value in part.items()}
 
 
 def mine(index: Tensor) -> Tensor:
     """This process' part of the global batch: every n-th of it."""
-    return index[rank() :: world()]
+    return index[process_number() :: process_count()]
 
 
 def part(n: int) -> int:
     """How many of the first `n` of the global batch are mine."""
-    return len(range(rank(), n, world()))
+    return len(range(process_number(), n, process_count()))
 
 
 def add(tensors: Iterable[Tensor | None]) -> None:
     """Sum over all processes, in place, in one message a data type."""
-    if world() == 1:
+    if process_count() == 1:
         return
     by_type: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
@@ -109,16 +109,16 @@ def add(tensors: Iterable[Tensor | None]) -> None:
 
 def agree(number: int) -> bool:
     """Do all processes have the same number?"""
-    if world() == 1:
+    if process_count() == 1:
         return True
-    found: list[Any] = [None] * world()
+    found: list[Any] = [None] * process_count()
     dist.all_gather_object(found, number)
     return len(set(found)) == 1
 
 
 def with_added_gradients(module: nn.Module) -> nn.Module:
     """The module, of which every process' gradients are summed over all of them, in buckets, while backward runs."""
-    if world() == 1:
+    if process_count() == 1:
         return module
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     options: dict[str, Any] = {
@@ -166,7 +166,7 @@ class _GlobalNorms(TorchFunctionMode):
 @contextmanager
 def global_norms() -> Iterator[None]:
     """Within, batch norms in training use the statistics of the global batch."""
-    if world() == 1:
+    if process_count() == 1:
         yield
         return
     with _GlobalNorms():
@@ -185,7 +185,7 @@ def synchronised(
 ) -> Tensor:
     """The same by the function inside torch.nn.SyncBatchNorm: the network's own layers stay what they are."""
     every = dist.group.WORLD
-    return SyncBatchNorm.apply(input, weight, bias, running_mean, running_var, eps, momentum, every, world())
+    return SyncBatchNorm.apply(input, weight, bias, running_mean, running_var, eps, momentum, every, process_count())
 
 
 def batch_norm(

@@ -18,7 +18,7 @@ users = 0  # within one another, or in threads
 
 
 @contextmanager
-def heap_kept() -> Iterator[None]:
+def freed_memory_kept() -> Iterator[None]:
     """Nothing freed goes back before the end, where all of it does. Without glibc nothing happens."""
     global users
     libc = _glibc()
@@ -32,10 +32,10 @@ def heap_kept() -> Iterator[None]:
         users -= 1
         if users == 0 and libc is not None:
             libc.mallopt(M_TRIM_THRESHOLD, 2 * LARGEST)  # what glibc comes to by itself when it has freed such a block
-            heap_returned()
+            freed_memory_returned()
 
 
-def heap_returned() -> None:
+def freed_memory_returned() -> None:
     """What is free goes back now, wherever in the heap it lies: another piece of work begins, with needs of its own."""
     libc = _glibc()
     if libc is not None:

@@ -33,7 +33,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def holm(values: Sequence[float]) -> list[float]:
     """p of several tests at once, adjusted (Holm, 1979): those below 0.05 hold no false one in 95 of 100 cases."""
     adjusted, largest = [1.0] * len(values), 0.0
-    for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[i]))
+    for place, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, (len(values) - place) * values[i]))
         adjusted[i] = largest
     return adjusted

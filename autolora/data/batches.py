@@ -20,7 +20,7 @@ from autolora.common.errors import BadArgument
 from autolora.common.memory import free_memory
 from autolora.data.ragged import Rectangles, middle, moved, sampled
 
-Images = Tensor | np.ndarray | Rectangles
+StoredImages = Tensor | np.ndarray | Rectangles
 AUGMENTATIONS = ("auto", "crop_flip", "crop", "rrc_flip", "none")
 RESIDENT_SHARE = 0.25  # of the device's free memory that the images may take
 
@@ -137,7 +137,7 @@ def augmentation(name: str, stored: int, size: int) -> Augmentation:
     }[name]
 
 
-def take(images: Images, index: Tensor, device: torch.device) -> Any:
+def take(images: StoredImages, index: Tensor, device: torch.device) -> Any:
     """Some images, on the device: from a tensor, or read from an array that may be a memory-mapped file. Rectangles
     stay rectangles, a tensor is a tensor."""
     if isinstance(images, Rectangles):
@@ -151,7 +151,7 @@ def take(images: Images, index: Tensor, device: torch.device) -> Any:
     return moved(torch.from_numpy(picked), device)
 
 
-def stream(images: Images, batches: Iterable[Tensor], device: torch.device) -> Iterator[Any]:
+def stream(images: StoredImages, batches: Iterable[Tensor], device: torch.device) -> Iterator[Any]:
     """The images of each batch; from a file, the next batch is read while the present one is at work."""
     if isinstance(images.flat if isinstance(images, Rectangles) else images, Tensor):
         yield from (take(images, index, device) for index in batches)
@@ -166,7 +166,7 @@ def stream(images: Images, batches: Iterable[Tensor], device: torch.device) -> I
             yield waiting.popleft().result()
 
 
-def place(images: Images, device: torch.device, memory: float | None = None) -> Images:
+def place(images: StoredImages, device: torch.device, memory: float | None = None) -> StoredImages:
     """All images on the device where they take at most `memory` bytes (a quarter of what is free), else as they are."""
     if images.nbytes > (RESIDENT_SHARE * free_memory(device) if memory is None else memory):
         return images

@@ -24,7 +24,7 @@ from autolora.data.batches import augmentation, centre, place, take, to_pixels
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.training.controllers import Controller, scalars
 from autolora.training.objectives import METHODS, REFERENCES, Losses, Method, Reference
-from autolora.training.settings import Images, Settings, Split
+from autolora.training.settings import Settings, Split, StoredImages
 
 ATTACK_STEPS = 10
 View = Callable[[Tensor], Tensor]
@@ -116,7 +116,7 @@ class Learner:
         self.folded.refresh()
         shape = (self.global_batch, *x.shape[1:])
         noise = random_in_ball(x.new_empty(()).expand(shape), self.settings.threat, self.noise)
-        noise = self.laid_out(noise[distributed.rank() :: distributed.world()])
+        noise = self.laid_out(noise[distributed.process_number() :: distributed.process_count()])
         return pgd(self.attack_view, x, y, self.settings.threat, ATTACK_STEPS, noise=noise)
 
     # what objectives ask for
@@ -174,7 +174,7 @@ class Learner:
             attacked = partial(self._in, self.speed.attack, self.folded_shipped.view)
             return self.hits(model, self.val_images, self.val_labels, attacked)
 
-    def hits(self, view: View, images: Images, labels: Tensor, attacked: View | None = None) -> Tensor:
+    def hits(self, view: View, images: StoredImages, labels: Tensor, attacked: View | None = None) -> Tensor:
         """bool [n], the same in every process; of images as they are, or as an attack on the `attacked` leaves them."""
         right = torch.zeros(len(labels), device=self.device)
         size = self.settings.batch_size  # what fits in training fits here

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autolora.common import distributed
-from autolora.common.malloc import heap_kept
+from autolora.common.malloc import freed_memory_kept
 from autolora.common.progress import bar as progress_bar
 from autolora.data.batches import moved, stream, to_pixels
 from autolora.threat import Threat
 from autolora.training.branch import Branch
 from autolora.training.controllers import Measured, scalars
 from autolora.training.learner import Learner, evaluating, generator, number
-from autolora.training.resume import Progress, Record, alone, checkpoint_file, keep, restore
+from autolora.training.resume import Record, RunState, alone, checkpoint_file, keep, restore
 from autolora.training.settings import Settings, as_split, check_settings, check_splits, decided
 
 DIVERGED = 1e4  # a loss above this never comes back
@@ -88,12 +88,14 @@ def finetune(
     train, val = as_split(train, "training"), as_split(val, "validation")
     check_splits(model, train, val)
     chosen = decided(chosen, train)
-    with distributed.group(), heap_kept():
+    with distributed.group(), freed_memory_kept():
         where = pick_device(device)
         file = checkpoint_file(checkpoints, model, train, val, chosen, where)
         with alone(file), torch.random.fork_rng([where] if where.type == "cuda" else []):
             learner = Learner(model, train, val, chosen, where, image_memory=image_memory)
-            return fit(learner, file, on_epoch or (lambda record: None), show=progress and distributed.rank() == 0)
+            return fit(
+                learner, file, on_epoch or (lambda record: None), show=progress and distributed.process_number() == 0
+            )
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -111,7 +113,7 @@ def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None],
     if not steps:
         raise ValueError(
             f"no batch to train on: {len(learner.labels)} images in batches of {settings.batch_size} for "
-            f"{distributed.world()} process(es), of which each needs at least two images (four for twins)"
+            f"{distributed.process_count()} process(es), of which each needs at least two images (four for twins)"
         )
     total, done_before = settings.epochs * steps, done.epoch * steps
     bar = progress_bar(total, settings.method, initial=done_before, disable=not show)
@@ -124,7 +126,7 @@ def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None],
     return finish(learner, done, file)
 
 
-def finish(learner: Learner, done: Progress, file: Path | None) -> Tuned:
+def finish(learner: Learner, done: RunState, file: Path | None) -> Tuned:
     """The best state, in eval and without gradients."""
     learner.load(done.best)
     if not learner.method.attacked:  # no attack takes part in these methods: one number, for the best state
@@ -134,7 +136,7 @@ def finish(learner: Learner, done: Progress, file: Path | None) -> Tuned:
     return Tuned(model, learner.branch, done.history, done.best_epoch, settings.method, settings, file)
 
 
-def one_epoch(learner: Learner, done: Progress, bar: tqdm, file: Path | None) -> Record:
+def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) -> Record:
     """Train, measure, and do what the controller says."""
     start, epoch = time.perf_counter(), done.epoch + 1
     rate, weights = learner.controller.rate, learner.weights
@@ -179,13 +181,13 @@ def batches(learner: Learner, epoch: int) -> list[Tensor]:
     """The global batches of an epoch, in the order that (seed, epoch) gives."""
     order = torch.randperm(len(learner.labels), generator=generator(learner.settings.seed, "order", epoch))
     halves = 2 if "norms" in learner.method.parts else 1  # TWINS cuts a batch in two
-    least = max(2 * distributed.world(), 2 * halves)  # batch norm needs two images
+    least = max(2 * distributed.process_count(), 2 * halves)  # batch norm needs two images
     return [batch for batch in order.split(learner.settings.batch_size) if len(batch) >= least]
 
 
 def train_epoch(learner: Learner, epoch: int, rate: float, bar: tqdm, file: Path | None) -> tuple[Tensor, float | None]:
     """One pass over the training set: [steps,5] of TERMS, and the cosine of the first batch's gradients."""
-    torch.manual_seed(number(learner.settings.seed, "dropout", epoch, distributed.rank() or ""))
+    torch.manual_seed(number(learner.settings.seed, "dropout", epoch, distributed.process_number() or ""))
     for group in learner.optimiser.param_groups:
         group["lr"] = rate
     order = batches(learner, epoch)

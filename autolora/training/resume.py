@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their versio
 
 
 @dataclass
-class Progress:
+class RunState:
     """Where a run stands after an epoch."""
 
     epoch: int = 0
@@ -78,13 +78,13 @@ def code(model: nn.Module, settings: Settings) -> bytes:
 @contextmanager
 def alone(file: Path | None) -> Iterator[None]:
     """Two runs never train the same key at once; of processes that train it together the first holds the lock."""
-    with locked(file.with_suffix(".lock")) if file is not None and distributed.rank() == 0 else nullcontext():
+    with locked(file.with_suffix(".lock")) if file is not None and distributed.process_number() == 0 else nullcontext():
         yield
 
 
-def keep(learner: Learner, done: Progress, file: Path | None) -> None:
+def keep(learner: Learner, done: RunState, file: Path | None) -> None:
     """The first process writes; all wait for it."""
-    if file is not None and distributed.rank() == 0:
+    if file is not None and distributed.process_number() == 0:
         saved = {
             "modules": learner.state(),
             "optimiser": learner.optimiser.state_dict(),
@@ -105,14 +105,14 @@ def _save(saved: dict[str, Any], handle: IO[bytes]) -> None:
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def restore(learner: Learner, file: Path | None) -> Progress:
+def restore(learner: Learner, file: Path | None) -> RunState:
     saved = _read(file, learner.device)
-    done = Progress(**saved["progress"]) if saved else Progress()
+    done = RunState(**saved["progress"]) if saved else RunState()
     if not distributed.agree(done.epoch):
         raise BadArgument(
             "checkpoints", str(file), "the processes do not all read this file: the folder must be shared"
         )
-    if file is not None and distributed.rank() == 0:
+    if file is not None and distributed.process_number() == 0:
         for left in file.parent.glob(f".{file.name}.*.part"):  # a kill in the middle of writing
             left.unlink(missing_ok=True)
     if saved:

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from autolora.backbones.frozen import frozen
 from autolora.common.errors import BadArgument
-from autolora.data.batches import AUGMENTATIONS, Images, centre, take, to_pixels
+from autolora.data.batches import AUGMENTATIONS, StoredImages, centre, take, to_pixels
 from autolora.threat import Threat
 from autolora.training.objectives import METHODS, REFERENCES
 
-Split = tuple[Images, Tensor]
+Split = tuple[StoredImages, Tensor]
 PRECISIONS = ("auto", "float32", "bfloat16")
 SWITCH = ("auto", True, False)
 SMALL = 20_000  # training images below which the paper's learning-rate rule was seen to starve (docs/log/28)
@@ -90,7 +90,7 @@ def as_split(split: tuple[Any, Any], name: str) -> Split:
     return images, labels.long()
 
 
-def _check_range(images: Images, name: str) -> None:
+def _check_range(images: StoredImages, name: str) -> None:
     for start in range(0, len(images), 1024):
         chunk = torch.as_tensor(images[start : start + 1024])
         low, high = float(chunk.min()), float(chunk.max())
@@ -120,7 +120,7 @@ def check_splits(model: nn.Module, train: Split, val: Split) -> None:
         )
 
 
-def count_classes(model: nn.Module, images: Images) -> int:
+def count_classes(model: nn.Module, images: StoredImages) -> int:
     """Of the logits for one image, which also shows that the network takes images of this size."""
     parameter = next(model.parameters(), None)
     if parameter is None:

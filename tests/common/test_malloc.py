@@ -13,7 +13,7 @@ import pytest
 CODE = """
 import json, re, resource
 import numpy as np
-from autolora.common.malloc import heap_kept, heap_returned
+from autolora.common.malloc import freed_memory_kept, freed_memory_returned
 
 def gradient():  # activations: all alive, then all freed
     return sum(float(a[0]) for a in [np.ones(1 << 18) for _ in range(32)])
@@ -29,12 +29,12 @@ def held():
     return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 
 found = {"outside": faults(), "start": held()}
-with heap_kept():
-    with heap_kept():
+with freed_memory_kept():
+    with freed_memory_kept():
         found["inside"] = faults()
     found["still"] = faults()
     found["kept"] = held()
-    heap_returned()
+    freed_memory_returned()
     found["returned"] = held()
     found["inside again"] = faults()
 found["end"] = held()

@@ -26,7 +26,7 @@ def tune(folder: str | Path, method: str) -> None:
             **QUICK,  # global batches of 16, 16 and 7: uneven parts
         )
         kept = {"model": tuned.model.state_dict(), "history": tuned.history}
-        torch.save(kept, Path(folder) / f"{method}-{distributed.world()}-{distributed.rank()}.out")
+        torch.save(kept, Path(folder) / f"{method}-{distributed.process_count()}-{distributed.process_number()}.out")
 
 
 if __name__ == "__main__":

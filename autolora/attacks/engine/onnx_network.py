@@ -54,7 +54,7 @@ class InOnnxruntime:
 
         To be asked for by all processes at once: the first one converts, which takes memory, for all.
         """
-        return distributed.of_the_first(self._converted() if distributed.rank() == 0 else [])
+        return distributed.of_the_first(self._converted() if distributed.process_number() == 0 else [])
 
     def _converted(self) -> list[bytes]:
         channels, height, width = self.example.shape[1:]
