@@ -136,6 +136,30 @@ def test_job_templates_use_only_variables_that_they_declare(name):
 def test_docker_asks_for_gpus_as_docker_s_client_wants_them():
     """device_requests are handed to the Docker SDK as they are: driver, count, and a list of lists of capabilities."""
     variables = json.loads((DEPLOY / "docker-job-template.json").read_text())["variables"]["properties"]
-    assert variables["container_create_kwargs"]["default"]["device_requests"] == [
-        {"driver": "nvidia", "count": -1, "capabilities": [["gpu"]]}
-    ]
+    assert variables["device_requests"]["default"] == [{"driver": "nvidia", "count": -1, "capabilities": [["gpu"]]}]
+
+
+# By these a run would leave its container: they are the pool's, and no variable of a run reaches them.
+OF_THE_POOL = {
+    "docker-job-template.json": {
+        "privileged", "volumes", "networks", "network_mode", "container_create_kwargs", "cap_add", "devices", "pid_mode",
+    },
+    "kubernetes/job-template.json": {
+        "namespace", "service_account_name", "cluster_config", "shared_claim", "job_manifest", "volumes",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_THE_POOL)
+def test_a_run_cannot_leave_its_container(name):
+    """A run of the worst intent, through the worker's own templating: nothing of it arrives in the job."""
+    from prefect.utilities.templating import apply_values
+
+    template = json.loads((DEPLOY / name).read_text())
+    declared = template["variables"]["properties"]
+    assert not declared.keys() & OF_THE_POOL[name]
+    defaults = {key: value.get("default") for key, value in declared.items()}
+    worst = dict.fromkeys(OF_THE_POOL[name], "/var/run/docker.sock:/escape")
+    job = json.dumps(apply_values(template["job_configuration"], defaults | worst))
+    assert "escape" not in job
+    assert ("no-new-privileges" if name.startswith("docker") else '"allowPrivilegeEscalation": false') in job
