@@ -1,4 +1,4 @@
-"""A page in a browser on the server's host, or anybody on its network: neither may start a run, which is code on workers."""
+"""Neither a page in a browser on the server's host nor its network may start a run, which is code on workers."""
 
 from __future__ import annotations
 

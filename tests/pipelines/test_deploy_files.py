@@ -142,7 +142,7 @@ def test_docker_asks_for_gpus_as_docker_s_client_wants_them():
 # By these a run would leave its container: they are the pool's, and no variable of a run reaches them.
 OF_THE_POOL = {
     "docker-job-template.json": {
-        "privileged", "volumes", "networks", "network_mode", "container_create_kwargs", "cap_add", "devices", "pid_mode",
+        "privileged", "volumes", "networks", "network_mode", "container_create_kwargs", "cap_add", "pid_mode",
     },
     "kubernetes/job-template.json": {
         "namespace", "service_account_name", "cluster_config", "shared_claim", "job_manifest", "volumes",
