@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor
+from tqdm import tqdm
 
 from autolora.attacks.autoattack import autoattack_of
 from autolora.attacks.checks import curve_agrees
@@ -32,6 +33,7 @@ from autolora.attacks.report import Report
 from autolora.attacks.verdicts import Check, ordered, require
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
 from autolora.common.files import read_json, replacing, write_json, write_text
+from autolora.common.progress import duration
 from autolora.common.statistics import mcnemar
 from autolora.data.images import TestImages
 from stages.common.command_line import takes_no_arguments
@@ -121,10 +123,8 @@ def evaluate_network(params: EvaluateParams, images: TestImages, path: Path) -> 
 
 def tell(images: int, seconds: float) -> None:
     """Once, after the first timed steps."""
-    minutes = max(round(seconds / 60), 1)
-    print(
-        f"evaluate: up to {minutes} min for {images} images, and less for the twin, which breaks early", file=sys.stderr
-    )
+    said = f"up to {duration(seconds)} for {images} images, and less for the twin, which breaks early"
+    tqdm.write(f"evaluate: {said}", file=sys.stderr)  # beside a bar
 
 
 def load_network(path: Path) -> tuple[Classifier, dict[str, str]]:

@@ -21,6 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 EVERY = 30.0  # seconds between two lines
+AT_ONCE = 5.0  # seconds
 WIDTH, HEIGHT = 80, 24  # of a terminal that says it has no size
 _who: ContextVar[str] = ContextVar("who", default="")
 
@@ -65,12 +66,18 @@ def _size(file: Any) -> dict[str, Any]:
 
 
 class Lines(tqdm):
-    """Whole lines, now and then. Work that is done within the first half minute says nothing."""
+    """Whole lines, now and then. Work that is done within the first half minute says nothing.
+
+    What follows at once is more of the same work: four attacks of twenty seconds each are no silence of eighty.
+    """
 
     monitor_interval = 0  # no thread beside the work
+    before = (0.0, 0.0)  # when the last of these closed, and when its next line was due
 
     def __init__(self, **options: Any) -> None:
-        self.due = time.monotonic() + EVERY
+        closed, due = Lines.before
+        now = time.monotonic()
+        self.due = due if 0 <= now - closed < AT_ONCE else now + EVERY
         # miniters: ask the clock at every step, since steps may become slower than they began
         super().__init__(**(options | {"mininterval": 0.1, "miniters": 1, "delay": 0.1}))
 
@@ -85,6 +92,8 @@ class Lines(tqdm):
 
     def close(self) -> None:
         self.leave = False
+        if not self.disable:
+            Lines.before = (time.monotonic(), self.due)
         super().close()
 
     def line(self) -> str:

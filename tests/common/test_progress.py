@@ -52,6 +52,16 @@ def test_a_line_every_half_minute(clock):
     assert lines[-1] == "finetune: autolora: 100%| 60 of 60 epochs, 10 min so far, about 0 s still"
 
 
+def test_work_that_follows_at_once_is_not_silent(clock):
+    """Four attacks of twenty seconds each; what begins a minute later is other work."""
+    said(clock, 1, 31)
+    clock.now += 60
+    texts = [said(clock, 20, 1) for _ in range(4)]
+    assert [len(text.splitlines()) for text in texts] == [0, 1, 1, 0]
+    clock.now += 60
+    assert said(clock, 20, 1) == ""
+
+
 def test_no_carriage_return_and_nothing_of_short_work(clock):
     assert "\r" not in said(clock, 60, 10)
     assert said(clock, 60, 0.4) == ""
