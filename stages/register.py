@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -21,12 +22,13 @@ from autolora.attacks.verdicts import Check
 from autolora.common.files import file_sha256, locked, read_json, write_json, write_text
 from stages.card.page import card, plots
 from stages.card.strips import strips
+from stages.card.svg import percent
 from stages.common.command_line import takes_no_arguments
 from stages.common.params import Gates
 from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
-from stages.evidence.checks import in_words, sixteen
+from stages.evidence.checks import in_words, sixteen, title
 from stages.evidence.files import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
 from stages.evidence.provenance import provenance_of
 from stages.tracking.client import answering, connect, tracking_uri, without_password
@@ -58,6 +60,29 @@ def register() -> None:
             keep_gates(receipt, params.gates)
         write_json(RECEIPT, receipt)
         record["version"] = receipt["version"]
+    print(ending(receipt, evidence))
+
+
+def ending(receipt: dict[str, Any], evidence: Evidence) -> str:
+    """What there is now, where to look at it, and what one does next."""
+    r, name, version = evidence.robustness, receipt["name"], receipt["version"]
+    return "\n".join(
+        [
+            f"register: {name} version {version} at {receipt['tracking_uri']}",
+            f"  {in_sentence(r)}",
+            f"  {in_words(sixteen(r['checks']))}",
+            f"  card     {CARD}",
+            f"  promote  python -m pipelines.promote {shlex.quote(name)} {version} --to champion",
+        ]
+    )
+
+
+def in_sentence(r: dict[str, Any]) -> str:
+    """88 % stand ..., 100 % are right unattacked."""
+    clean, robust = percent(r["clean_accuracy"]), percent(r["robust_accuracy"])
+    attack = "AutoAttack" if r["version"] == "standard" else f"the {r['version']} attack"
+    threat, n = r["threat"]["text"], f"{r['data']['n']:,}"
+    return f"{robust} of {n} images withstand {attack} at {threat}; {clean} are right when nobody attacks"
 
 
 def find_or_create(name: str, evidence: Evidence, source: dict[str, str], charts: dict[str, str]) -> dict[str, Any]:
@@ -213,7 +238,7 @@ def description(evidence: Evidence) -> str:
 
 
 def _not_passed(checks: list[Check]) -> str:
-    names = [f"{c.name} ({c.verdict})" for c in checks if c.verdict != "pass"]
+    names = [f"{title(c)} ({c.verdict})" for c in checks if c.verdict != "pass"]
     return f": {', '.join(names)}" if names else ""
 
 

@@ -23,6 +23,7 @@ from stages.dataset.quality import (
     classes,
     declared_classes,
     drift,
+    held_out,
     images,
     read_manifest,
     shares,
@@ -62,6 +63,7 @@ def _judge(manifest: pd.DataFrame, params: ValidateParams) -> list[Outcome]:
     fractions = {"val": data.validation_fraction, "test": data.test_fraction}
     tables = {
         "images": images(manifest),
+        "held_out": held_out(manifest),
         "used": used(manifest),
         "classes": classes(manifest, params.seed, fractions),
         "shares": shares(manifest, params.seed, fractions),

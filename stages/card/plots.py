@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from markupsafe import Markup
 
-from stages.card.svg import Series, lines, pairs, percent, plain
+from stages.card.svg import Point, Series, lines, pairs, percent, plain
 from stages.evidence.files import ALPHA_CURVE, EPS_CURVE, TRAINING, Evidence
 
 FEW_CLASSES, SHOWN_CLASSES = 14, 30
@@ -64,6 +65,7 @@ def over_eps(evidence: Evidence) -> dict[str, Any]:
     rows = evidence.rows(EPS_CURVE)
     names = {"robust": "this model", "natural": "natural twin"}
     return {
+        "stronger": _stronger(evidence),
         "attack": ", ".join(sorted({r["attack"] for r in rows if r["attack"] != "none"})),
         "beyond": _beyond(evidence),
         "legend": [(key, text) for key, text in names.items() if any(r["model"] == key for r in rows)],
@@ -71,6 +73,15 @@ def over_eps(evidence: Evidence) -> dict[str, Any]:
             (names.get(r["model"], r["model"]), _number(r["eps"]), _percent(r["accuracy"]), r["attack"]) for r in rows
         ],
     }
+
+
+def _stronger(evidence: Evidence) -> str:
+    """What AutoAttack leaves where the curve's attack leaves more."""
+    r = evidence.robustness
+    eps = r["threat"]["eps"]
+    rows = [row for row in evidence.rows(EPS_CURVE) if row["model"] == "robust"]
+    quick = [float(row["accuracy"]) for row in rows if math.isclose(float(row["eps"]), eps, rel_tol=1e-4)]
+    return percent(r["robust_accuracy"]) if quick and quick[0] > r["robust_accuracy"] else ""
 
 
 def _beyond(evidence: Evidence) -> str:
@@ -91,7 +102,16 @@ def eps_chart(evidence: Evidence) -> str:
     words = "; ".join(
         f"{s.label}: {percent(s.y[0])} at {s.x[0]:.3g}, {percent(s.y[-1])} at {s.x[-1]:.3g}" for s in series
     )
-    return lines("Accuracy over the radius", words, series, label, marks=[(t["eps"] * scale, "threat model")])
+    twin = evidence.robustness.get("baseline") or {}
+    left = {"robust": evidence.robustness["robust_accuracy"], "natural": twin.get("robust_accuracy")}
+    diamonds = [
+        Point(key, t["eps"] * scale, share, "AutoAttack")
+        for key, share in left.items()
+        if share is not None and any(s.style == key for s in series)
+    ]
+    words += "".join(f"; AutoAttack leaves {percent(p.y)} of the {p.style} model" for p in diamonds)
+    marks = [(t["eps"] * scale, "threat model")]
+    return lines("Accuracy over the radius", words, series, label, marks=marks, points=diamonds)
 
 
 def _shown_radius(evidence: Evidence) -> float:
@@ -142,13 +162,9 @@ def _direction(rows: list[dict[str, str]]) -> str:
 
 def training(evidence: Evidence, charts: dict[str, str]) -> dict[str, Any]:
     rows = evidence.rows(TRAINING)
-    halved = _epochs(rows, "halved")
-    note = (
-        f"Halved after epoch {', '.join(halved)}; the best weights so far were put back." if halved else "Never halved."
-    )
     shown = [
         ("validation_accuracy", "Validation accuracy", [("clean", "clean"), ("robust", "robust (PGD)")], ""),
-        ("learning_rate", "Learning rate", [], note),
+        ("learning_rate", "Learning rate", [], _rate_note(rows)),
         ("lambdas", "Loss weights", [("clean", "lambda 1, natural"), ("robust", "lambda 2, distillation")],
          "Both follow the accuracy of the natural branch on the training set."),
         ("gradient_cosine", "Gradient cosine", [], _cosine_note(rows)),
@@ -163,6 +179,21 @@ def training(evidence: Evidence, charts: dict[str, str]) -> dict[str, Any]:
         "head": [column.replace("_", " ") for column in rows[0]],
         "rows": [[_number(value) for value in r.values()] for r in rows],
     }
+
+
+def _rate_note(rows: list[dict[str, str]]) -> str:
+    halved, cooling = _epochs(rows, "halved"), _cooling([float(r["lr"]) for r in rows])
+    if halved:
+        note = f"Halved after epoch {', '.join(halved)}; the best weights so far were put back"
+    else:
+        note = "No halving was needed"
+    return f"{note}; it cools down over the last {cooling} epochs." if cooling > 1 else f"{note}."
+
+
+def _cooling(rates: list[float]) -> int:
+    """How many epochs at the end have a lower rate than the one before."""
+    falls = [b < a for a, b in pairwise(rates)]
+    return len(falls) if all(falls) else falls[::-1].index(False)
 
 
 def _cosine_note(rows: list[dict[str, str]]) -> str:

@@ -25,6 +25,7 @@ STYLE = """
 .chart .bar{stroke-width:5;stroke-linecap:round;opacity:.28}
 .chart .range{stroke-width:10;stroke-linecap:butt;opacity:.35}
 .chart .dot{stroke:var(--card,#fff);stroke-width:1.5}
+.chart .hollow{fill:var(--card,#fff);stroke-width:2.25}
 .robust{stroke:var(--robust,#0a6ea8);color:var(--robust,#0a6ea8)}
 .clean{stroke:var(--clean,#b4530a);color:var(--clean,#b4530a)}
 .natural{stroke:var(--natural,#6b5b95);color:var(--natural,#6b5b95)}
@@ -41,6 +42,16 @@ class Series:
     style: str  # robust | clean | natural | accent: colour and dash
     x: Sequence[float]
     y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value that no line passes through: a hollow diamond."""
+
+    style: str
+    x: float
+    y: float
+    label: str
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,7 @@ def lines(
     y_range: tuple[float, float] | None = (0, 1),
     y_text: Callable[[float], str] = percent,
     marks: Sequence[tuple[float, str]] = (),
+    points: Sequence[Point] = (),
     log: bool = False,
     dots: bool = True,
     steps: bool = False,
@@ -102,6 +114,7 @@ def lines(
     parts = [_grid(x_axis, y_axis, x_label, ticks, y_text)]
     parts += [_mark(x_axis(x), label) for x, label in marks]
     parts += [_line(_held(s) if steps else s, x_axis, y_axis, y_text, dots=dots) for s in series]
+    parts += [_hollow(p.style, x_axis(p.x), y_axis(p.y), f"{p.label}: {y_text(p.y)} at {plain(p.x)}") for p in points]
     return _svg(title, words, "".join(parts), HEIGHT)
 
 
@@ -184,6 +197,11 @@ def _pair(y: float, row: tuple[str, float, float], axis: Axis, left: float) -> s
 def _diamond(style: str, x: float, y: float, words: str) -> str:
     points = f"{x},{y - 6} {x + 6},{y} {x},{y + 6} {x - 6},{y}"
     return f'<polygon class="dot {style}" points="{points}"><title>{escape(words)}</title></polygon>'
+
+
+def _hollow(style: str, x: float, y: float, words: str) -> str:
+    points = f"{x},{y - 7} {x + 7},{y} {x},{y + 7} {x - 7},{y}"
+    return f'<polygon class="hollow {style}" points="{points}"><title>{escape(words)}</title></polygon>'
 
 
 def interval(share: float, low: float, high: float, style: str, words: str) -> str:

@@ -78,8 +78,6 @@ def checks(on_bad_image: str, declared: Sequence[str], stored_size: int, *, refe
         Check("placement", "images", null(column="placement", severity=bad), "are not where an image can be used"),
         Check("two_labels", "images", null(column="two_labels", severity=bad), "lie under two labels"),
         Check("two_splits", "images", null(column="two_splits", severity=bad), "lie in two splits"),
-        Check("near_duplicates", "images", null(column="near_duplicate", severity=WARNING),
-              "of val or test look like one nearer to training"),
         Check("repeated", "images", null(column="repeated", severity=WARNING), "repeat another, and are left out"),
         Check("ignored", "images", null(column="ignored", severity=WARNING), "are no images by their name"),
         Check("size", "images", between(column="short_side", min_value=stored_size / 2, severity=WARNING),
@@ -87,6 +85,8 @@ def checks(on_bad_image: str, declared: Sequence[str], stored_size: int, *, refe
         Check("aspect", "images", between(column="aspect", max_value=4, severity=WARNING),
               "are more than four times as long as wide: most of each is cut off"),
         Check("blank", "images", between(column="std", min_value=2, severity=WARNING), "are blank"),
+        Check("near_duplicates", "held_out", null(column="near_duplicate", severity=WARNING),
+              "images of val and test look like one nearer to training"),
         Check("declared_classes", "used", E.ExpectColumnDistinctValuesToEqualSet(
             column="label", value_set=list(declared), severity=bad), "classes have no image that can be used"),
         Check("empty_classes", "classes", between(column="images", min_value=1, severity=CRITICAL),

@@ -44,6 +44,12 @@ def images(manifest: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def held_out(manifest: pd.DataFrame) -> pd.DataFrame:
+    """What may look like an image nearer to training."""
+    table = images(manifest)
+    return table[table["split"].isin(SPLITS[1:]) & (table["reason"] == "")]
+
+
 def used(manifest: pd.DataFrame) -> pd.DataFrame:
     return manifest[manifest["reason"] == ""]
 

@@ -46,6 +46,17 @@ def test_a_version_has_its_evidence_and_is_the_file_of_dvc(registered, client, t
     assert loaded.input_example["image"].shape == (1, 3, 8, 8)
 
 
+def test_it_ends_with_what_there_is_and_what_to_do_next(registered, capsys):
+    receipt = registered("a")
+    assert capsys.readouterr().out.splitlines() == [
+        f"register: synthetic version 1 at {receipt['tracking_uri']}",
+        "  60\u202f% of 200 images withstand AutoAttack at linf:16/255; 90\u202f% are right when nobody attacks",
+        "  15 of 16 checks pass, 1 warn",
+        "  card     reports/card.html",
+        "  promote  python -m pipelines.promote synthetic 1 --to champion",
+    ]
+
+
 def test_the_run_mirrors_the_files(registered, client, tmp_path):
     run_id = registered("a")["run_id"]
     with open(tmp_path / "a/reports/training.csv") as file:

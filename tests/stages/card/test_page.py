@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -75,7 +76,7 @@ def test_cost_appears_where_it_was_measured(tmp_path):
     record = {"seconds": 7200, "peak_memory_mb": 900, "machine": "m", "images_per_second": 1234.5, "gpu_hours": 2}
     write_json(folder / "reports/timing/finetune.json", record)
     text = Tree(page(folder)).text
-    assert "2.0 h in all, 2.00 GPU hours of it." in text
+    assert "2.0 h of work, 2.00 GPU hours of it; the start of Python and its imports come on top" in text
     assert "1,234 images/s" in text
 
 
@@ -184,7 +185,7 @@ def test_a_card_without_a_twin_without_adversarial_examples_and_without_halvings
     data = dict(np.load(examples))
     np.savez(examples, **data | {"found": np.zeros_like(data["found"])})
     text = Tree(page(folder)).text
-    assert "Never halved." in text
+    assert "No halving was needed." in text
     assert "natural twin," not in text
 
 
@@ -218,3 +219,32 @@ def test_axes_are_where_they_say():
     chart = lines("t", "w", [Series("s", "robust", [0, 1], [0.0, 1.0])], "x")
     assert re.findall(r'points="([^"]+)"', chart) == ["46.0,210.0 388.0,20.0"]
     assert [percent(v) for v in (0.6, 0.605, 1)] == ["60\u202f%", "60.5\u202f%", "100\u202f%"]
+
+
+def test_a_rate_that_cools_down_is_said_to(tmp_path):
+    folder = make_run(tmp_path / "run")
+    training = folder / "reports/training.csv"
+    rows = list(csv.DictReader(training.read_text().splitlines()))
+    for row in rows:
+        late = max(0, int(row["epoch"]) - 56)
+        row |= {"event": "", "lr": str(0.01 * (1 - late / 5))}
+    with open(training, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert "No halving was needed; it cools down over the last 4 epochs." in Tree(page(folder)).text
+
+
+def test_autoattack_is_marked_where_the_quick_attack_leaves_more(tmp_path):
+    folder = make_run(tmp_path / "run")
+    html = page(folder)
+    chart = html[html.index('aria-labelledby="accuracy-over-the-radius-t') :]
+    marked = re.findall(r'class="hollow (\w+)"[^>]*><title>([^<]+)</title>', chart[: chart.index("</svg>")])
+    assert marked == [("robust", "AutoAttack: 60\u202f% at 16"), ("natural", "AutoAttack: 2\u202f% at 16")]
+    assert "it leaves 60\u202f%, the diamond" in " ".join(Tree(html).text.split())
+
+
+def test_a_check_that_warns_is_named_by_what_is_wrong(tree):
+    text = " ".join(tree.text.split())
+    assert "too few images" in text
+    assert "enough images:" not in text

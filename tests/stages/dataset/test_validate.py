@@ -112,6 +112,8 @@ def test_near_duplicates_across_given_splits(workspace):
     quality = judged(workspace)
     assert quality["checks"]["near_duplicates"]["examples"] == ["test/cat/near.jpg: train/cat/7.png (train)"]
     assert failed(quality) == {"near_duplicates": 1}
+    held_out = quality["images"]["val"] + quality["images"]["test"]
+    assert quality["checks"]["near_duplicates"]["of"] == held_out < quality["images"]["used"]
 
 
 def test_blank_small_and_long_images_warn(workspace):
