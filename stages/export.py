@@ -29,6 +29,7 @@ from autolora.threat import Threat
 from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
 from stages.common.views import ExportParams, load
+from stages.estimate import announce
 from stages.evaluation.onnx_robustness import measure
 from stages.evaluation.onnx_variants import Ingredients, make
 from stages.evidence.examples import Examples, read_examples
@@ -81,6 +82,7 @@ def written(
     said = evidence(robustness, read_json(CLASSES), section.license or "not stated", toward=toward)
     digest = export_onnx(model, path, said, pixels=section.input)
     compared = compare(model, path, examples, section.input)
+    announce.export(model, len(examples.images), section)
     found = measure(path, examples, threat, params.seed, section.check_images, work)
     images = np.load(CALIBRATION).astype(np.float32) / 255
     shared = Ingredients(

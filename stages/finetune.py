@@ -34,6 +34,8 @@ from stages.common.errors import TryAgain
 from stages.common.runner import code_key, main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
 from stages.common.weights import resolve_weights
+from stages.estimate import announce
+from stages.estimate.costs import Counts
 from stages.tracking.live_run import live
 
 PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
@@ -60,6 +62,8 @@ def train_both() -> None:
     lock: AbstractContextManager[None] = only_one(work) if first else nullcontext()
     with clock as record, lock:
         model = backbone(params, read_json(PREPARED / "train" / "classes.json"))
+        if first:
+            announce.finetune(model, counts(), params.finetune)
         with live(work, params.as_dict(), params.finetune.epochs) as on_epoch:
             robust = tuned(params, model, params.finetune.method, work, on_epoch)
         natural = tuned(params, model, "natural", work)
@@ -149,6 +153,11 @@ def read_split(name: str) -> tuple[np.ndarray | Rectangles, np.ndarray]:
     images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
     shapes = folder / "shapes.npy"
     return rectangles(images, np.load(shapes)) if shapes.exists() else images, labels
+
+
+def counts() -> Counts:
+    train, val = (len(np.load(PREPARED / split / "labels.npy", mmap_mode="r")) for split in ("train", "val"))
+    return Counts(train, val)
 
 
 def data_keys() -> dict[str, str]:

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from autolora.backbones.classifier import load_classifier, read_notes, save_classifier
+from autolora.backbones.classifier import Classifier, load_classifier, read_notes, save_classifier
 from autolora.common.files import file_sha256, replacing, write_text
 from autolora.common.progress import bar
 from autolora.threat import Threat
@@ -26,6 +26,8 @@ from autolora.training.dial import Point, choose, interpolate, judge
 from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
 from stages.common.views import MergeParams, load
+from stages.estimate import announce
+from stages.estimate.costs import Counts
 
 FINETUNED, VALIDATION = Path("models/finetuned"), Path("data/prepared/val")
 ROBUST = FINETUNED / "robust.safetensors"
@@ -36,8 +38,8 @@ GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 class Ends(NamedTuple):
     """What the dial turns between."""
 
-    robust: nn.Module
-    natural: nn.Module
+    robust: Classifier
+    natural: Classifier
     deltas: dict[str, Tensor]  # BA of each layer; empty where the method trains no branch
 
 
@@ -90,6 +92,7 @@ def _curve(ends: Ends, settings: list[tuple[str, float]], threat: Threat) -> lis
     sources = {str(f): file_sha256(f) for f in sorted(files)}
     folder = work_dir("merge", files=sources, threat=str(threat), code=code_key())
     points = []
+    announce.merge(ends.robust, Counts(0, len(y)), len(settings))
     with only_one(folder), bar(len(settings) * len(y), "the dial", "image") as shown:
         for toward, alpha in settings:
             kept = folder / f"{toward}-{alpha:.6f}.npy"

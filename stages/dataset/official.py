@@ -118,6 +118,7 @@ CUB200 = Published(
     200,
     {"train": 5_994, "test": 5_794},
 )
+PUBLISHED = {one.name: one for one in (CIFAR10, CIFAR100, DTD, CALTECH256, DOGS, CUB200)}
 
 
 def cifar10(path: Path) -> Iterator[Found]:

@@ -25,14 +25,15 @@ def draw(
     given none: these are drawn, whatever the others are; and from the given training part what nobody else is in."""
     if given in ("val", "test"):
         return given
-    if _drawn("test", given, parts) and place(seed, sha256, "test") < test_fraction:
+    if drawn("test", given, parts) and place(seed, sha256, "test") < test_fraction:
         return "test"
-    if _drawn("val", given, parts) and place(seed, sha256, "val") < validation_fraction:
+    if drawn("val", given, parts) and place(seed, sha256, "val") < validation_fraction:
         return "val"
     return "train"
 
 
-def _drawn(part: str, given: str | None, parts: set[str | None]) -> bool:
+def drawn(part: str, given: str | None, parts: set[str | None]) -> bool:
+    """Whether an image of this given part may go to `part`."""
     return given is None or not parts & {part, None}
 
 

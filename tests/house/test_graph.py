@@ -18,6 +18,8 @@ PLUMBING = frozenset(
         Path("autolora/common/progress.py"),
         Path("stages/common/command_line.py"),
         Path("stages/common/endings.py"),
+        Path("stages/estimate/announce.py"),
+        Path("stages/estimate/costs.py"),
         Path("stages/common/errors.py"),
         Path("stages/common/params.py"),
         Path("stages/common/views.py"),

@@ -51,6 +51,18 @@ class Clone:
             encoding="utf-8", timeout=timeout,
         )  # fmt: skip
 
+    def first_line(self, *command: str) -> str:
+        """What a command writes first to stderr; then it is stopped."""
+        words = [sys.executable if command[0] == "python" else command[0], *command[1:]]
+        with subprocess.Popen(
+            words, cwd=self.folder, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            said = process.stderr.readline()
+            process.kill()
+        return said
+
     def changed(self) -> str:
         """What lies in the folder that was not cloned, or is not as it was."""
         return self.git("status", "--porcelain", "--ignored")

@@ -1,0 +1,44 @@
+"""What AutoAttack costs, from its own budgets: an image that stands meets every attack to its end."""
+
+from __future__ import annotations
+
+from autolora.attacks.versions import STANDARD, Budget, Step, plan_of
+from stages.common.params import Evaluate, Export
+from stages.estimate.costs import Price
+
+RADII = 8  # of the curve over eps
+FALLEN = 0.1  # of the naturally tuned twin's images stand longer than the first attack: an assumption
+
+
+def one_attack(price: Price, step: Step, budget: Budget = STANDARD) -> float:
+    """On one image that stands."""
+    if step.name == "square":
+        return price.of(forwards=budget.queries)
+    if step.name.startswith("fab"):
+        return step.attempts * budget.steps * price.of(gradients=1, forwards=1)
+    samples = budget.samples if "rand" in step.name else 1
+    return step.attempts * (budget.steps + 1) * samples * price.gradient
+
+
+def autoattack(price: Price, images: int, plan: list[Step], standing: float) -> float:
+    """All images meet the first attack; those that stand meet the others."""
+    first, *others = [one_attack(price, step) for step in plan]
+    return images * (first + standing * sum(others))
+
+
+def evaluate(price: Price, images: int, classes: int, norm: str, section: Evaluate) -> float:
+    """The network that ships, its twin, and both curves over eps."""
+    plan, _ = plan_of(section.version, norm, classes)
+    curves = 2 * RADII * images * (STANDARD.steps + 1) * price.gradient
+    return autoattack(price, images, plan, 1.0) + autoattack(price, images, plan, FALLEN) + curves
+
+
+def attacked(section: Evaluate, test: int) -> int:
+    return test if section.images == "all" else min(test, section.images)
+
+
+def export(price: Price, images: int, section: Export) -> float:
+    """Square on the file through onnxruntime; on a variant APGD as well."""
+    n = min(images, section.check_images)
+    square, apgd = STANDARD.queries * price.forward, (1 + STANDARD.targets) * (STANDARD.steps + 1) * price.gradient
+    return n * (square + len(section.variants) * (square + apgd))

@@ -1,0 +1,65 @@
+"""What each stage does, counted in passes of one image through the network; times the price of a pass, its time.
+
+A pass is a forward, an input gradient (an attack's step) or a training step. The counts are those of the code that is
+run: PGD-10 in training, PGD-20 for the dial, AutoAttack's budgets. What nobody can know before (how many images stand
+under attack, whether training stops early) is taken as the longest case.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stages.common.params import Finetune, Merge
+
+TRAINING_ATTACK, DIAL_ATTACK = 10, 20  # steps of PGD
+ATTACKED = ("autolora", "vanilla", "twins")
+STEPS = {"autolora": 2, "vanilla": 2, "twins": 2, "natural": 1, "linear": 0.5}  # training passes over an image
+DIAL, DIRECTIONS = 5, 2  # points of the dial in each direction
+
+
+@dataclass(frozen=True)
+class Price:
+    """Seconds for one image."""
+
+    forward: float
+    gradient: float
+    step: float
+
+    def of(self, *, forwards: float = 0, gradients: float = 0, steps: float = 0) -> float:
+        return forwards * self.forward + gradients * self.gradient + steps * self.step
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Images in each part, and classes."""
+
+    train: int
+    val: int
+    test: int = 0
+    classes: int = 0
+
+    @property
+    def all(self) -> int:
+        return self.train + self.val + self.test
+
+
+def epoch(price: Price, counts: Counts, method: str) -> float:
+    attacked = TRAINING_ATTACK * (method in ATTACKED)
+    measured = 1 * (method == "autolora")  # the natural branch's accuracy on the training images
+    train = price.of(gradients=attacked, steps=STEPS[method], forwards=measured)
+    judged = price.of(forwards=1 + (method in ATTACKED), gradients=attacked)
+    return counts.train * train + counts.val * judged
+
+
+def finetune(price: Price, counts: Counts, section: Finetune) -> tuple[float, float]:
+    """Of the method, and of the naturally tuned twin."""
+    return section.epochs * epoch(price, counts, section.method), section.epochs * epoch(price, counts, "natural")
+
+
+def dial(price: Price, counts: Counts, points: int) -> float:
+    return points * counts.val * price.of(gradients=DIAL_ATTACK, forwards=2)
+
+
+def points_of_the_dial(section: Merge, method: str) -> int:
+    directions = DIRECTIONS if method == "autolora" else 1
+    return DIAL * directions + (section.alpha != "auto")

@@ -1,0 +1,117 @@
+"""The counts of the estimate against the passes that the code really makes: a network counts the images it is shown."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import autolora
+from autolora import Threat
+from autolora.attacks.versions import plan_of
+from autolora.training.dial import judge
+from stages.common.params import Data, Evaluate, Finetune, Merge
+from stages.estimate import attack_costs, costs
+from stages.estimate.costs import Counts, Price
+from stages.estimate.images import shared_out
+
+EACH = Price(1, 1, 1)  # a pass costs one, of whatever kind
+SEEN = [0]
+
+
+class Counting(nn.Module):
+    """A small network; every copy of it counts in the same place."""
+
+    def __init__(self, classes: int = 4, sharp: float = 1.0) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        self.head, self.sharp = nn.Linear(8, classes), sharp
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEN[0] += len(x)
+        return self.sharp * self.head(self.norm(self.conv(self.stem(x).relu())).mean((2, 3)))
+
+
+@pytest.fixture
+def seen():
+    SEEN[0] = 0
+    return lambda: SEEN[0]
+
+
+def images(n: int, classes: int = 4) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return torch.rand(n, 3, 8, 8, generator=draw), torch.arange(n) % classes
+
+
+@pytest.mark.parametrize("method", ["autolora", "vanilla", "twins", "natural"])
+def test_an_epoch_makes_as_many_passes_as_are_counted(seen, method):
+    """The same but for what is looked at once, at the start and the end."""
+    counts, counted = Counts(64, 32), []
+    for epochs in (1, 3):
+        before = seen()
+        autolora.finetune(
+            Counting(), images(64), images(32), Threat("linf", "1/255"), method=method, epochs=epochs, batch_size=16,
+            precision="float32", progress=False,
+        )  # fmt: skip
+        counted.append(seen() - before)
+    one = (counted[1] - counted[0]) / 2
+    assert one - 2 * 16 <= costs.epoch(EACH, counts, method) <= one  # two gradients of one batch, for their cosine
+
+
+def test_a_fine_tuning_is_its_epochs_and_the_twins():
+    section, counts = Finetune(epochs=7), Counts(1000, 100)
+    robust, twin = costs.finetune(EACH, counts, section)
+    assert robust == 7 * costs.epoch(EACH, counts, "autolora")
+    assert twin == 7 * costs.epoch(EACH, counts, "natural")
+
+
+def test_a_point_of_the_dial(seen):
+    x, y = images(20)
+    judge(Counting().eval(), (255 * x).byte(), y, Threat("linf", "1/255"))
+    assert costs.dial(EACH, Counts(0, 20), points=1) == seen()
+
+
+def test_the_points_of_the_dial():
+    assert costs.points_of_the_dial(Merge(), "autolora") == 10
+    assert costs.points_of_the_dial(Merge(alpha=0.3), "vanilla") == 6
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", "1/255000"), ("l2", 1e-4)])
+def test_autoattack_on_images_that_stand(seen, norm, eps):
+    """A budget too small to change any answer: every image meets every attack to its end."""
+    net, (x, _) = Counting(sharp=10).eval(), images(4)
+    y = net(x).argmax(1)
+    before = seen()
+    report = autolora.autoattack(net, x, y, Threat(norm, eps), version="standard", batch_size=4, show=False)
+    assert report.robust.all()
+    plan, _ = plan_of("standard", norm, classes=4)
+    assert attack_costs.autoattack(EACH, 4, plan, standing=1.0) == pytest.approx(seen() - before, rel=0.15)
+
+
+def test_images_that_fall_at_once_cost_the_first_attack():
+    plan, _ = plan_of("standard", "linf", classes=10)
+    assert attack_costs.autoattack(EACH, 50, plan, standing=0.0) == 50 * 101
+
+
+def test_how_many_are_attacked():
+    assert attack_costs.attacked(Evaluate(images=100), 359) == 100
+    assert attack_costs.attacked(Evaluate(images=500), 359) == 359
+    assert attack_costs.attacked(Evaluate(images="all"), 359) == 359
+
+
+def data(**keys) -> Data:
+    return Data(source="folder", image_size=32, test_fraction=0.2, validation_fraction=0.1, **keys)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({None: 1000}, (720, 80, 200)),
+        ({"train": 800, "test": 200}, (720, 80, 200)),
+        ({"train": 700, "val": 100, "test": 200}, (700, 100, 200)),
+        ({"train": 100, None: 1000}, (820, 80, 200)),
+    ],
+)
+def test_images_are_shared_out_as_prepare_draws_them(given, expected):
+    counts = shared_out(given, 3, data())
+    assert (counts.train, counts.val, counts.test) == expected
