@@ -14,10 +14,8 @@ TIMED = 5.0  # seconds before anything is told
 
 
 class Forecast:
-    def __init__(
-        self, work: float, tell: Callable[[float], object], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.work, self.tell, self.clock = work, tell, clock
+    def __init__(self, work: float, tell: Callable[[float], object], clock: Callable[[], float] | None = None) -> None:
+        self.work, self.tell, self.clock = work, tell, clock or time.monotonic
         self.begun: float | None = None
         self.done, self.told = 0.0, False
 
