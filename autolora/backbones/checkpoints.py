@@ -30,6 +30,7 @@ CONTAINERS = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights",
 )  # fmt: skip
 MEANS = ("mean", "new_mean", "mu", "_mean")
+MOST, DEPTH = 10_000, 4  # objects that are looked at for weights, and how deep they may lie
 STDS = ("std", "new_std", "sigma", "_std")
 
 
@@ -56,8 +57,19 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     container, state, others = _find_weights(tree)
     if not state:
         raise ValueError(f"{path} holds no tensors by name: expected a state dict, found {_describe(tree)}")
+    _refuse_hollow(path, state)
     _refuse_unfinite(path, state)
     return Checkpoint(state, path, file_sha256(path), container, inert, others, _notes(path, kind))
+
+
+def _refuse_hollow(path: Path, state: Mapping[str, Tensor]) -> None:
+    """A tensor of stride 0 repeats what is stored: a file of 2 kB could ask for any amount of memory."""
+    size = path.stat().st_size
+    hollow = [name for name, value in state.items() if value.numel() * value.element_size() > size]
+    if hollow:
+        raise ValueError(
+            f"{path}: {hollow[0]} is larger than the whole file: it was saved as a view that repeats itself"
+        )
 
 
 def _refuse_unfinite(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -98,30 +110,38 @@ def _preference(path: str) -> tuple[int, int]:
     return (min(ranks, default=-1), len(ranks))
 
 
-def _state_dicts(tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    if isinstance(tree, Inert):  # a whole module was pickled: its tensors are in its dictionaries
-        yield path, dict(_module_tensors(tree))
-    elif isinstance(tree, Mapping) and depth < 4:
-        here = {
-            key: value.detach() for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor)
-        }
-        if here and len(here) * 2 > len(tree):
-            yield path, here
-        for key, value in tree.items():
-            if not (isinstance(key, str) and "optim" in key.lower()):
-                yield from _state_dicts(value, f"{path}/{key}".strip("/"), depth + 1)
+def _state_dicts(tree: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Depth first, in the order of the file; a file may lead back into itself, or to one thing along many ways."""
+    waiting: list[tuple[str, Any, tuple[int, ...]]] = [("", tree, ())]
+    for _ in range(MOST):
+        if not waiting:
+            return
+        path, here, above = waiting.pop()
+        if isinstance(here, Inert):  # a whole module was pickled: its tensors are in its dictionaries
+            yield path, dict(_module_tensors(here))
+        elif isinstance(here, Mapping) and len(above) < DEPTH and id(here) not in above:
+            named = {key: v.detach() for key, v in here.items() if isinstance(key, str) and isinstance(v, Tensor)}
+            if named and len(named) * 2 > len(here):
+                yield path, named
+            inside = [
+                (f"{path}/{key}".strip("/"), value, (*above, id(here)))
+                for key, value in here.items()
+                if isinstance(value, Inert | Mapping) and not (isinstance(key, str) and "optim" in key.lower())
+            ]
+            waiting += reversed(inside)
+    raise ValueError(f"more than {MOST:,} objects lie within one another: that is no file of weights")
 
 
-def _module_tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _module_tensors(module: Any, prefix: str = "", above: tuple[int, ...] = ()) -> Iterator[tuple[str, Tensor]]:
     state = getattr(module, "state", None)
-    if not isinstance(state, dict):
+    if not isinstance(state, dict) or id(module) in above or len(above) > 50:
         return
     for group in ("_parameters", "_buffers"):
         for name, value in dict(state.get(group) or {}).items():
             if isinstance(value, Tensor):
                 yield prefix + str(name), value.detach()
     for name, child in dict(state.get("_modules") or {}).items():
-        yield from _module_tensors(child, f"{prefix}{name}.")
+        yield from _module_tensors(child, f"{prefix}{name}.", (*above, id(module)))
 
 
 def _describe(tree: Any) -> str:

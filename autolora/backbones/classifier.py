@@ -15,9 +15,11 @@ import dataclasses
 import difflib
 import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from autolora.common.files import replacing, weights_sha256
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 STEMS = ("timm", "lowres", "nopool")
+PACKAGES = ("torchvision", "timm", "torch")  # whose modules a file may name
 RESERVED = ("pretrained", "num_classes", "in_chans", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
@@ -306,12 +309,29 @@ def load_classifier(path: str | Path, body: nn.Module | None = None) -> Classifi
     if "spec" not in metadata:
         raise ValueError(f"{path} was not written by save_classifier: start from it with load_backbone")
     spec = Spec.from_json(metadata["spec"])
+    if body is None:
+        _refuse_foreign_module(path, spec.arch)
     model = build(spec) if body is None else Classifier(body, spec)
     state = safetensors.torch.load_file(path)
     if weights_sha256(state) != metadata["weights_sha256"]:
         raise ValueError(f"{path}: the weights are not those that were saved (sha256 differs)")
     model.load_state_dict(state)
     return model.eval()
+
+
+def _refuse_foreign_module(path: str | Path, arch: str) -> None:
+    """To import a module runs its code, and here a file names it: only known ones, what is imported already, and what
+    lies in the folder that we work in, which is the user's own.
+    """
+    module, colon, _ = arch.partition(":")
+    package = module.partition(".")[0]
+    if not colon or package in PACKAGES or module in sys.modules:
+        return
+    if not module.replace(".", "").isidentifier() or PathFinder.find_spec(package, [str(Path.cwd())]) is None:
+        raise ValueError(
+            f"{path} asks for {arch}, code that is neither imported nor in this folder: import {module} first where "
+            "you trust the file, or give the network as body="
+        )
 
 
 def read_notes(path: str | Path) -> dict[str, str]:

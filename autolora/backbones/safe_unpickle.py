@@ -101,6 +101,8 @@ def _refuse_foreign_zip(path: Path) -> None:
             raise ValueError(f"{path} is a TorchScript archive, which carries code: save its state_dict() instead")
         if "data.pkl" not in names:
             raise ValueError(f"{path} is a zip archive that torch.save did not write: unpack it, and name a file in it")
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError(f"{path} is compressed, which torch.save never does: unpack it, and save it again")
         bad = archive.testzip()  # torch does not look at the checksums; 0 is what it writes when told to leave them out
         if bad is not None and archive.getinfo(bad).CRC:
             raise ValueError(f"{path} is damaged: the checksum of {bad} in it is wrong")

@@ -1,7 +1,9 @@
-"""Files that are either whole or absent, locks, and the hashes by which files are known."""
+"""Files that are either whole or absent, also after a power failure; locks; the hashes by which files are known."""
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -26,7 +28,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(mode)
+        flushed(temporary)
         os.replace(temporary, path)
+        flushed(path.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -36,15 +40,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """The same for a folder; the one that was there stays until the new one is whole."""
     path = Path(path)
+    sweep_up(path)
     part, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
+        for inside in (*part.rglob("*"), part):
+            if not inside.is_symlink():
+                flushed(inside)
         if path.exists():
             os.replace(path, old)
         os.replace(part, path)
+        flushed(path.parent)
     except BaseException:
         if old.exists() and not path.exists():
             os.replace(old, path)
@@ -52,6 +61,47 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep_up(path: Path) -> None:
+    """What a killed replacing_folder has left beside the folder: half of a new one is removed; the old one comes back
+    where the kill came before the new one took its place.
+    """
+    for left in sorted(path.parent.glob(f".{glob.escape(path.name)}.*.*")):
+        _, pid, end = left.name.rsplit(".", 2)
+        if end not in ("part", "old") or not pid.isdigit() or _alive(int(pid)):
+            continue
+        if end == "old" and not path.exists():
+            os.replace(left, path)
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    """On this machine. Windows has no signal that only asks."""
+    if os.name == "nt" or pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def flushed(path: Path) -> None:
+    """On the disk and not in its cache: a rename that outlives a power failure must not name a file that does not."""
+    windows = os.name == "nt"
+    if windows and path.is_dir():
+        return  # a folder cannot be opened there
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # file systems that know no fsync
+            raise
+    finally:
+        os.close(handle)
 
 
 class AtWork(RuntimeError):

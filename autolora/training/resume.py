@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import re
+import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -14,9 +17,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from autolora.common import distributed
-from autolora.common.errors import BadArgument
+from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import locked, naming, replacing, weights_sha256
 from autolora.data.ragged import Rectangles
 from autolora.training.controllers import Scalars
@@ -25,6 +29,7 @@ from autolora.training.objectives import METHODS
 from autolora.training.settings import Settings, Split
 
 Record = dict[str, Any]
+PARTS = {"modules", "optimiser", "controller", "weights", "progress"}  # of a saved state
 LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their version, or by the files here
 
 
@@ -92,8 +97,11 @@ def keep(learner: Learner, done: RunState, file: Path | None) -> None:
             "weights": tuple(learner.weights),
             "progress": {**vars(done)},
         }
-        with naming(file), replacing(file) as part, open(part, "wb") as handle:
-            _save(saved, handle)
+        with naming(file), replacing(file) as part:
+            with open(part, "wb") as handle:
+                _save(saved, handle)
+            if file.exists():
+                os.replace(file, before(file))
     distributed.agree(done.epoch)
 
 
@@ -106,7 +114,7 @@ def _save(saved: dict[str, Any], handle: IO[bytes]) -> None:
 
 
 def restore(learner: Learner, file: Path | None) -> RunState:
-    saved = _read(file, learner.device)
+    saved = _read(file, learner.device) if file is not None else {}
     done = RunState(**saved["progress"]) if saved else RunState()
     if not distributed.agree(done.epoch):
         raise BadArgument(
@@ -123,7 +131,32 @@ def restore(learner: Learner, file: Path | None) -> RunState:
     return done
 
 
-def _read(file: Path | None, device: torch.device) -> Mapping[str, Any]:
-    if file is None or not file.exists():
-        return {}
-    return torch.load(file, map_location=device, weights_only=True)
+def before(file: Path) -> Path:
+    """The state of the epoch before: what is left where the newest file cannot be read."""
+    return file.with_name(f"{file.name}.before")
+
+
+def _read(file: Path, device: torch.device) -> Mapping[str, Any]:
+    """The newest state that can be read. What cannot is set aside, with one line; all processes read the same."""
+    found: list[str] = []
+    if distributed.process_number() == 0:
+        found = [str(path) for path in (file, before(file)) if path.exists() and _readable(path)][:1]
+    found = distributed.of_the_first(found)
+    return torch.load(found[0], map_location=device, weights_only=True) if found else {}
+
+
+def _readable(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()  # torch does not look at the checksums
+        if not damaged and torch.load(file, map_location="cpu", weights_only=True, mmap=True).keys() == PARTS:
+            return True
+        reason = f"the checksum of {damaged} is wrong" if damaged else "it is no state of a run"
+    except MemoryError:
+        raise
+    except Exception as error:  # of the disk, of zip, of pickle: torch has no common one
+        reason = first_line(error)[:100]
+    aside = file.with_name(f"{file.name}.unreadable")
+    os.replace(file, aside)
+    tqdm.write(f"{file.name} cannot be read ({reason}): set aside as {aside.name}", file=sys.stderr)
+    return False
