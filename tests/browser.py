@@ -1,6 +1,7 @@
 """A real Chromium, headless, by its DevTools protocol: what it requests, complains about, measures and paints.
 
-python -m tests.browser reports/card.html docs/     # the screenshots of the card in docs/
+python -m tests.browser reports/card.html docs/                       # the screenshots of the card in docs/
+python -m tests.browser dvc_plots/index.html docs/plots.png           # of any other page
 """
 
 from __future__ import annotations
@@ -116,11 +117,25 @@ def screenshots(card: Path, folder: Path) -> None:
     with browser() as page:
         for name, (width, height, scheme, whole) in PICTURES.items():
             page.show(card.resolve().as_uri(), width, height, scheme)
-            page.picture(folder / f"{name}.png", whole)
-            with Image.open(folder / f"{name}.png") as picture:  # a fifth of the bytes, and nobody sees it
-                small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-                small.save(folder / f"{name}.png", optimize=True)
+            small_picture(page, folder / f"{name}.png", whole)
+
+
+def small_picture(page: Page, path: Path, whole: bool = True) -> None:
+    """A fifth of the bytes, and nobody sees it."""
+    page.picture(path, whole)
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        small.save(path, optimize=True)
+
+
+def one(address: str, path: Path) -> None:
+    with browser() as page:
+        page.show(address if "://" in address else Path(address).resolve().as_uri(), 1180, 900)
+        small_picture(page, path)
 
 
 if __name__ == "__main__":
-    screenshots(Path(sys.argv[1]), Path(sys.argv[2]))
+    if sys.argv[2].endswith(".png"):
+        one(sys.argv[1], Path(sys.argv[2]))
+    else:
+        screenshots(Path(sys.argv[1]), Path(sys.argv[2]))
