@@ -13,19 +13,16 @@ server that does not answer says nothing about the file: it is taken back, too, 
 from __future__ import annotations
 
 import argparse
-import json
 import re
+import signal
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,39 +30,44 @@ from autolora.common.command_line import Command
 from autolora.common.files import file_sha256
 from autolora.export.notes import notes_in
 from pipelines.registry import triton_repository as repository
-from pipelines.registry.decision_log import now, who
+from pipelines.registry.decision_log import CONTENTS, entries, explaining, now, who
+from pipelines.registry.triton_server import Canaries, Silent, alive, ask
 from pipelines.registry.versions import alias_version, get_version, verified_onnx, where
 from stages.common.runner import StageError, only_one
-from stages.evidence.canaries import compare, disagreement
+from stages.evidence.canaries import disagreement
 from stages.register import CANARIES, quiet
 from stages.tracking.client import answering, connect, mlflow_module
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-Canaries = dict[str, np.ndarray]
 METADATA = ("weights_sha256", "threat")  # what the file says of itself must be what the registry says
 
 
 TEMPORARY = re.compile(r"\btmp[a-z0-9_]{8}\b")  # a folder of tempfile: another name at each look
 
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]*")  # as params.yaml takes it
+TAKEN_BACK = "taken back"
+
+
 class Refused(StageError):
     """The version is not served, and the one before it is."""
 
 
-class Silent(StageError):
-    """The server that was asked does not answer: nothing is known of the version."""
-
-
 @dataclass(frozen=True)
 class How:
-    """keep: version folders that stay; server: asked the canaries too; retry: also what was refused here before."""
+    """keep: version folders that stay; server: asked the canaries too; retry: also what was refused here before.
+
+    unlogged: also what no decision in the log explains.
+    """
 
     keep: int = 3
     server: str | None = None
     retry: bool = False
     gpu: bool = False
+    unlogged: bool = False
 
 
 AS_USUAL = How()
@@ -73,13 +75,14 @@ AS_USUAL = How()
 
 def deploy(name: str, alias: str, to: Path, how: How = AS_USUAL) -> str:
     """One look at the alias; returns what was done."""
-    client = connect().MlflowClient()
-    number = alias_version(client, name, alias)
-    if number is None:
-        raise StageError(f"{where()} has no {name}@{alias}: promote a version first")
-    model = to / name
+    model = folder_of(name, to)
     model.mkdir(parents=True, exist_ok=True)
     with only_one(model):
+        _repair(model)
+        client = connect().MlflowClient()
+        number = alias_version(client, name, alias)
+        if number is None:
+            raise StageError(f"{where()} has no {name}@{alias}: promote a version first")
         record = repository.state(model)
         if str(number) in record["refused"] and not how.retry:
             why = record["refused"][str(number)]
@@ -87,8 +90,39 @@ def deploy(name: str, alias: str, to: Path, how: How = AS_USUAL) -> str:
         version = get_version(client, name, number)
         if record["current"] == number and _is(model, version):
             return f"{name} version {number} is served already"
+        if not how.unlogged:
+            require_decision(client, version, alias)
         with tempfile.TemporaryDirectory() as folder:
             return _publish(version, model, Path(folder), how)
+
+
+def folder_of(name: str, to: Path) -> Path:
+    """A name is one folder, and no way out of the repository."""
+    if not NAME.fullmatch(name):
+        raise StageError(f"{name!r} is no name of a model: letters, digits, '_', '.', '-' and blanks, a letter first")
+    return to / name
+
+
+def event(what: str) -> repository.Event:
+    return {"at": now(), "by": who(), "what": what}
+
+
+def _repair(model: Path) -> None:
+    """At every look: what a death, or a hand, has left apart is brought together before anything else."""
+    if said := repository.repair(model, event(TAKEN_BACK)):
+        print(f"deploy: {model.name}: {said}", file=sys.stderr, flush=True)
+
+
+def require_decision(client: MlflowClient, version: ModelVersion, alias: str) -> None:
+    """The log says what was promoted, byte for byte: a registry writer cannot put another file in its place."""
+    title, log = f"{version.name} version {version.version}", entries(client, version.name)
+    entry = explaining(log, alias, int(version.version))
+    if entry is None:
+        raise StageError(
+            f"no decision in the log brought {title} to {alias}: promote it, or serve it all the same with --unlogged"
+        )
+    if changed := [key for key in CONTENTS if entry.get(key) != version.tags.get(key)]:
+        raise StageError(f"{title}: {', '.join(changed)} changed after it was promoted: refused")
 
 
 def _is(model: Path, version: ModelVersion) -> bool:
@@ -97,21 +131,59 @@ def _is(model: Path, version: ModelVersion) -> bool:
 
 
 def _publish(version: ModelVersion, model: Path, folder: Path, how: How) -> str:
-    """Verify, try, write, try again where it lies, and take it back when it does not answer as recorded."""
+    """Verify and try the file before anything is touched; then on trial where it lies, until it is found good."""
     number, before = int(version.version), repository.state(model)["current"]
     path = verified_onnx(version, folder)
     check_metadata(version, path)
     canaries = fetch_canaries(version, folder)
-    _try(model, number, before, lambda: disagreement(path, canaries))
+    if wrong := _wrong(lambda: disagreement(path, canaries)):
+        repository.refuse(model, number, wrong)
+        raise _refused(model, number, wrong, before)
     if how.server:  # or a dead server would have the served version changed, and changed back, at each look
-        _try(model, number, before, partial(alive, how.server))
-    written = repository.write_version(model, number, path)
-    repository.serve(model, number, {"at": now(), "by": who(), "what": "deployed"}, gpu=how.gpu)
-    _try(model, number, before, lambda: disagreement(written, canaries))
-    if how.server:
-        _try(model, number, before, partial(ask, how.server, model.name, number, canaries))
+        _asked(model, number, before, partial(alive, how.server))
+    repository.begin(model, number, gpu=how.gpu)
+    try:
+        written = repository.write_version(model, number, path)
+        repository.point(model, number, gpu=how.gpu)
+        wrong = _wrong(lambda: disagreement(written, canaries))
+        if how.server and not wrong:
+            wrong = _wrong(partial(ask, how.server, model.name, number, canaries))
+    except Silent as error:
+        raise _untried(model, number, error, repository.abandon(model, event(TAKEN_BACK))) from None
+    except BaseException:  # a full disk, a signal: at once, and if that fails, at the next look
+        repository.abandon(model, event(TAKEN_BACK))
+        raise
+    if wrong:
+        raise _refused(model, number, wrong, repository.abandon(model, event(TAKEN_BACK), wrong))
+    repository.commit(model, event("deployed"))
     repository.prune(model, how.keep, (number, before))
     return f"{model.name} version {number} is served from {written.parent} (before: {before or 'none'})"
+
+
+def _wrong(canary: Callable[[], str | None]) -> str | None:
+    """How the answers differ from those recorded; None where they do not."""
+    try:
+        return canary()
+    except Silent:
+        raise
+    except Exception as error:  # a file that does not load
+        return f"{type(error).__name__}: {error}"
+
+
+def _asked(model: Path, number: int, before: int | None, question: Callable[[], None]) -> None:
+    try:
+        question()
+    except Silent as error:
+        raise _untried(model, number, error, before) from None
+
+
+def _untried(model: Path, number: int, error: Silent, served: int | None) -> StageError:
+    return StageError(f"{model.name} version {number} cannot be tried: {error}; {repository.in_words(served)}")
+
+
+def _refused(model: Path, number: int, wrong: str, served: int | None) -> Refused:
+    served_now = repository.in_words(served)
+    return Refused(f"{model.name} version {number} does not answer its canaries as recorded: {wrong}; {served_now}")
 
 
 def check_metadata(version: ModelVersion, path: Path) -> None:
@@ -137,91 +209,19 @@ def fetch_canaries(version: ModelVersion, folder: Path) -> Canaries:
         return {key: file[key] for key in file.files}
 
 
-def _try(model: Path, number: int, before: int | None, canary: Callable[[], str | None]) -> None:
-    """When the canaries are not answered as recorded: serve the version before again, and say so."""
-    try:
-        wrong = canary()
-    except Silent as error:
-        back = _take_back(model, number, before)
-        raise StageError(f"{model.name} version {number} cannot be tried: {error}; {back}") from None
-    except Exception as error:  # a file that does not load
-        wrong = f"{type(error).__name__}: {error}"
-    if wrong is None:
-        return
-    back = _take_back(model, number, before)
-    repository.refuse(model, number, wrong)
-    raise Refused(f"{model.name} version {number} does not answer its canaries as recorded: {wrong}; {back}")
-
-
-def _take_back(model: Path, number: int, before: int | None) -> str:
-    """Remove the version, after the one before is served again; says which that is."""
-    if before is None or before == number:
-        repository.remove(model, number)
-        return "nothing was served before"
-    if repository.state(model)["current"] == number:
-        repository.serve(model, before, {"at": now(), "by": who(), "what": f"rolled back from {number}"})
-    repository.remove(model, number)
-    return f"version {before} is served"
-
-
-def alive(server: str) -> None:
-    """Is there anybody to ask? (KServe v2; which models it has does not matter yet.)"""
-    _wait_ready(f"{server.rstrip('/')}/v2/health/live", 0)
-
-
-def ask(server: str, name: str, number: int, canaries: Canaries, seconds: float = 60) -> str | None:
-    """The canaries to a running server (KServe v2 over HTTP), once it has loaded the version."""
-    base = f"{server.rstrip('/')}/v2/models/{name}/versions/{number}"
-    _wait_ready(f"{base}/ready", seconds)
-    try:
-        return compare(_answers(base, canaries["x"]), canaries["logits"])
-    except (OSError, HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-            raise  # that is an answer
-        raise Silent(f"{server} does not answer ({type(error).__name__}: {error})") from None
-
-
-def _answers(base: str, x: np.ndarray) -> np.ndarray:
-    with urllib.request.urlopen(base, timeout=10) as reply:
-        (image,) = json.load(reply)["inputs"]
-    body = {"inputs": [_tensor(image["name"], image["datatype"], x)]}
-    request = urllib.request.Request(f"{base}/infer", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        output = json.load(reply)["outputs"][0]
-    return np.asarray(output["data"], np.float32).reshape(output["shape"])
-
-
-def _tensor(name: str, datatype: str, x: np.ndarray) -> dict[str, Any]:
-    if datatype == "UINT8":
-        x = np.rint(x * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    return {"name": name, "shape": list(x.shape), "datatype": datatype, "data": x.ravel().tolist()}
-
-
-def _wait_ready(url: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (OSError, HTTPException) as error:
-            if time.monotonic() > deadline:
-                raise Silent(f"{url} is not ready after {seconds:g} s ({error})") from None
-        time.sleep(0.5)
-
-
 def rollback(name: str, to: Path) -> str:
     """Serve the version that was served before the present one, which is not tried again (without --retry)."""
-    model = to / name
+    model = folder_of(name, to)
     if not model.is_dir():
         raise StageError(f"{model}: nothing was deployed here")
     with only_one(model):
+        _repair(model)
         record, there = repository.state(model), repository.versions(model)
         current = record["current"]
         reached = [e["before"] for e in record["events"] if e["version"] == current and e["what"] == "deployed"]
-        if not reached or reached[-1] not in there:
+        if not reached or not repository.is_whole(model, reached[-1], record):
             raise StageError(f"{model}: no version before {current} is kept here (kept: {there})")
-        repository.serve(model, reached[-1], {"at": now(), "by": who(), "what": f"rolled back from {current}"})
-        repository.refuse(model, current, f"rolled back by {who()}")
+        repository.go_back(model, reached[-1], event(f"rolled back from {current}"), f"rolled back by {who()}")
     return f"{name} version {reached[-1]} is served again, instead of {current}"
 
 
@@ -256,6 +256,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--server", metavar="URL", help="ask this running server the canaries, too")
     parser.add_argument("--retry", action="store_true", help="also a version that was refused here before")
     parser.add_argument("--gpu", action="store_true", help="KIND_GPU in config.pbtxt")
+    parser.add_argument("--unlogged", action="store_true", help="also a version that no decision in the log explains")
     parser.add_argument("--rollback", action="store_true")
     chosen = parser.parse_args(arguments)
     if chosen.keep < 1:
@@ -266,9 +267,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     chosen = parse(arguments)
     name, _, alias = chosen.model.partition("@")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is on trial is taken back on the way out
 
     def look() -> str:
-        how = How(chosen.keep, chosen.server, chosen.retry, chosen.gpu)
+        how = How(chosen.keep, chosen.server, chosen.retry, chosen.gpu, chosen.unlogged)
         with answering():
             return deploy(name, alias or "champion", chosen.to, how)
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 CLAIM = "promotion_claim"
 ALIASES = ("champion", "challenger")
-CONTENTS = ("content_key", "onnx_sha256", "canaries_sha256")
 NOT_EXPLAINED = "!! no entry of the log explains it: the alias was moved by other means"
 
 
@@ -63,7 +62,7 @@ def promote(
         "why": why,
         "gates": gates.model_dump(),
         "evidence": as_record(findings, tests),
-        **contents(found),
+        **history.contents(found),
     }
     return _move(client, entry, claim) if earned or force else history.append(client, entry)
 
@@ -87,11 +86,6 @@ def gates_in(file: str, name: str) -> Gates:
     if register.name != name:
         raise StageError(f"{file} is of {register.name} (register.name), not of {name}: its gates are not this model's")
     return register.gates
-
-
-def contents(version: ModelVersion) -> dict[str, str | None]:
-    """What the decision is about, byte for byte: deployment compares."""
-    return {key: version.tags.get(key) for key in CONTENTS}
 
 
 def _version(client: MlflowClient, name: str, version: str) -> ModelVersion:
@@ -142,7 +136,7 @@ def rollback(name: str, alias: str = "champion", why: str | None = None) -> dict
             "previous": present,
             "decision": "rolled back",
             "why": why,
-            **contents(version),
+            **history.contents(version),
         }
     return _move(client, entry, claim)
 

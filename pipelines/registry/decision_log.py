@@ -23,8 +23,10 @@ from stages.tracking.client import experiment
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 MOVED = ("promoted", "forced", "rolled back")
+CONTENTS = ("content_key", "onnx_sha256", "canaries_sha256")
 
 
 class Test(BaseModel):
@@ -163,6 +165,11 @@ def reigns(log: list[dict[str, Any]], alias: str) -> list[int]:
                 found.append(entry["previous"])
             found.append(entry["version"])
     return found
+
+
+def contents(version: ModelVersion) -> dict[str, str | None]:
+    """What a decision is about, byte for byte: deployment compares."""
+    return {key: version.tags.get(key) for key in CONTENTS}
 
 
 def explaining(log: list[dict[str, Any]], alias: str, version: int) -> dict[str, Any] | None:

@@ -2,28 +2,69 @@
 
 FOLDER/NAME/config.pbtxt        which version is served; replaced whole
 FOLDER/NAME/3/model.onnx        appears whole, by a rename
-FOLDER/NAME/deployed.json       the served version, those before it, those that were refused
+FOLDER/NAME/deployed.json       the served version, what is on trial, those before it, those that were refused
+
+Intent first (`begin`: a version is on trial), then the configuration (`point`), then the outcome (`commit`, `abandon`),
+each on the disk before the next. `repair` brings the three together again after a death at any moment.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from autolora.common.files import read_json, write_json, write_text
+from autolora.common.files import file_sha256, read_json
 from pipelines.registry.triton_config import config, labels
 
 STATE = "deployed.json"
+CONFIG = "config.pbtxt"
 MODEL_FILE = "model.onnx"
+POLICY = re.compile(r"versions: \[ ?(\d*) ?\]")
+Event = dict[str, Any]
+
+
+def nothing() -> dict[str, Any]:
+    return {"current": None, "trial": None, "events": [], "refused": {}, "sha256": {}}
 
 
 def state(model: Path) -> dict[str, Any]:
-    """What is served here: {"current": 3, "events": [...], "refused": {"4": "why"}}."""
+    """What is served here: {"current": 3, "trial": null, "events": [...], "refused": {"4": "why"}, ...}."""
     path = model / STATE
-    return read_json(path) if path.is_file() else {"current": None, "events": [], "refused": {}}
+    return nothing() | (read_json(path) if path.is_file() else {})
+
+
+def save(model: Path, record: dict[str, Any]) -> None:
+    write(model / STATE, json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all, and on the disk when this returns."""
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        sync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """A rename lasts once its folder is on the disk."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_version(model: Path, number: int, onnx_file: Path) -> Path:
@@ -32,47 +73,137 @@ def write_version(model: Path, number: int, onnx_file: Path) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     shutil.copyfile(onnx_file, part / MODEL_FILE)
-    _sync(part / MODEL_FILE)
+    with open(part / MODEL_FILE, "rb") as file:
+        sync(file.fileno())
+    sync_folder(part)
     shutil.rmtree(model / str(number), ignore_errors=True)
     part.rename(model / str(number))
+    sync_folder(model)
     return model / str(number) / MODEL_FILE
 
 
-def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def begin(model: Path, number: int, *, gpu: bool) -> None:
+    """Put a version on trial. Until it is committed, whoever looks next goes back to the one before."""
+    record = state(model)
+    save(model, record | {"trial": {"version": number, "before": record["current"]}, "gpu": gpu})
 
 
-def serve(model: Path, number: int, event: dict[str, Any], *, gpu: bool | None = None) -> None:
-    """Point config.pbtxt at a version that is there, and keep that in the record; `gpu` None: as it was."""
-    record, file = state(model), model / str(number) / MODEL_FILE
-    record["gpu"] = bool(record.get("gpu") if gpu is None else gpu)
-    policy = f"version_policy: {{ specific {{ versions: [ {number} ] }} }}\n"
-    write_text(model / "labels.txt", "".join(f"{label}\n" for label in labels(file)))
-    write_text(model / "config.pbtxt", config(file, model.name, gpu=record["gpu"]) + policy)
-    record["events"] = _counted(record["events"], {"version": number, "before": record["current"], **event})
+def point(model: Path, number: int | None, *, gpu: bool) -> None:
+    """Have the server serve this version, or none."""
+    policy = f"version_policy: {{ specific {{ versions: [ {'' if number is None else number} ] }} }}\n"
+    if number is None:
+        return write(model / CONFIG, f'name: {json.dumps(model.name)}\nbackend: "onnxruntime"\n{policy}')
+    file = model / str(number) / MODEL_FILE
+    write(model / "labels.txt", "".join(f"{label}\n" for label in labels(file)))
+    write(model / CONFIG, config(file, model.name, gpu=gpu) + policy)
+
+
+def pointed_at(model: Path) -> int | None:
+    """What config.pbtxt names."""
+    path = model / CONFIG
+    found = POLICY.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    return int(found[1]) if found and found[1] else None
+
+
+def commit(model: Path, event: Event) -> None:
+    """The version on trial is the served one."""
+    record = state(model)
+    number, before = record["trial"]["version"], record["trial"]["before"]
+    record["events"] = _counted(record["events"], {"version": number, "before": before, **event})
     record["refused"].pop(str(number), None)
-    write_json(model / STATE, record | {"current": number})
+    record["sha256"][str(number)] = file_sha256(model / str(number) / MODEL_FILE)
+    save(model, record | {"current": number, "trial": None})
 
 
-def _counted(events: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """With the new one at the end; what comes back at every look (deployed, taken back, ...) is counted, not listed."""
-    for period in (1, 2):
-        if _what(events[-period:][:1]) == _what([new]):
-            return [*events[:-period], {**new, "times": events[-period].get("times", 1) + 1}]
-    return [*events, new]
-
-
-def _what(events: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return [(event["version"], event["before"], event["what"]) for event in events]
+def abandon(model: Path, event: Event, why: str | None = None) -> int | None:
+    """Serve again what was served before the trial, or nothing; `why`: the version is not tried a second time."""
+    record = state(model)
+    number, before = record["trial"]["version"], record["trial"]["before"]
+    back = before if before != number and is_whole(model, before, record) else None
+    point(model, back, gpu=bool(record.get("gpu")))
+    record["events"] = _counted(record["events"], {"version": number, "before": before, **event})
+    if why is not None:
+        record["refused"][str(number)] = why
+    save(model, record | {"current": back, "trial": None})
+    remove(model, number)
+    return back
 
 
 def refuse(model: Path, number: int, why: str) -> None:
-    """Remember a version that failed, and remove its folder: nobody serves it by accident."""
+    """Remember a version that failed before it was on trial."""
     record = state(model)
     record["refused"][str(number)] = why
-    write_json(model / STATE, record)
-    remove(model, number)
+    save(model, record)
+
+
+def go_back(model: Path, number: int, event: Event, why: str) -> None:
+    """From the present version to an earlier one, which is served whatever happens on the way."""
+    record = state(model)
+    save(model, record | {"trial": {"version": number, "before": record["current"], "back": [event, why]}})
+    _arrive(model)
+
+
+def _arrive(model: Path) -> None:
+    record = state(model)
+    number, left, (event, why) = (record["trial"][key] for key in ("version", "before", "back"))
+    point(model, number, gpu=bool(record.get("gpu")))
+    record["events"] = _counted(record["events"], {"version": number, "before": left, **event})
+    record["refused"] = {key: text for key, text in record["refused"].items() if key != str(number)} | {str(left): why}
+    save(model, record | {"current": number, "trial": None})
+
+
+def repair(model: Path, event: Event) -> str | None:
+    """Bring intent, configuration and record together; what was done, or None where they agree."""
+    said = _readable(model)
+    for part in model.glob(".*.part"):  # left by a deployment that was killed
+        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+    record = state(model)
+    if record["trial"] and "back" in record["trial"] and is_whole(model, record["trial"]["version"], record):
+        _arrive(model)
+        return f"the way back to version {record['trial']['version']} was finished"
+    if record["trial"]:
+        back = abandon(model, event)
+        return f"a deployment of version {record['trial']['version']} had died: {in_words(back)}"
+    served = record["current"] if is_whole(model, record["current"], record) else None
+    if (model / CONFIG).is_file() and (served != record["current"] or served != pointed_at(model)):
+        point(model, served, gpu=bool(record.get("gpu")))
+        save(model, record | {"current": served})
+        return f"configuration and record did not agree: {in_words(served)}"
+    return said
+
+
+def _readable(model: Path) -> str | None:
+    """A record that cannot be read is set aside; what the configuration names is looked at anew by whoever deploys."""
+    try:
+        record = state(model)
+        assert all(isinstance(record[key], type(value)) for key, value in nothing().items() if value is not None)
+        return None
+    except (ValueError, TypeError, AssertionError):
+        (model / STATE).replace(model / f"{STATE}.unreadable")
+        named = pointed_at(model)
+        save(model, nothing() | {"current": named if is_whole(model, named, nothing()) else None})
+        return f"{STATE} could not be read, and is {STATE}.unreadable now"
+
+
+def in_words(number: int | None) -> str:
+    return "nothing is served" if number is None else f"version {number} is served"
+
+
+def is_whole(model: Path, number: int | None, record: dict[str, Any]) -> bool:
+    """Is its file there, as it was when it was committed?"""
+    file = model / str(number) / MODEL_FILE
+    return number is not None and file.is_file() and record["sha256"].get(str(number)) in (None, file_sha256(file))
+
+
+def _counted(events: list[Event], new: Event) -> list[Event]:
+    """With the new one at the end; what comes back at every look (tried, taken back, ...) is counted, not listed."""
+    if _what(events[-1:]) == _what([new]):
+        return [*events[:-1], {**new, "times": events[-1].get("times", 1) + 1}]
+    return [*events, new]
+
+
+def _what(events: list[Event]) -> list[tuple[Any, ...]]:
+    return [(event["version"], event["before"], event["what"]) for event in events]
 
 
 def remove(model: Path, number: int) -> None:
@@ -89,6 +220,4 @@ def prune(model: Path, keep: int, spare: Iterable[int | None]) -> list[int]:
     gone = [v for v in found[: max(0, len(found) - keep)] if v not in set(spare)]
     for number in gone:
         shutil.rmtree(model / str(number))
-    for part in model.glob(".*.part"):  # left by a deployment that was killed
-        shutil.rmtree(part, ignore_errors=True)
     return gone

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autolora.common.files import read_json
+from pipelines.registry import decision_log as history
+from tests.registry.deployments import Serving
 from tests.registry.synthetic import make_run
 
 
@@ -97,3 +101,31 @@ def client(request: pytest.FixtureRequest) -> Any:
     from stages.tracking.client import connect
 
     return connect().MlflowClient()
+
+
+@pytest.fixture
+def service(tmp_path):
+    return tmp_path / "service"
+
+
+@pytest.fixture
+def champion(client):
+    """Moves the alias as promotion does: a decision in the log, then the move."""
+
+    def promoted(number):
+        version = client.get_model_version("synthetic", str(number))
+        entry = {"model": "synthetic", "alias": "champion", "version": number, "previous": None, "decision": "forced"}
+        history.append(client, entry | {"why": "test"} | history.contents(version))
+        client.set_registered_model_alias("synthetic", "champion", str(number))
+
+    return promoted
+
+
+@pytest.fixture
+def url(service, monkeypatch):
+    monkeypatch.setattr(Serving, "folder", service)
+    server = HTTPServer(("127.0.0.1", 0), Serving)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()

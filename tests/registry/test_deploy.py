@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import re
 import tempfile
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow import MlflowException
 
@@ -18,33 +13,10 @@ from autolora.common.files import file_sha256
 from pipelines import deploy
 from pipelines.deploy import main, watch
 from pipelines.registry import triton_repository as repository
+from pipelines.registry.triton_server import Silent, ask
 from stages import register as registering
-from stages.evidence.canaries import answers, canaries
-
-
-@pytest.fixture
-def service(tmp_path):
-    return tmp_path / "service"
-
-
-@pytest.fixture
-def champion(client):
-    return lambda number: client.set_registered_model_alias("synthetic", "champion", str(number))
-
-
-def run(service, *more):
-    return main(["synthetic@champion", "--to", str(service), *more])
-
-
-def served(service):
-    text = (service / "synthetic/config.pbtxt").read_text()
-    number = repository.state(service / "synthetic")["current"]
-    assert f"versions: [ {number} ]" in text
-    return number
-
-
-def folders(service):
-    return repository.versions(service / "synthetic")
+from stages.evidence.canaries import canaries
+from tests.registry.deployments import Serving, folders, run, served
 
 
 def test_the_alias_is_followed_and_the_last_k_stay(registry, champion, service, capsys):
@@ -101,7 +73,7 @@ def test_a_file_damaged_on_its_way_is_rolled_back(registry, champion, service, m
     assert "version 1 is served" in capsys.readouterr().err
     assert served(service) == 1
     events = [(e["version"], e["what"]) for e in repository.state(service / "synthetic")["events"]]
-    assert events == [(1, "deployed"), (2, "deployed"), (1, "rolled back from 2")]
+    assert events == [(1, "deployed"), (2, "taken back")]
 
 
 def test_a_deployment_that_dies_leaves_the_version_before(registry, champion, service, monkeypatch):
@@ -109,12 +81,11 @@ def test_a_deployment_that_dies_leaves_the_version_before(registry, champion, se
     run(service)
     champion(2)
 
-    def dies(path):
-        path.write_bytes(b"half a file")
+    def dies(descriptor):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(repository, "_sync", dies)
+        patch.setattr(repository, "sync", dies)
         assert run(service) == 0  # interrupted by hand
     assert served(service) == 1
     assert folders(service) == [1]
@@ -185,42 +156,6 @@ def test_an_alias_that_is_not_there_is_named(registry, service, capsys):
     assert "has no synthetic@champion: promote a version first" in capsys.readouterr().err
 
 
-class Serving(BaseHTTPRequestHandler):
-    """As much of KServe v2 as the canaries need; `offset` and `silent` are the planted faults."""
-
-    folder, offset, silent = Path(), 0.0, False
-
-    def do_GET(self):
-        self.reply({"inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]})
-
-    def do_POST(self):
-        if self.silent:
-            return  # the connection is closed without a word
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"][0]
-        x = np.array(body["data"], np.float32).reshape(body["shape"])
-        number = self.path.split("/")[5]
-        logits = answers(self.folder / f"synthetic/{number}/model.onnx", x) + self.offset
-        self.reply({"outputs": [{"name": "logits", "shape": list(logits.shape), "data": logits.ravel().tolist()}]})
-
-    def reply(self, value):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(json.dumps(value, default=float).encode())
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def url(service, monkeypatch):
-    monkeypatch.setattr(Serving, "folder", service)
-    server = HTTPServer(("127.0.0.1", 0), Serving)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
 def test_a_server_that_answers_otherwise_gets_the_version_before(registry, champion, service, url, monkeypatch, capsys):
     champion(1)
     assert run(service, "--server", url) == 0
@@ -236,7 +171,7 @@ def test_a_server_that_is_silent_condemns_no_version(registry, champion, service
     champion(1)
     monkeypatch.setattr(Serving, "silent", True)
     assert run(service, "--server", url) == 1
-    assert "nothing was served before" in capsys.readouterr().err
+    assert "nothing is served" in capsys.readouterr().err
     monkeypatch.setattr(Serving, "silent", False)
     assert run(service, "--server", url) == 0
     champion(2)
@@ -247,8 +182,8 @@ def test_a_server_that_is_silent_condemns_no_version(registry, champion, service
     monkeypatch.setattr(Serving, "silent", False)
     assert run(service, "--server", url) == 0
     assert (served(service), folders(service)) == (2, [1, 2])
-    with pytest.raises(deploy.Silent, match="is not ready after 0 s"):
-        deploy.ask("http://127.0.0.1:9", "synthetic", 1, {}, seconds=0)
+    with pytest.raises(Silent, match="is not ready after 0 s"):
+        ask("http://127.0.0.1:9", "synthetic", 1, {}, seconds=0)
 
 
 def test_a_watch_beside_a_server_that_stays_dead_leaves_the_served_version_and_its_record_alone(
@@ -267,7 +202,7 @@ def test_a_watch_beside_a_server_that_stays_dead_leaves_the_served_version_and_i
 def test_a_watch_beside_a_server_that_loads_nothing_counts_what_it_did_again(
     registry, champion, service, url, monkeypatch
 ):
-    """It lives, and answers no canary: each look serves the version and takes it back, in two entries with a count."""
+    """It lives, and answers no canary: each look tries the version and takes it back, in one entry with a count."""
     how = deploy.How(server=url)
     champion(1)
     deploy.deploy("synthetic", "champion", service, how)
@@ -275,7 +210,7 @@ def test_a_watch_beside_a_server_that_loads_nothing_counts_what_it_did_again(
     monkeypatch.setattr(Serving, "silent", True)
     watch(lambda: deploy.deploy("synthetic", "champion", service, how), 0, 3)
     events = [(e["version"], e["what"], e.get("times", 1)) for e in repository.state(service / "synthetic")["events"]]
-    assert events == [(1, "deployed", 1), (2, "deployed", 3), (1, "rolled back from 2", 1)]
+    assert events == [(1, "deployed", 1), (2, "taken back", 3)]
     monkeypatch.setattr(Serving, "silent", False)
     deploy.deploy("synthetic", "champion", service, how)
     assert deploy.rollback("synthetic", service) == "synthetic version 1 is served again, instead of 2"

@@ -261,5 +261,5 @@ def test_the_log_keeps_what_was_decided_on(registry, client):
     main(["synthetic", "1"])
     entry = history.entries(client, "synthetic")[0]
     tags = client.get_model_version("synthetic", "1").tags
-    assert {key: entry[key] for key in promote.CONTENTS} == {key: tags[key] for key in promote.CONTENTS}
+    assert {key: entry[key] for key in history.CONTENTS} == {key: tags[key] for key in history.CONTENTS}
     assert entry["gates"]["robust"] == 0.3
