@@ -256,7 +256,10 @@ def server_goes_away(room: Room) -> Hurt:
 
 
 def corrupted_cache(room: Room) -> Hurt:
-    """A byte of a cached output is flipped and the output removed: DVC would bring the wrong one back."""
+    """A byte of a cached output is flipped and the output removed: DVC brings the wrong one back without a word.
+
+    `python -m tools.check_cache --repair` is what a person is told to run after a disk's fault.
+    """
     project = room.copy()
     lock = yaml.safe_load((project.folder / "dvc.lock").read_text())["stages"]["merge"]["outs"]
     out = next(one for one in lock if one["path"] == "models/merged.safetensors")
@@ -268,11 +271,11 @@ def corrupted_cache(room: Room) -> Hurt:
     file.write_bytes(content)
     file.chmod(mode)
     work.unlink()
-    hurt = mended(project, notes=[])
-    hurt.notes.append(
-        "the cache is whole again" if project.holds(out["md5"]) else "the cache still holds the wrong bytes"
-    )
-    return hurt
+    unseen = project.repro()
+    alone = "saw it" if project.holds(out["md5"]) else "did not see it"
+    with project.start("tools.check_cache", "--repair") as run:
+        repaired = run.ended()
+    return mended(project, unseen, repaired, notes=[f"`dvc repro` alone {alone}; after tools.check_cache --repair"])
 
 
 def edited_output(room: Room) -> Hurt:
