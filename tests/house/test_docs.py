@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
 from tests.house.imports import AROUND, FLOORS, ROOT
+from tests.house.pages import PAGES, TOOLS, commands, read, tracked, without_settings
 
 LOG = ROOT / "docs" / "log"
-
-
-def tracked(*patterns: str) -> list[Path]:
-    """Files that git has, or would have."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    return [Path(name) for name in listed if (ROOT / name).is_file()]
-
-
-PAGES = tracked("*.md")
-
-
-def read(path: Path | str) -> str:
-    return (ROOT / path).read_text(encoding="utf-8")
 
 
 def anchors(text: str) -> set[str]:
@@ -140,39 +120,6 @@ def test_the_tree_is_the_disk():
     assert len(drawn) == len(set(drawn))
     assert set(drawn) - disk == set(), "no longer there"
     assert disk - set(drawn) == set(), "add a line to the tree in docs/architecture.md"
-
-
-TOOLS = (
-    "python",
-    "dvc",
-    "prefect",
-    "pytest",
-    "mlflow",
-    "torchrun",
-    "ruff",
-    "mypy",
-    "pre-commit",
-)  # in .venv, not in PATH
-
-
-def commands(page: Path) -> list[str]:
-    """Every command of a page: the lines of its code blocks without remarks, and what it says in passing in `...`."""
-    text = read(page)
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [line for kind, block in fenced if kind in ("bash", "sh", "console") for line in block.splitlines()]
-    lines += re.findall(r"^ {4}(?! |[-*|] )(.+)$", text, re.MULTILINE)
-    lines += re.findall(r"`([^`\n]+ [^`\n]+)`", text)
-    parts = [part for line in lines for part in re.split(r" && | \|\| | \| |; ", line.split(" #")[0])]
-    return [part.strip() for part in parts if part.strip()]
-
-
-def without_settings(command: str) -> list[str]:
-    """The words of a command after VARIABLE=value, wherever they stand in front."""
-    words = command.split()
-    while words and re.match(r"[A-Z_0-9]+=", words[0]):
-        words = words[1:]
-    return words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

@@ -1,0 +1,161 @@
+"""Commands of README and docs, as a person types them: README's from top to bottom, of the others the options.
+
+`uv run` itself is left out: it would resolve and fetch the environment. What it starts stands in PATH here.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.house.pages import PAGES, commands, without_settings
+from tests.user.clone import Clone
+
+MLFLOW = "MLFLOW_DISABLE_TELEMETRY=true uv run mlflow server --backend-store-uri sqlite:///mlflow.db"
+# README's, in the order in which they are tried.
+RUN = [
+    "uv run dvc repro",
+    "uv run dvc metrics show",
+    "uv run dvc plots show",
+    "python3 -m webbrowser reports/card.html",
+    MLFLOW,
+    "uv run python -m autolora.export --show models/export/model.onnx",
+    "git add dvc.lock",
+    'git commit -m "the first result"',
+    "uv run dvc exp run --temp -S finetune.method=vanilla",
+    "uv run dvc exp show --drop '.*' --keep '^(Experiment|Created|clean|robust)$'",
+    "uv run dvc exp show --drop '.*' --keep '^(Experiment|clean|robust|threat.eps|finetune.method|merge.alpha|seed)$'",
+    "uv run dvc repro register",
+    "uv run python -m pipelines.rebuild",
+    "uv run python -m pipelines.sweep digits --list",
+    "uv run python -m pipelines.promote robust-digits 1 --to champion",
+    "uv run python -m pipelines.deploy robust-digits@champion --to service/",
+    "uv run dvc gc --workspace",
+    "rm -r .work",
+    "cp presets/folder.yaml params.yaml",
+]
+NOT_RUN = {
+    "pip install uv": "needs a package index",
+    "uv run pytest -n auto": "this very run",
+    "python3 -m venv ~/.uv": "needs a package index",
+    "~/.uv/bin/pip install uv": "needs a package index",
+    "export PATH=~/.uv/bin:$PATH": "of the line before it",
+    "uv run dvc exp apply NAME": "NAME is drawn; tests/user has a test of its own for experiments",
+    "uv run python -m benchmarks.agreement_with_original": "hours; its options are looked at below",
+    "uv run python -m benchmarks.training_speed": "minutes; its options are looked at below",
+    "uv run python -m tools.pretrain": "half an hour; its options are looked at below",
+}
+OURS = re.compile(r"^(autolora|stages|pipelines|benchmarks|tools|deploy|tests)\.")
+
+
+def is_command(text: str) -> bool:
+    words = without_settings(text)
+    programs = ("uv", "git", "python3", "pip", "rm", "cp", "export", "~/.uv/bin/pip")
+    return len(words) > 1 and text != "pip install" and words[0] in programs
+
+
+def test_every_command_of_the_readme_is_run_or_has_a_reason():
+    named = [command for command in commands(Path("README.md")) if is_command(command)]
+    assert set(named) <= set(RUN) | set(NOT_RUN)
+    assert set(RUN) | set(NOT_RUN) <= set(named), "the README does not name these any longer"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, root) -> Clone:
+    """A clone whose run takes a minute: two epochs, ten images, no gate."""
+    clone = Clone(tmp_path_factory.mktemp("readme"), root)
+    for old, new in (
+        ("epochs: 20 ", "epochs: 2 "),
+        ("images: 100 ", "images: 10 "),
+        ("check_images: 30 ", "check_images: 2 "),
+        ("gates: {clean: 0.8, robust: 0.3}", "gates: {clean: 0.0, robust: 0.0}"),
+    ):
+        clone.set_params(old, new)
+    clone.git("config", "user.name", "A")
+    clone.git("config", "user.email", "a@b")
+    clone.git("commit", "-qam", "small")
+    return clone
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_readme_from_top_to_bottom(small):
+    said = {}
+    for command in RUN:
+        if command == MLFLOW:
+            assert answers(small, command)
+            continue
+        ended = small.run("bash", "-c", command.replace("uv run ", ""), timeout=900, BROWSER="true")
+        assert ended.returncode == 0, f"{command}\n{ended.stdout[-2000:]}\n{ended.stderr[-3000:]}"
+        said[command] = ended.stdout
+    assert "robust" in said["uv run dvc metrics show"]
+    assert "threat" in said["uv run python -m autolora.export --show models/export/model.onnx"]
+    assert (small.folder / "service" / "robust-digits" / "1" / "model.onnx").exists()
+    assert not (small.folder / ".work").exists()
+
+
+def answers(clone: Clone, command: str) -> bool:
+    """A server that is started as documented answers at the address that docs/registry.md names."""
+    server = subprocess.Popen(
+        ["bash", "-c", "exec env " + command.replace("uv run ", "")],
+        cwd=clone.folder, env=clone.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        for _ in range(240):
+            time.sleep(0.5)
+            try:
+                with urllib.request.urlopen("http://localhost:5000/health", timeout=5) as reply:
+                    return bool(reply.status == 200)
+            except OSError:
+                continue
+        return False
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+
+
+def documented() -> dict[str, list[tuple[str, ...]]]:
+    """For each module of ours: what it is told on the pages."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for page in PAGES:
+        for command in commands(page):
+            words = without_settings(command)
+            if words[:4] == ["uv", "run", "python", "-m"] and OURS.match(words[4]):
+                found.setdefault(words[4], []).append(tuple(words[5:]))
+    return found
+
+
+DOCUMENTED = documented()
+
+
+def test_modules_are_found_in_the_docs():
+    assert {"pipelines.promote", "pipelines.deploy", "benchmarks.onnx_speed", "stages.card"} <= set(DOCUMENTED)
+
+
+@cache
+def helped(*command: str) -> str:
+    ended = subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", DOCUMENTED)
+def test_documented_options_are_known(module, root, monkeypatch):
+    monkeypatch.chdir(root)
+    text = helped(module)
+    for words in DOCUMENTED[module]:
+        subcommand = words[:1] if words and re.search(rf"[{{,]{re.escape(words[0])}[,}}]", text) else ()
+        known = set(re.findall(r"--[\w-]+", text + (helped(module, *subcommand) if subcommand else "")))
+        told = {word.partition("=")[0] for word in shlex.split(" ".join(words).translate({91: None, 93: None}))}
+        assert {word for word in told if word.startswith("--")} <= known, words
