@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 import zlib
@@ -78,6 +79,10 @@ def _the_npz(path: Path) -> Path:
 
 def _whole(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(f"{name}.npy") as member:
+        shape, _, dtype = _read_header(member)
+        if math.prod(shape) * dtype.itemsize > (there := archive.getinfo(f"{name}.npy").file_size):
+            raise ValueError(f"{name} says that it has the shape {shape}, and holds {there} bytes")
+        member.seek(0)
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
@@ -103,10 +108,14 @@ def _pair(archive: zipfile.ZipFile, name: str, labels: list[str], split: str | N
             yield Found(f"{name}#{index}", label, split, _channels_last(image))
 
 
-def _header(member: IO[bytes], name: str) -> tuple[int, ...]:
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(member)
+    return read(member)
+
+
+def _header(member: IO[bytes], name: str) -> tuple[int, ...]:
+    shape, fortran, dtype = _read_header(member)
     pictures = len(shape) == 3 or (len(shape) == 4 and (shape[1] in (1, 3) or shape[3] in (1, 3)))
     if dtype != np.uint8 or fortran or not pictures:
         raise StageError(f"{name} is {dtype} {shape}: expected uint8 [n,h,w], [n,h,w,3] or [n,3,h,w], in C order")
