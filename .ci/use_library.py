@@ -3,10 +3,10 @@
 import importlib.util
 
 import numpy as np
-import onnxruntime
 import torch
 
 import autolora
+from autolora.export.runtime import onnxruntime
 
 for absent in ("dvc", "mlflow", "prefect", "great_expectations", "stages", "pipelines"):
     assert importlib.util.find_spec(absent) is None, f"{absent} is installed: this environment is not bare"

@@ -11,6 +11,7 @@ Names are fetched at first use: a stage that exports does not import (and so doe
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 _HOMES = {
     "Threat": "threat",
@@ -21,13 +22,25 @@ _HOMES = {
     "export_onnx": "export.write",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = ["Threat", "__version__", "autoattack", "export_onnx", "finetune", "load_backbone", "merge"]
 
+if TYPE_CHECKING:  # what mypy and editors see
+    from autolora.attacks.autoattack import autoattack
+    from autolora.backbones.loading import load_backbone
+    from autolora.export.write import export_onnx
+    from autolora.threat import Threat
+    from autolora.training.branch import merge
+    from autolora.training.loop import finetune
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'autolora' has no attribute {name!r}")
-    return getattr(import_module(f"autolora.{_HOMES[name]}"), name)
+    __version__: str
+else:  # to mypy, a module with __getattr__ has every name
+
+    def __getattr__(name: str):
+        if name == "__version__":
+            return import_module("importlib.metadata").version("autolora")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'autolora' has no attribute {name!r}")
+        return getattr(import_module(f"autolora.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -20,7 +20,7 @@ import onnx
 from torch import nn
 
 from autolora.common.command_line import Command
-from autolora.common.errors import BadArgument
+from autolora.common.errors import BadArgument, Words
 from autolora.common.files import write_bytes
 from autolora.common.statistics import wilson
 from autolora.export.conversion import ExportError, checked, converted
@@ -41,6 +41,9 @@ def export_onnx(
     """Write one file, whole or not at all; returns its sha256. `image_size` is for modules that are no Classifier."""
     if pixels not in PIXELS:
         raise BadArgument("pixels", pixels, f"expected one of {', '.join(PIXELS)}")
+    if not isinstance(model, nn.Module):
+        cure = "merge it first: autolora.merge(tuned)" if hasattr(model, "branch") else "expected a torch.nn.Module"
+        raise BadArgument("model", Words(f"a {type(model).__name__}"), cure)
     shape = _image_shape(model, image_size)
     exported = converted(model, shape, pixels)
     _annotate(exported, dict(evidence or {}), shape, pixels)

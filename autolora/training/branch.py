@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from autolora.backbones.layers import block_layers, head_names
+from autolora.common.errors import BadArgument, Words
 from autolora.common.files import replacing, weights_sha256
 
 RANK = 8
@@ -144,10 +146,12 @@ class TwoViews(Protocol):
 
 def merge(tuned: TwoViews, alpha: float = 0.0) -> nn.Module:
     """theta(alpha) = theta1 + alpha * BA: 0 is the robust network of the paper, 1 the natural branch."""
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}: expected a number from 0 to 1")
+    if not isinstance(alpha, Real) or not 0 <= alpha <= 1:
+        raise BadArgument("alpha", alpha, "expected a number from 0 to 1")
+    if not hasattr(tuned, "branch"):
+        raise BadArgument("tuned", Words(f"a {type(tuned).__name__}"), "expected what autolora.finetune returns")
     if tuned.branch is None and alpha != 0:
-        raise ValueError(f"method {tuned.method} trains no branch: only alpha = 0 exists, not {alpha}")
+        raise BadArgument("alpha", alpha, f"method {tuned.method} trains no branch: only 0 exists")
     return add_branch(tuned.model, tuned.branch.deltas() if tuned.branch else {}, alpha)
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from autolora.training.branch import Branch
 from autolora.training.controllers import Measured, scalars
 from autolora.training.learner import Learner, evaluating, generator, number
 from autolora.training.resume import Record, RunState, alone, checkpoint_file, keep, restore
-from autolora.training.settings import Settings, as_split, check_settings, check_splits, decided
+from autolora.training.settings import Settings, as_split, check_call, check_settings, check_splits, decided
 
 DIVERGED = 1e4  # a loss above this never comes back
 LOOK = 50  # steps between two looks at the losses: each look waits for the device
@@ -44,7 +45,7 @@ class Diverged(ValueError):
     """The loss is no number any more, or beyond all bounds."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Tuned:
     """What fine-tuning gives: the best state by validation, and how it went."""
 
@@ -59,6 +60,29 @@ class Tuned:
     @property
     def best(self) -> Record:
         return self.history[self.best_epoch - 1]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What people want to know, a line each."""
+        best, settings = self.best, self.settings
+        found = f"clean {100 * best['val_clean']:.1f} %, under PGD {100 * best['val_robust']:.1f} %"
+        branch = f"rank {self.branch.rank}, {len(self.branch.names)} layers" if self.branch else "none"
+        return [
+            ("method", f"{self.method} ({settings.reference}) against {settings.threat}, seed {settings.seed}"),
+            ("network", f"{type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} weights"),
+            ("branch", branch),
+            ("epochs", f"{len(self.history)} of {settings.epochs}, the best one is {self.best_epoch}"),
+            ("chosen", f"{found} of the validation images"),
+            ("next", "autolora.merge(tuned) gives the network to attack and to export"),
+        ]
+
+    def __repr__(self) -> str:
+        """In lines, where the fields would be pages of layers and records."""
+        return "\n".join(["Tuned", *(f"  {name:<8}{said}" for name, said in self.rows())])
+
+    def _repr_html_(self) -> str:
+        """In a notebook."""
+        cells = "".join(f"<tr><th>{escape(name)}</th><td>{escape(said)}</td></tr>" for name, said in self.rows())
+        return f"<table>{cells}</table>"
 
 
 def finetune(
@@ -83,6 +107,7 @@ def finetune(
     of more than `image_memory` bytes (None: a quarter of what is free) stay in their file. Further settings (reference,
     batch_size, augmentation, ...) are those of `settings.Settings`.
     """
+    check_call(model, threat, settings)
     chosen = Settings(threat, method, epochs=epochs, seed=seed, **settings)
     check_settings(chosen)
     train, val = as_split(train, "training"), as_split(val, "validation")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.backbones.frozen import frozen
-from autolora.common.errors import BadArgument
+from autolora.common.errors import BadArgument, Words
 from autolora.data.batches import AUGMENTATIONS, StoredImages, centre, take, to_pixels
 from autolora.threat import Threat
 from autolora.training.objectives import METHODS, REFERENCES
@@ -18,6 +20,17 @@ from autolora.training.objectives import METHODS, REFERENCES
 Split = tuple[StoredImages, Tensor]
 PRECISIONS = ("auto", "float32", "bfloat16")
 SWITCH = ("auto", True, False)
+OTHER_WORDS = {  # what others call our settings
+    "lr": "rate",
+    "learning_rate": "rate",
+    "weight_decay": "decay",
+    "ema": "average",
+    "augment": "augmentation",
+    "batch": "batch_size",
+    "amp": "precision",
+    "dtype": "precision",
+    "random_state": "seed",
+}
 SMALL = 20_000  # training images below which the paper's learning-rate rule was seen to starve (docs/log/28)
 
 
@@ -39,6 +52,19 @@ class Settings:
     precision: str = "auto"
     compile: bool | str = "auto"
     channels_last: bool | str = "auto"  # the memory format of weights and images
+
+
+def check_call(model: Any, threat: Any, settings: Mapping[str, Any]) -> None:
+    """What a newcomer mixes up: other libraries' names, a function for a network, a radius for a threat."""
+    known = [field.name for field in fields(Settings)]
+    for name in settings.keys() - set(known):
+        meant = OTHER_WORDS.get(name) or next(iter(get_close_matches(name, known, 1)), None)
+        hint = f"did you mean {meant}?" if meant else f"there are {', '.join(known[1:])}"
+        raise TypeError(f"finetune() has no setting {name!r}: {hint}")
+    if not isinstance(model, nn.Module):
+        raise BadArgument("model", Words(f"a {type(model).__name__}"), "expected a torch.nn.Module with a linear head")
+    if not isinstance(threat, Threat):
+        raise BadArgument("threat", threat, "expected autolora.Threat('linf', '8/255'), for instance")
 
 
 def check_settings(settings: Settings) -> None:
@@ -70,7 +96,7 @@ def decided(settings: Settings, train: Split) -> Settings:
 
 def as_split(split: tuple[Any, Any], name: str) -> Split:
     """Images of a shape, type and range that training can use, and as many labels."""
-    images, labels = split
+    images, labels = _two(split, name)
     labels = np.array(labels)
     if not np.issubdtype(labels.dtype, np.number):
         raise ValueError(f"{name} labels are {labels.dtype}: expected {len(images)} whole numbers")
@@ -78,11 +104,15 @@ def as_split(split: tuple[Any, Any], name: str) -> Split:
     if isinstance(images, list | tuple):
         images = torch.as_tensor(np.array(images))
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"{name} images have the shape {tuple(images.shape)}: expected [n, 3, side, side]")
+        cure = _other_shape(tuple(images.shape))
+        raise ValueError(f"{name} images have the shape {tuple(images.shape)}: expected [n, 3, side, side]{cure}")
     if str(images.dtype).removeprefix("torch.") not in ("uint8", "float32", "float64"):
         raise ValueError(f"{name} images are {images.dtype}: expected uint8, or floats in [0, 1]")
     if labels.shape != (len(images),) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        raise ValueError(f"{name} labels: {labels.dtype} {tuple(labels.shape)}, expected {len(images)} whole numbers")
+        cure = _other_labels(labels, len(images))
+        raise ValueError(
+            f"{name} labels: {labels.dtype} {tuple(labels.shape)}, expected {len(images)} whole numbers{cure}"
+        )
     if len(images) == 0:
         raise ValueError(f"the {name} part is empty")
     if "uint8" not in str(images.dtype):
@@ -90,12 +120,39 @@ def as_split(split: tuple[Any, Any], name: str) -> Split:
     return images, labels.long()
 
 
+def _two(split: Any, name: str) -> tuple[Any, Any]:
+    if not isinstance(split, tuple | list) or len(split) != 2:
+        raise ValueError(
+            f"the {name} part is a {type(split).__name__}: expected a pair (images, labels) of arrays or tensors"
+        )
+    return split[0], split[1]
+
+
+def _other_shape(shape: tuple[int, ...]) -> str:
+    """The cure, where one is plain."""
+    if len(shape) == 4 and shape[3] == 3:
+        return "; channels come first: x.permute(0, 3, 1, 2) of a tensor, x.transpose(0, 3, 1, 2) of an array"
+    if len(shape) == 4 and shape[1] == 1:
+        return "; grey images have three equal channels: x.repeat(1, 3, 1, 1), numpy.repeat(x, 3, 1)"
+    if len(shape) == 4 and shape[1] == 3:
+        return "; crop them to squares"
+    return "; one image without a batch? x[None]" if len(shape) == 3 and shape[0] == 3 else ""
+
+
+def _other_labels(labels: Tensor, n: int) -> str:
+    if labels.ndim == 2 and len(labels) == n:
+        return "; of one-hot rows: y.argmax(1)" if labels.shape[1] > 1 else "; of a column: y[:, 0]"
+    whole = labels.dtype.is_floating_point and labels.shape == (n,) and bool((labels == labels.round()).all())
+    return "; as whole numbers: y.long() of a tensor, y.astype(int) of an array" if whole else ""
+
+
 def _check_range(images: StoredImages, name: str) -> None:
     for start in range(0, len(images), 1024):
         chunk = torch.as_tensor(images[start : start + 1024])
         low, high = float(chunk.min()), float(chunk.max())
         if not (low >= 0 and high <= 1):  # also where one of them is NaN
-            raise ValueError(f"{name} images go from {low:g} to {high:g}: expected uint8, or floats in [0, 1]")
+            cure = "; divide them by 255" if 1 < high <= 255 and low >= 0 else ""
+            raise ValueError(f"{name} images go from {low:g} to {high:g}: expected uint8, or floats in [0, 1]{cure}")
 
 
 def check_splits(model: nn.Module, train: Split, val: Split) -> None:

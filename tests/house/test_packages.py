@@ -49,7 +49,7 @@ def test_every_package_has_its_place(floor):
 def test_packages_import_what_stands_below(floor):
     place = {name: i for i, level in enumerate(ORDER[floor]) for name in level}
     wrong = []
-    for file in sources(floor):
+    for file in set(sources(floor)) - WITH_CODE:  # what the public names are, for mypy
         here = str(file.parent.relative_to(floor))
         for other in own_imports(file):
             there = str(other.parent.relative_to(floor)) if other.parts[0] == floor else None
