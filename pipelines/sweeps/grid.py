@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.workspace.worktree import slug
+from stages.common.yaml_text import NotYaml, parsed, short
 
 KEYS = {"stages", "first", "grid", "over", "baseline", "title"}
 PRESETS = Path("presets") / "sweeps"
@@ -71,7 +70,10 @@ def load(name_or_file: str, folder: Path) -> Sweep:
         raise GridError(
             f"there is no sweep {name_or_file!r}: there are {', '.join(known) or 'none'}, or give a YAML file"
         )
-    return parse(yaml.safe_load(file.read_text()), file.stem)
+    try:
+        return parse(parsed(file.read_bytes()), file.stem)
+    except NotYaml as error:
+        raise GridError(f"sweep {file.name} {error}") from None
 
 
 def parse(content: Any, name: str) -> Sweep:
@@ -81,7 +83,8 @@ def parse(content: Any, name: str) -> Sweep:
         raise GridError(
             f"sweep {name}: unknown key {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(KEYS))}"
         )
-    axes = {axis: _values(name, axis, values) for axis, values in content["grid"].items()}
+    _refuse_types(name, content)
+    axes = {str(axis): _values(name, axis, values) for axis, values in content["grid"].items()}
     over, baseline = content.get("over"), {k: str(v) for k, v in (content.get("baseline") or {}).items()}
     for axis in [*([over] if over else []), *baseline]:
         if axis not in axes:
@@ -101,12 +104,30 @@ def parse(content: Any, name: str) -> Sweep:
     )
 
 
+def _refuse_types(name: str, content: dict[str, Any]) -> None:
+    """Every key but `grid`, whose axes are looked at one by one."""
+    for key, kind, what in (
+        ("over", str, "the name of an axis"),
+        ("first", str, "the name of a stage"),
+        ("title", str, "a text"),
+        ("baseline", dict, "a mapping from axes to values"),
+        ("stages", list, "a list of stages"),
+    ):
+        value = content.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise GridError(f"sweep {name}: {key} is {short(repr(value))}: expected {what}")
+    if not all(isinstance(stage, str) for stage in content.get("stages") or []):
+        raise GridError(f"sweep {name}: stages is {short(repr(content['stages']))}: expected a list of stages")
+
+
 def _values(name: str, axis: str, values: Any) -> dict[str, dict[str, Any]]:
     if isinstance(values, list) and values:
         return {str(value): {axis: value} for value in values}
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
         return {str(key): value for key, value in values.items()}
-    raise GridError(f"sweep {name}: axis {axis} is {values!r}: expected a list of values, or names with overrides")
+    raise GridError(
+        f"sweep {name}: axis {axis} is {short(repr(values))}: expected a list of values, or names with overrides"
+    )
 
 
 def _cell(axes: Mapping[str, Mapping[str, dict[str, Any]]], chosen: tuple[str, ...]) -> Cell:

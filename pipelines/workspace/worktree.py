@@ -24,6 +24,7 @@ from autolora.common.files import AtWork, locked
 from pipelines.execution import commands
 from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace.revisions import PARAMS, RUNNER, module_in, schema_in
+from stages.common.yaml_text import NotYaml, parsed, short
 
 OWN = ("dvc.lock", ".gitignore")  # DVC writes both
 PARAMS_FILE = "params.yaml"  # what a run is given, not what it is made from: it is recorded with the run
@@ -42,6 +43,8 @@ def git(folder: Path, *arguments: str) -> str:
 
 def resolve(folder: Path, revision: str) -> str:
     """The commit that a branch, tag or hash stands for; a worker's clone asks its remotes for what it does not have."""
+    if not revision.isprintable():
+        raise WorkspaceError(f"revision {revision!r}: expected a commit, a branch or a tag")
     for last in (False, True):
         with suppress(WorkspaceError):
             return git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
@@ -205,8 +208,11 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise WorkspaceError(f"override {text!r}: expected KEY=VALUE, as in finetune.method=vanilla")
-        found[key.strip()] = yaml.safe_load(value)
+            raise WorkspaceError(f"override {short(repr(text))}: expected KEY=VALUE, as in finetune.method=vanilla")
+        try:
+            found[key.strip()] = parsed(value)
+        except NotYaml as error:
+            raise WorkspaceError(f"override {short(key)}: its value {error}") from None
     return found
 
 

@@ -29,7 +29,9 @@ from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
 from stages.common.errors import StageError
+from stages.common.yaml_text import short
 
+LISTED = 20  # faults told at once
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -215,14 +217,16 @@ def check(path: str | Path) -> Params:
     """The whole file: what is wrong in a section that is read last is found by the stage that runs first."""
     try:
         return Params.model_validate(yaml.load(Path(path).read_text(encoding="utf-8"), Loader))
+    except RecursionError:
+        raise StageError(f"{path} is nested too deeply to be read") from None
     except UnicodeDecodeError as error:
         raise StageError(
             f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
         ) from None
     except yaml.YAMLError as error:
-        raise StageError(f"{path} is not YAML: {error}") from None
+        raise StageError(f"{path} is not YAML: {short(str(error))}") from None
     except ValidationError as error:
-        raise StageError("\n".join(f"{path}: {line}" for line in _readable(error))) from None
+        raise StageError("\n".join(f"{path}: {line}" for line in _readable(error)[:LISTED])) from None
 
 
 def _readable(error: ValidationError) -> list[str]:
@@ -248,13 +252,17 @@ def _line(key: str, problems: list[Any]) -> str:
         *above, name = map(str, first["loc"])
         near = nearest(name, section.model_fields)
         meant = f"did you mean {'.'.join([*above, near])}? " if near else ""
-        return f"unknown key {'.'.join([*above, name])}: {meant}allowed are {', '.join(section.model_fields)}"
+        return f"unknown key {short('.'.join([*above, name]))}: {meant}allowed are {', '.join(section.model_fields)}"
     if first["type"] == "missing":
-        return f"{key} is missing"
+        return f"{short(key)} is missing"
     reasons = dict.fromkeys(p["msg"].removeprefix("Value error, ").replace("Input should", "it must") for p in problems)
     near = nearest(str(first["input"]), [word for p in problems for word in _words(p)])
     meant = f"; did you mean {near}?" if near else ""
-    return f"{key} is {first['input']!r}: " + " or ".join(reasons).replace(" or it must be", " or") + meant
+    return (
+        f"{short(key)} is {short(repr(first['input']))}: "
+        + " or ".join(reasons).replace(" or it must be", " or")
+        + meant
+    )
 
 
 def _words(problem: Any) -> list[str]:

@@ -176,7 +176,7 @@ def table(path: Path) -> Iterator[Found]:
     file = _the_table(path)
     with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         reader = csv.DictReader(lines)
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+        reader.fieldnames = _header(reader, file)
         missing = {"path", "label"} - set(reader.fieldnames or ())
         if missing:
             raise StageError(f"{file} has no column {' and no column '.join(sorted(missing))}: needed are path, label")
@@ -192,6 +192,13 @@ def check_readable(file: Path) -> None:
         open(file, "rb").close()
     except PermissionError:
         raise StageError(f"{file}: no permission to read it; chmod +r it") from None
+
+
+def _header(reader: csv.DictReader, file: Path) -> list[str]:
+    try:
+        return [name.strip().lower() for name in reader.fieldnames or ()]
+    except csv.Error as error:
+        raise StageError(f"{file}, line 1: {error}; mend the line") from None
 
 
 def _rows(reader: csv.DictReader, file: Path) -> Iterator[dict[str, Any]]:

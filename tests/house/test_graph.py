@@ -25,6 +25,7 @@ PLUMBING = frozenset(
         Path("stages/common/views.py"),
         Path("stages/common/runner.py"),
         Path("stages/common/weights.py"),
+        Path("stages/common/yaml_text.py"),
         Path("stages/tracking/client.py"),
         Path("stages/tracking/live_run.py"),
     }
