@@ -23,6 +23,7 @@ from tests.user.clone import Clone
 MLFLOW = "MLFLOW_DISABLE_TELEMETRY=true uv run mlflow server --backend-store-uri sqlite:///mlflow.db"
 # README's, in the order in which they are tried.
 RUN = [
+    "uv run python -m stages.estimate",
     "uv run dvc repro",
     "uv run dvc metrics show",
     "uv run dvc plots show",
