@@ -110,7 +110,7 @@ def _checked(model: Answers, images: TestImages, threat: Threat, settings: Setti
     with opened(model, images, threat, settings) as e:
         before = checks.before(e)
         require(before)
-        report = attacked(e, plan)
+        report = run_plan(e, plan)
         e.drop_copies()
         report.fooled = distributed.of_the_first(predicted(e.judge.all_logits(report.adversarial, e.device)).cpu())
         works = [checks.attack_works(e.judge, e.x, report, randomised=e.randomised)] if settings.gradients else []
@@ -120,7 +120,7 @@ def _checked(model: Answers, images: TestImages, threat: Threat, settings: Setti
     return report
 
 
-def attacked(e: Evaluation, plan: Plan) -> Report:
+def run_plan(e: Evaluation, plan: Plan) -> Report:
     """Each attack of the plan on what the ones before it have left."""
     steps, deviation = plan(e.logits.shape[1])
     claim(e, steps)

@@ -32,7 +32,7 @@ def test_exact_on_a_linear_network(norm: str, classes: int) -> None:
     net, x = Linear(classes), images(24)
     y = net(x).argmax(1)
     y[0] = (y[0] + 1) % classes  # one image is wrong from the start
-    report = autoattack(net, x, y, Threat(norm, EPS[norm]), version="fast", show=False)
+    report = autoattack(net, x, y, Threat(norm, EPS[norm]), version="fast", batch_size=24, show=False)
     exact = stands(net, x, y, norm, EPS[norm])
     near = stands(net, x, y, norm, EPS[norm] * 0.99) != stands(net, x, y, norm, EPS[norm] * 1.01)
     assert not (report.found & exact & ~near).any()
@@ -156,8 +156,9 @@ def test_broken_images_cost_little() -> None:
 def test_plus_and_rand_run_whole() -> None:
     net, x = smooth(5), images(6)
     y = net(x).argmax(1)
-    plain = autoattack(net, x, y, Threat("l2", 0.4), version="fast", show=False)
-    rand = autoattack(net, x, y, Threat("l2", 0.4), version="rand", show=False)
+    how = {"budget": Budget(queries=300, samples=4), "batch_size": 6, "show": False}
+    plain, rand = (autoattack(net, x, y, Threat("l2", 0.4), version=v, **how) for v in ("plus", "rand"))
+    assert [a.name for a in plain.attacks] == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
     assert [a.name for a in rand.attacks] == ["apgd-ce", "apgd-dlr"]
     assert not (rand.robust & ~plain.robust).any()
 
@@ -169,7 +170,7 @@ def test_rand_averages_over_a_random_network() -> None:
     def noisy(p: torch.Tensor) -> torch.Tensor:
         return net(p + 0.01 * torch.randn(p.shape, generator=draw))
 
-    report = autoattack(noisy, x, net(x).argmax(1), Threat("linf", 0.2), version="rand", show=False)
+    report = autoattack(noisy, x, net(x).argmax(1), Threat("linf", 0.2), version="rand", batch_size=8, show=False)
     assert report.robust_accuracy < 0.5
 
 

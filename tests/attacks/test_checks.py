@@ -24,7 +24,9 @@ THREAT = Threat("linf", 0.05)
 
 def attack(net, x: Tensor | None = None, threat: Threat = THREAT, version: str = "fast", **more) -> Report:
     x = images(12) if x is None else x
-    return autoattack(net, x, smooth(4)(images(12)).argmax(1), threat, version=version, show=False, **more)
+    return autoattack(
+        net, x, smooth(4)(images(12)).argmax(1), threat, version=version, batch_size=12, show=False, **more
+    )
 
 
 def failed(net, **more) -> set[int]:
@@ -286,7 +288,7 @@ def test_a_random_network_is_judged_by_many_passes(seed: int) -> None:
     def noisy(p: Tensor) -> Tensor:
         return net(p + 0.05 * torch.randn(p.shape, generator=draw))
 
-    report = autoattack(noisy, x, net(x).argmax(1), Threat("linf", "1/255"), version="rand", show=False)
+    report = autoattack(noisy, x, net(x).argmax(1), Threat("linf", "1/255"), version="rand", batch_size=16, show=False)
     found = {c.name: c for c in report.checks}
     assert found[NAMES[10]].verdict == "pass"
     assert "many passes" in found["adversarial images are misclassified"].detail

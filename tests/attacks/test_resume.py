@@ -117,9 +117,10 @@ def test_progress_of_fewer_queries_is_refused(tmp_path) -> None:
 
 
 def test_progress_of_another_random_network_is_refused(tmp_path) -> None:
-    attack(smooth(4), tmp_path, version="rand")
+    short = {"version": "rand", "budget": Budget(samples=2)}
+    attack(smooth(4), tmp_path, **short)
     with pytest.raises(ValueError, match="another evaluation, which differs in the network"):
-        attack(smooth(4, seed=5), tmp_path, version="rand")
+        attack(smooth(4, seed=5), tmp_path, **short)
 
 
 def test_progress_goes_on_in_another_order_and_not_with_other_pixels(tmp_path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 import autolora
-from autolora.attacks.autoattack import attacked
+from autolora.attacks.autoattack import run_plan
 from autolora.attacks.evaluation import Settings, opened
 from autolora.data.images import TestImages
 from autolora.training import objectives
@@ -110,7 +110,7 @@ def test_the_attack_breaks_what_it_can(digits):
     threat = autolora.Threat("linf", 0.3)
     images, plan = TestImages.of(x, y), (lambda classes: ([ran("An attack")["step"]], None))
     with opened(model.eval(), images, threat, Settings(seed=0, show=False)) as e:
-        report = attacked(e, plan)
+        report = run_plan(e, plan)
     worst = (x + threat.eps * (1 - 2 * y).view(-1, 1, 1, 1)).clamp(0, 1)
     stands = model(worst).argmax(1) == y
     assert 0 < stands.sum() < len(y)
