@@ -8,6 +8,7 @@ The id of an image is the hash of its content: two images of one id are the same
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,8 +106,10 @@ def _labels(y: Any) -> np.ndarray:
 
 
 def _array(values: Any, argument: str) -> np.ndarray:
-    if hasattr(values, "dataset") or (hasattr(values, "__getitem__") and not hasattr(values, "__len__")):
-        cure = "give tensors: x, y = (torch.cat(parts) for parts in zip(*loader))"
+    data = sys.modules.get("torch.utils.data")
+    if data is not None and isinstance(values, (data.DataLoader, data.Dataset)):
+        loader = "loader" if isinstance(values, data.DataLoader) else "DataLoader(dataset, 256)"
+        cure = f"give tensors: x, y = (torch.cat(parts) for parts in zip(*{loader}))"
         raise BadArgument(argument, Words(f"a {type(values).__name__}"), cure)
     array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
     if array.dtype.kind not in "biuf":

@@ -67,6 +67,18 @@ def test_a_data_loader(how) -> None:
     assert "x is a DataLoader: give tensors" in refused(how, smooth(4), loader, torch.zeros(N))
 
 
+def test_a_data_set_and_the_cure() -> None:
+    net, x = smooth(4), images(N)
+    data = TensorDataset(x, net(x).argmax(1))
+    said = refused(autoattack, net, data, torch.zeros(N))
+    assert (
+        said
+        == "x is a TensorDataset: give tensors: x, y = (torch.cat(parts) for parts in zip(*DataLoader(dataset, 256)))"
+    )
+    a, b = (torch.cat(parts) for parts in zip(*DataLoader(data, 256)))
+    assert attacked(black_box, net, a, b).clean_accuracy == 1
+
+
 @EACH
 def test_floats_up_to_255(how) -> None:
     net, x = smooth(4), images(N)
