@@ -17,6 +17,7 @@ from autolora.attacks.engine.prepare import full_precision
 from autolora.attacks.engine.slots import Slots
 from autolora.attacks.report import Report
 from autolora.attacks.verdicts import NAMES, CheckFailed, one_each
+from autolora.attacks.versions import Budget
 from tests.attacks.nets import Linear, images, smooth
 
 THREAT = Threat("linf", 0.05)
@@ -288,7 +289,8 @@ def test_a_random_network_is_judged_by_many_passes(seed: int) -> None:
     def noisy(p: Tensor) -> Tensor:
         return net(p + 0.05 * torch.randn(p.shape, generator=draw))
 
-    report = autoattack(noisy, x, net(x).argmax(1), Threat("linf", "1/255"), version="rand", batch_size=16, show=False)
+    how = {"version": "rand", "budget": Budget(steps=30), "batch_size": 16, "show": False}
+    report = autoattack(noisy, x, net(x).argmax(1), Threat("linf", "1/255"), **how)
     found = {c.name: c for c in report.checks}
     assert found[NAMES[10]].verdict == "pass"
     assert "many passes" in found["adversarial images are misclassified"].detail
