@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from autolora.common.files import replacing, write_json
+from autolora.common.files import file_sha256, replacing, write_json, write_text
 from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, main, timed
 from stages.common.views import ValidateParams, load
+from stages.dataset.page import data_page
 from stages.dataset.quality import (
     changed_classes,
     classes,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from stages.dataset.expectations import Outcome
 
 MANIFEST, QUALITY, DOCS = Path("data/manifest.csv"), Path("data/quality.json"), Path("reports/data_docs")
+PAGE = Path("reports/data.html")
 EXAMPLES = 5  # files named per check in quality.json
 LISTED = 50  # files named on the terminal
 
@@ -47,6 +49,7 @@ def validate() -> None:
         quality = _summary(manifest, outcomes)
         write_json(DOCS / "quality.json", quality)  # stays when the stage fails and DVC drops its own
         _write_offending(outcomes)
+        write_text(PAGE, data_page(quality, outcomes, manifest, file_sha256(MANIFEST)))
         if quality["critical"]:
             raise StageError(_stop(outcomes, params.data.on_bad_image))
         write_json(QUALITY, quality)
@@ -135,7 +138,7 @@ def _stop(outcomes: list[Outcome], on_bad_image: str) -> str:
         lines += [f"  {_line(row, detail)}" for row, detail in outcome.failed[:LISTED]]
         if len(outcome.failed) > LISTED:
             lines.append(f"  ... and {len(outcome.failed) - LISTED} more")
-    lines.append(f"All of them: {DOCS}/offending.csv; the whole report: {DOCS}/index.html.")
+    lines.append(f"All of them: {DOCS}/offending.csv; the whole report, with pictures: {PAGE}.")
     names = {o.check.name for o in outcomes if not o.passed and o.check.critical}
     can_skip = on_bad_image == "stop" and names != {"empty_classes"}
     lines.append(
