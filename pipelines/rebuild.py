@@ -38,6 +38,7 @@ from autolora.common.command_line import Command
 from pipelines.execution import commands
 from pipelines.execution import gpu_slots as slots
 from pipelines.execution import work_pools as pools
+from pipelines.execution.parameters import ParameterError, Revision, inside, own_clone
 from pipelines.sweeps import tracking
 from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace import results
@@ -68,6 +69,7 @@ REFUSED = (
     workspace.WorkspaceError,
     slots.SlotError,
     pools.PoolError,
+    ParameterError,
     commands.CommandFailed,
     StageFailed,
 )
@@ -188,7 +190,7 @@ def rebuild(
     stages: list[str] | None = None,
     *,
     overrides: dict[str, Any] | None = None,
-    revision: str | None = None,
+    revision: Revision | None = None,
     folder: Path = Path("."),
     uncommitted: bool = False,
     gpus: int = 1,
@@ -200,7 +202,8 @@ def rebuild(
     gpus: how many a stage with `meta: {gpu: true}` takes. preset: a params.yaml to start from.
     keep: where in `.work` (AUTOLORA_WORK) a fresh workspace leaves its reports; by default in rebuilds/<run's name>.
     """
-    source, overrides = Path(folder).resolve(), overrides or {}
+    source, overrides = own_clone(folder), overrides or {}
+    kept_in = inside(work_root(source), keep, "keep") if keep else None
     leave_no_orphans()
     workspace.use_storage(source)
     refuse(source, stages or [], revision, uncommitted=uncommitted and not (overrides or revision or preset))
@@ -209,7 +212,7 @@ def rebuild(
         rows = [outcome(stage, here, env, gpus) for stage in graph.stages(here, stages or [])]
         kept = here
         if here != source:
-            kept = work_root(source) / (keep or f"rebuilds/{workspace.slug(run_name())}")
+            kept = kept_in or work_root(source) / "rebuilds" / workspace.slug(run_name())
             results.collect(here, kept)
         publish(kept, rows)
     return rows

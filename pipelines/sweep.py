@@ -31,6 +31,7 @@ from autolora.common.files import read_json, write_json
 from pipelines import rebuild
 from pipelines.execution import gpu_slots as slots
 from pipelines.execution import work_pools as pools
+from pipelines.execution.parameters import Revision, inside, own_clone, started_by_a_worker
 from pipelines.sweeps import comparison, grid, tracking
 from pipelines.sweeps.comparison import Result
 from pipelines.sweeps.grid import Cell, Sweep
@@ -62,9 +63,13 @@ def parameters_of(sweep: Sweep, cell: Cell, commit: str, stages: list[str], fold
 
 
 @flow(name="sweep", flow_run_name=lambda: f"sweep {flow_run.parameters['name']}", persist_result=False)
-def sweep(name: str, folder: Path = Path("."), revision: str = "HEAD", pool: str | None = None) -> list[dict[str, Any]]:
+def sweep(
+    name: str, folder: Path = Path("."), revision: Revision = "HEAD", pool: str | None = None
+) -> list[dict[str, Any]]:
     """Every cell that is not finished, then the table of all that are."""
-    source = Path(folder).resolve()
+    source = own_clone(folder)
+    if started_by_a_worker():
+        inside(source, name, "name")
     plan, commit = refuse(source, name, revision)
     if pool:
         pools.require_workers(f"rebuild/{pool}-cell")
@@ -137,7 +142,7 @@ def leaders(source: Path, plan: Sweep, waiting: list[Cell]) -> list[Cell]:
 
 
 def params_of(source: Path, cell: Cell) -> dict[str, Any]:
-    file = source / (cell.preset or "params.yaml")
+    file = inside(source, cell.preset or "params.yaml", "preset")
     if not file.is_file():
         raise grid.GridError(f"cell {cell.name()}: there is no preset {cell.preset}")
     params = yaml.safe_load(file.read_text())

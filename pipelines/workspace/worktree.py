@@ -22,6 +22,7 @@ import yaml
 
 from autolora.common.files import AtWork, locked
 from pipelines.execution import commands
+from pipelines.execution.parameters import inside
 from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace.revisions import PARAMS, RUNNER, module_in, schema_in
 from stages.common.yaml_text import NotYaml, parsed, short
@@ -220,7 +221,7 @@ def use_preset(folder: Path, preset: str | None) -> None:
     """A whole params.yaml of the revision instead of its own."""
     if preset is None:
         return
-    if not (folder / preset).is_file():
+    if not inside(folder, preset, "preset").is_file():
         known = sorted(str(file.relative_to(folder)) for file in (folder / "presets").glob("*.yaml"))
         raise WorkspaceError(f"there is no preset {preset} in this revision: there are {', '.join(known) or 'none'}")
     shutil.copy(folder / preset, folder / "params.yaml")

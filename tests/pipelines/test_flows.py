@@ -240,7 +240,10 @@ def test_promotion_and_deployment_as_deployments(deployed, tmp_path):
     server = deployed
     folder = make_run(tmp_path / "run")
     (folder / "pipelines").symlink_to(ROOT / "pipelines")
-    mlflow = {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}"}
+    mlflow = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "AUTOLORA_SERVICE": str(tmp_path / "triton"),
+    }
     env = server.environment | mlflow
     subprocess.run([sys.executable, "-m", "stages.register"], cwd=folder, env=env, check=True, capture_output=True)
     worker = server.worker("control", folder, pool="control", **mlflow)
