@@ -18,8 +18,6 @@ from autolora.export.runtime import logits, open_session
 from autolora.export.straight_through import StraightThrough, rounded
 from autolora.export.write import export_onnx
 from autolora.threat import Threat
-from stages.evaluation.onnx_robustness import measure
-from stages.evidence.examples import Examples
 from tests.export.nets import tiny
 
 LINF = Threat("linf", "8/255")
@@ -113,22 +111,6 @@ def test_square_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     first = run(brightness(0.5))
     again = run(lambda _: pytest.fail("every image of these was finished before"))
     assert first.tolist() == again.tolist() == [True, False, True]
-
-
-def test_square_on_another_file_does_not_go_on_from_this_one(exported: Path, tmp_path: Path, monkeypatch) -> None:
-    """The same name in the same folder: what was found out about the file that lay there before is not taken over."""
-    monkeypatch.setattr("stages.evaluation.onnx_robustness.square", partial(square, queries=100))
-    path, other = tmp_path / "model.onnx", tmp_path / "other.onnx"
-    export_onnx(tiny(5), other)
-    x = images()
-    examples = Examples(TestImages.of(x, labels(exported)), x, np.zeros(40, bool))
-    run = partial(measure, threat=Threat("linf", "2/255"), seed=0, limit=40)
-    path.write_bytes(exported.read_bytes())
-    run(path, examples, work=tmp_path / "work")
-    path.write_bytes(other.read_bytes())
-    examples = examples._replace(images=TestImages.of(x, labels(other)))
-    after, fresh = (run(path, examples, work=tmp_path / name).record for name in ("work", "fresh"))
-    assert after == fresh
 
 
 def test_no_image_left_to_attack() -> None:

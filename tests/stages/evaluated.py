@@ -1,19 +1,14 @@
-"""A folder with what the stages before `export` leave, for a tiny network that was really attacked (PGD)."""
+"""What the stages before `export` leave, in this folder, for a tiny network that was really attacked (PGD)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-import yaml
 
-from autolora.attacks.onnx_file import square
 from autolora.attacks.pgd import pgd
 from autolora.backbones.classifier import Classifier, save_classifier
 from autolora.backbones.frozen import frozen
@@ -23,26 +18,6 @@ from tests.export.nets import tiny
 
 CLASSES = [f"class {i}" for i in range(10)]
 THREAT = Threat("linf", "2/255")
-
-
-@pytest.fixture
-def evaluated(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """`run(key=value)` runs the export stage with these keys of `export` changed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("stages.evaluation.onnx_robustness.square", partial(square, queries=100))  # of 5,000: for time
-    write_evaluated()
-    Path("dvc.yaml").write_text((root / "dvc.yaml").read_text())
-
-    def run(**changed: object) -> None:
-        from stages.export import export
-
-        params = yaml.safe_load((root / "params.yaml").read_text())
-        params["threat"] = {"norm": "linf", "eps": "2/255"}
-        params["export"] |= {"check_images": 0} | changed
-        Path("params.yaml").write_text(yaml.safe_dump(params))
-        export()
-
-    return run
 
 
 def write_evaluated(n: int = 30, model: Classifier | None = None) -> None:

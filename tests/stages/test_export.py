@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from autolora import Threat
+from autolora.attacks.onnx_file import square
 from autolora.backbones.classifier import save_classifier
 from autolora.common.files import file_sha256, read_json, write_json
 from autolora.export.notes import notes_in
@@ -18,10 +21,30 @@ from autolora.export.quantise import int8
 from autolora.export.runtime import open_session
 from autolora.export.write import show
 from stages.common.runner import StageError, work_root
-from tests.export.conftest import CLASSES, write_evaluated
 from tests.export.nets import tiny
+from tests.stages.evaluated import CLASSES, write_evaluated
 
 Run = Callable[..., None]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`run(key=value)` runs the export stage with these keys of `export` changed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("stages.evaluation.onnx_robustness.square", partial(square, queries=100))  # of 5,000: for time
+    write_evaluated()
+    Path("dvc.yaml").write_text((root / "dvc.yaml").read_text())
+
+    def run(**changed: object) -> None:
+        from stages.export import export
+
+        params = yaml.safe_load((root / "params.yaml").read_text())
+        params["threat"] = {"norm": "linf", "eps": "2/255"}
+        params["export"] |= {"check_images": 0} | changed
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        export()
+
+    return run
 
 
 def test_what_it_writes(evaluated: Run) -> None:

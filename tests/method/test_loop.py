@@ -22,9 +22,7 @@ from autolora.training import loop as training
 from autolora.training.controllers import StepRate
 from autolora.training.loop import Diverged, finetune
 from autolora.training.objectives import Losses, Method, cross_entropy
-from autolora.training.settings import Settings, as_split
-from stages import finetune as stage
-from stages.common.params import Finetune
+from autolora.training.settings import Settings, as_split, decided
 from tests.method.small import QUICK, THREAT, images, network
 
 
@@ -357,10 +355,12 @@ def test_long_images_are_trained_on_whole_and_a_file_gives_the_same_bits_as_memo
     assert digest(tune(**again)) == whole
 
 
-def test_auto_takes_the_rule_for_small_data_and_the_paper_s_from_twenty_thousand_images(monkeypatch):
+def test_auto_takes_the_rule_for_small_data_and_the_paper_s_from_twenty_thousand_images():
+    asked, pixels = Settings(THREAT, reference="auto"), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     assert tune(reference="auto", epochs=1).settings.reference == "best"
-    monkeypatch.setattr("autolora.training.settings.SMALL", 48)
-    assert tune(reference="auto", epochs=1).settings.reference == "paper"
+    assert decided(asked, (pixels, torch.zeros(19_999))).reference == "best"
+    assert decided(asked, (pixels, torch.zeros(20_000))).reference == "paper"
+    assert decided(Settings(THREAT, reference="released"), (pixels, torch.zeros(20_000))).reference == "released"
 
 
 def test_the_rule_for_small_data_cools_down_and_resumes_to_the_bit(tmp_path):
@@ -468,10 +468,3 @@ def test_either_memory_format_is_the_same_training(tmp_path):
     for name, value in first.model.state_dict().items():
         assert torch.allclose(last.model.state_dict()[name], value, atol=1e-3), name
     assert len(list(tmp_path.glob("*.pt"))) == 2  # rounding differs: neither goes on from where the other was
-
-
-def test_the_stage_hands_on_what_params_and_library_both_know():
-    for key in (*stage.KEYS, *stage.SEARCHED):
-        assert key in Finetune.model_fields, key
-        assert key in {field.name for field in dataclasses.fields(Settings)}, key
-        assert getattr(Finetune(), key) == getattr(Settings(THREAT), key), key

@@ -1,6 +1,7 @@
 """The finetune stage on small prepared data: its files, its bytes, its lock, its processes, and what it never opens."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -15,11 +16,13 @@ import psutil
 import pytest
 import yaml
 
+from autolora.training.settings import Settings
 from stages import finetune as stage
 from stages.common.errors import BUSY
+from stages.common.params import Finetune
 from stages.common.runner import StageError
 from tests.method.kill_and_resume import compare
-from tests.method.small import images
+from tests.method.small import THREAT, images
 
 OPENED: list[str] = []
 sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "open" else None)
@@ -140,3 +143,10 @@ def wait_for(condition, seconds=300):
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path):
     hits = compare(kills=3, folder=tmp_path)
     assert len(hits) == 3
+
+
+def test_the_stage_hands_on_what_params_and_library_both_know():
+    for key in (*stage.KEYS, *stage.SEARCHED):
+        assert key in Finetune.model_fields, key
+        assert key in {field.name for field in dataclasses.fields(Settings)}, key
+        assert getattr(Finetune(), key) == getattr(Settings(THREAT), key), key

@@ -1,0 +1,88 @@
+"""The merge stage: both directions of the dial, the chosen network, and no point measured twice."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from autolora.backbones.classifier import load_classifier, read_notes, save_classifier
+from autolora.training.branch import Branch, save_branch
+from autolora.training.dial import interpolate
+from stages.common.runner import StageError, work_root
+from tests.export.nets import tiny
+
+
+@pytest.fixture
+def finetuned(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
+    """A folder with what `finetune` and `prepare` leave, and a function that runs `merge` under changed params."""
+    monkeypatch.chdir(tmp_path)
+    robust, natural = tiny(0), tiny(1)
+    save_classifier(robust, "models/finetuned/robust.safetensors")
+    save_classifier(natural, "models/finetuned/natural.safetensors")
+    branch = Branch([("body.block.0", robust.body.block[0])], generator=torch.Generator().manual_seed(0))
+    nn.init.normal_(branch.B[0], std=0.2)
+    save_branch(branch, "models/finetuned/branch.safetensors")
+    Path("data/prepared/val").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    np.save("data/prepared/val/images.npy", rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
+    np.save("data/prepared/val/labels.npy", rng.integers(0, 10, 30))
+    Path("dvc.yaml").write_text((root / "dvc.yaml").read_text())
+
+    def run(**merge: object) -> None:
+        from stages.merge import merge as stage
+
+        params = yaml.safe_load((root / "params.yaml").read_text())
+        Path("params.yaml").write_text(yaml.safe_dump(params | {"merge": merge}))
+        stage()
+
+    return run
+
+
+def rows() -> list[dict[str, str]]:
+    return list(csv.DictReader(Path("reports/alpha_curve.csv").open()))
+
+
+def test_stage_writes_both_directions_and_the_chosen_network(finetuned) -> None:
+    finetuned(alpha=0.6, toward="natural")
+    curve = rows()
+    assert [(r["toward"], r["alpha"]) for r in curve if r["chosen"] == "1"] == [("natural", "0.6")]
+    assert {r["toward"] for r in curve} == {"branch", "natural"}
+    assert len(curve) == 11
+    merged = load_classifier("models/merged.safetensors")
+    expected = interpolate(tiny(0), tiny(1), 0.6)
+    assert torch.equal(merged.body.fc.weight, expected.body.fc.weight)
+    notes = read_notes("models/merged.safetensors")
+    assert (notes["alpha"], notes["toward"], notes["threat"]) == ("0.6", "natural", "linf:16/255")
+    chosen = next(r for r in curve if r["chosen"] == "1")
+    assert (notes["val_clean"], notes["val_robust"]) == (chosen["clean"], chosen["robust"])
+
+
+def test_stage_is_the_same_bytes_twice_and_measures_no_point_twice(finetuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    finetuned(alpha="auto", toward="branch")
+    first = {p: Path(p).read_bytes() for p in ("models/merged.safetensors", "reports/alpha_curve.csv")}
+    monkeypatch.setattr("stages.merge.judge", lambda *_, **__: pytest.fail("this point was measured before"))
+    finetuned(alpha="auto", toward="branch")
+    assert all(Path(p).read_bytes() == content for p, content in first.items())
+
+
+def test_stage_without_a_branch(finetuned) -> None:
+    save_branch(None, "models/finetuned/branch.safetensors")
+    with pytest.raises(StageError, match=r"merge.alpha is 0.5.*trained none"):
+        finetuned(alpha=0.5, toward="branch")
+    finetuned(alpha="auto", toward="branch")
+    assert [r["alpha"] for r in rows() if r["toward"] == "branch"] == ["0"]
+
+
+def test_flags_found_by_other_code_are_not_gone_on_from(finetuned, mended) -> None:
+    for _ in range(2):
+        finetuned(alpha=0, toward="natural")
+    assert len(list(work_root().glob("merge/*"))) == 1
+    mended()
+    finetuned(alpha=0, toward="natural")
+    assert len(list(work_root().glob("merge/*"))) == 2
