@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
-# requirements.txt is what `uv sync --group workers` would install, with the hash of each file and no index's address.
-#   bash .ci/check_requirements.sh            compare        bash .ci/check_requirements.sh --write      make it anew
+# requirements.txt is what `uv sync` installs, deploy/requirements.txt what the image does: with the hash of each file,
+# and without the address of any index.
+#   bash .ci/check_requirements.sh            compare        bash .ci/check_requirements.sh --write      make both anew
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export_() { uv export --quiet --format requirements-txt --no-emit-project --no-annotate --no-header --group workers; }
+IMAGE=(--no-default-groups --group pipeline --group orchestration --group workers)
+resolved() { uv export --quiet --format requirements-txt --no-emit-project --no-annotate --no-header "$@"; }
+compare() {
+  diff - "$1" > /dev/null && return
+  echo "$1 is not what pyproject.toml resolves to: bash .ci/check_requirements.sh --write" >&2
+  exit 1
+}
 if [ "${1:-}" = --write ]; then
-  export_ > requirements.txt
+  resolved > requirements.txt
+  resolved "${IMAGE[@]}" > deploy/requirements.txt
 else
-  export_ | diff - requirements.txt > /dev/null || {
-    echo "requirements.txt is not what pyproject.toml resolves to: bash .ci/check_requirements.sh --write" >&2
-    exit 1
-  }
+  resolved | compare requirements.txt
+  resolved "${IMAGE[@]}" | compare deploy/requirements.txt
 fi
