@@ -38,6 +38,7 @@ from autolora.threat import Threat
 from autolora.training.controllers import rise
 from autolora.training.loop import finetune
 from stages.dataset.arrays import tiles
+from stages.dataset.decode import formats
 
 RESULTS = Path(".work/controllers")
 SIDE = 32
@@ -80,7 +81,7 @@ def by_class(path: Path, name: str) -> list[np.ndarray]:
 
 
 def small(file: Path) -> np.ndarray:
-    with Image.open(file) as image:
+    with Image.open(file, formats=formats()) as image:
         return np.asarray(ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.BILINEAR))
 
 

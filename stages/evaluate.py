@@ -37,10 +37,9 @@ from autolora.common.progress import duration
 from autolora.common.statistics import mcnemar
 from autolora.data.images import TestImages
 from stages.common.command_line import takes_no_arguments
-from stages.common.processes import count, processes
+from stages.common.processes import processes
 from stages.common.runner import StageError, code_key, main, timed, work_dir
 from stages.common.views import EvaluateParams, load
-from stages.estimate import announce
 from stages.evaluation.contact_sheet import Row, contact_sheet
 from stages.evaluation.provenance_checks import nothing_chosen, read_manifest, splits_apart, weights_match
 from stages.evaluation.sample import ids_sha256, read_images, stratified
@@ -71,17 +70,11 @@ def evaluate() -> None:
             work()
             return
         with timed("evaluate") as record:
-            announced(params, images)
             robust, natural = work()
             robust.report.checks = replaced(robust.report.checks, provenance)
             write(images, robust, natural)
             record["attacks"] = {"robust": times(robust.report), "natural": times(natural.report)}
     print(robust.report.verdict)
-
-
-def announced(params: EvaluateParams, images: TestImages) -> None:
-    model, classes = load_network(MERGED)[0], len(read_json(TEST / "classes.json"))
-    announce.evaluate(model, len(images), params.threat, params.evaluate, classes=classes, processes=count())
 
 
 def check_provenance(images: TestImages) -> list[Check]:

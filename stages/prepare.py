@@ -22,6 +22,7 @@ from autolora.common.progress import bar
 from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, cores, main, processes_asked_for, timed, work_dir
 from stages.common.views import PrepareParams, load
+from stages.dataset.cells import in_cell
 from stages.dataset.decode import DECODER, decode, decode_whole
 from stages.dataset.duplicates import leave_out_copies, near_duplicates
 from stages.dataset.found import Found
@@ -140,7 +141,7 @@ def _write_manifest(rows: list[dict[str, Any]]) -> None:
     with naming(MANIFEST), replacing(MANIFEST) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", restval="")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({k: in_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
 
 
 if __name__ == "__main__":

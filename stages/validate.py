@@ -19,6 +19,7 @@ from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, main, timed
 from stages.common.views import ValidateParams, load
 from stages.dataset.page import data_page
+from stages.dataset.cells import in_cell
 from stages.dataset.quality import (
     changed_classes,
     classes,
@@ -53,6 +54,7 @@ def validate() -> None:
         if quality["critical"]:
             raise StageError(_stop(outcomes, params.data.on_bad_image))
         write_json(QUALITY, quality)
+    print(_said(quality))
 
 
 def _judge(manifest: pd.DataFrame, params: ValidateParams) -> list[Outcome]:
@@ -105,6 +107,18 @@ def _summary(manifest: pd.DataFrame, outcomes: list[Outcome]) -> dict[str, Any]:
     }
 
 
+def _said(quality: dict[str, Any]) -> str:
+    """What a person wants to know who does not open the report."""
+    n = quality["images"]
+    parts = ", ".join(f"{n[split]:,} {split}" for split in SPLITS)
+    used = f"{n['used']:,} of {n['found']:,} images in {quality['classes']} classes are used ({parts})"
+    lines = [f"validate: {quality['verdict']}: {used}"]
+    lines += [f"  {warning}" for warning in quality["warnings"]]
+    if quality["warnings"]:
+        lines.append(f"  All of them: {DOCS}/offending.csv; the whole report: {DOCS}/index.html.")
+    return "\n".join(lines)
+
+
 def _check(outcome: Outcome) -> dict[str, Any]:
     severity = "critical" if outcome.check.critical else "warning"
     record = {"severity": severity, "passed": outcome.passed, "failed": len(outcome.failed), "of": outcome.of}
@@ -128,7 +142,7 @@ def _write_offending(outcomes: list[Outcome]) -> None:
         writer.writerow(["severity", "check", "what", "detail"])
         for o in outcomes:
             severity = "critical" if o.check.critical else "warning"
-            writer.writerows((severity, o.check.name, row, detail) for row, detail in o.failed)
+            writer.writerows((severity, o.check.name, in_cell(row), in_cell(detail)) for row, detail in o.failed)
 
 
 def _stop(outcomes: list[Outcome], on_bad_image: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from stages.common.runner import StageError
+from stages.dataset.decode import formats
 from stages.dataset.folders import SPLIT_FOLDERS, check_readable, show
 from stages.dataset.found import Found
 
@@ -148,7 +149,7 @@ def sheets(path: Path) -> Iterator[Found]:
 def tiles(path: Path) -> np.ndarray:
     """uint8 [n,32,32,3]"""
     try:
-        sheet: Any = np.asarray(Image.open(path).convert("RGB"))
+        sheet: Any = np.asarray(Image.open(path, formats=formats()).convert("RGB"))
     except Image.DecompressionBombError:
         raise StageError(f"{path} has more pixels than Pillow opens: cut the class into two sheets") from None
     except Exception as error:  # a decoder fed with broken bytes raises what it likes

@@ -38,6 +38,7 @@ WHITE = (255, 255, 255, 255)
 LONGEST = 4  # of a longer image the ends are cut off; stages.validate warns of it
 GAP = 3  # an image more than twice so many times too large is averaged down by a whole number first
 SMALL = 2**18  # pixels: a JPEG of fewer is decoded whole in less time than Pillow takes for a half of its size
+MANY, PACKED = 50 * 10**6, 100  # pixels, and pixels a byte: what has more of both was made to fill the memory
 ORIENTATION = 0x0112  # the EXIF tag
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # long comments are no fault of the pixels
 
@@ -168,6 +169,8 @@ def _any(content: bytes | np.ndarray, size: int) -> tuple[Tensor, dict[str, Any]
     image = Image.fromarray(content) if isinstance(content, np.ndarray) else _from_bytes(content)
     if not image.width or not image.height:
         raise BadImage("broken: it has no pixels; restore or remove it")
+    if isinstance(content, bytes) and image.format != "JPEG":  # of which no more is decoded than is needed
+        _refuse_bomb(image, len(content))
     orientation = _orientation(image)
     turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # a quarter; Pillow has turned a TIFF's size
     width, height = image.size[::-1] if turned else image.size
@@ -186,6 +189,13 @@ def _any(content: bytes | np.ndarray, size: int) -> tuple[Tensor, dict[str, Any]
     return torch.from_numpy(levels.reshape(*levels.shape[:2], -1)).permute(2, 0, 1), facts
 
 
+def _refuse_bomb(image: Image.Image, size: int) -> None:
+    """Gigabytes that lie in some hundred kilobytes."""
+    pixels = image.width * image.height
+    if pixels > MANY and pixels > PACKED * size:
+        raise BadImage(f"too large: {pixels // 10**6} million pixels in {size // 1000} kB, all but empty; shrink it")
+
+
 def _orientation(image: Image.Image) -> int:
     if image.format == "JPEG" and "exif" not in image.info:
         return 1
@@ -198,11 +208,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _from_bytes(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=_formats())
+    return Image.open(io.BytesIO(content), formats=formats())
 
 
 @cache
-def _formats() -> tuple[str, ...]:
+def formats() -> tuple[str, ...]:
+    """Every Image.open names them: by itself Pillow would start Ghostscript for an EPS, whatever its name."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF, for one, is not in every build
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from stages.common.runner import StageError
+from stages.dataset.cells import from_cell
 from stages.dataset.splits import SPLITS, fraction_that_would_do, place
 
 DECODING = ("unreadable", "missing", "empty", "not an image", "too large", "unknown range", "broken")
@@ -28,6 +29,8 @@ def read_manifest(path: str | Path) -> pd.DataFrame:
     )
     if missing := {"path", "sha256", "label", "split", "reason"} - set(table.columns):
         raise StageError(f"{path} is no manifest: it has no column {' and no column '.join(sorted(missing))}")
+    for name in table.columns.intersection(_TEXT):
+        table[name] = table[name].map(from_cell)
     return table
 
 

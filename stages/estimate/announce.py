@@ -9,8 +9,7 @@ import sys
 
 from autolora.backbones.classifier import Classifier
 from autolora.common.progress import duration
-from autolora.threat import Threat
-from stages.common.params import Evaluate, Export, Finetune
+from stages.common.params import Export, Finetune
 from stages.estimate import costs
 from stages.estimate.clock import price_of, threads, training
 from stages.estimate.costs import Counts
@@ -34,16 +33,6 @@ def finetune(model: Classifier, counts: Counts, section: Finetune) -> None:
 def merge(model: Classifier, counts: Counts, points: int) -> None:
     seconds = costs.dial(price_of(model, counts.val), counts, points) / threads()
     say("merge", seconds, f"{points} points of the dial, {counts.val:,} validation images each")
-
-
-def evaluate(
-    model: Classifier, images: int, threat: Threat, section: Evaluate, *, classes: int, processes: int
-) -> None:
-    from stages.estimate import attack_costs as costs
-
-    price = price_of(model, min(ATTACKED_AT_ONCE, images))
-    seconds = costs.evaluate(price, images, classes, threat.norm, section) / processes
-    say("evaluate", seconds, f"{images:,} images under attack, of two networks, and both curves over eps")
 
 
 def export(model: Classifier, images: int, section: Export) -> None:

@@ -38,9 +38,12 @@ def failed(quality: dict) -> dict[str, int]:
     return {name: check["failed"] for name, check in quality["checks"].items() if not check["passed"]}
 
 
-def test_good_data_is_fit(workspace):
+def test_good_data_is_fit(workspace, capsys):
     fill(workspace.raw)
     quality = judged(workspace)
+    said = capsys.readouterr().out
+    assert said.startswith("validate: fit: 40 of 40 images in 2 classes are used (")
+    assert len(said.splitlines()) == 1
     assert quality["verdict"] == "fit"
     assert quality["images"]["used"] == quality["images"]["found"] == 40
     assert sum(quality["images"][s] for s in ("train", "val", "test")) == 40
@@ -116,13 +119,16 @@ def test_near_duplicates_across_given_splits(workspace):
     assert quality["checks"]["near_duplicates"]["of"] == held_out < quality["images"]["used"]
 
 
-def test_blank_small_and_long_images_warn(workspace):
+def test_blank_small_and_long_images_warn(workspace, capsys):
     fill(workspace.raw)
     Image.new("RGB", (40, 40), "grey").save(workspace.raw / "cat/blank.png")
     picture(90, 12, 12).save(workspace.raw / "cat/small.png")
     picture(91, 400, 40).save(workspace.raw / "cat/long.png")
     quality = judged(workspace)
     assert failed(quality) == {"blank": 1, "size": 1, "aspect": 1}
+    said = capsys.readouterr().out
+    assert said.startswith("validate: fit, with warnings: 43 of 43 images")
+    assert "  1 of 43 are blank: cat/blank.png" in said
     assert quality["checks"]["size"]["examples"] == ["cat/small.png: 12"]
 
 
