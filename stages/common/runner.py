@@ -16,7 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -86,6 +86,8 @@ def work_dir(stage: str, **determines: Any) -> Path:
     key = hashlib.sha256(json.dumps(determines, sort_keys=True, default=str).encode()).hexdigest()[:16]
     path = work_root() / stage / key
     path.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # it may be another user's
+        os.utime(path)  # when it was last used: stages.work removes what is not used for long
     return path
 
 

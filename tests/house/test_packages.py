@@ -26,7 +26,16 @@ ORDER = {
         ["attacks"],
         ["training"],
     ],
-    "stages": [["common"], ["evidence"], ["card"], ["tracking"], ["dataset", "evaluation"], ["estimate"], ["."]],
+    "stages": [
+        ["common"],
+        ["work"],
+        ["evidence"],
+        ["card"],
+        ["tracking"],
+        ["dataset", "evaluation"],
+        ["estimate"],
+        ["."],
+    ],
     "pipelines": [["execution"], ["workspace"], ["sweeps", "registry"], ["."]],
 }
 # What runs at import of a floor: the public names, fetched at first use; no telemetry, before Prefect is imported.
