@@ -18,8 +18,8 @@ from autolora.common.files import file_sha256, replacing, write_json, write_text
 from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, main, timed
 from stages.common.views import ValidateParams, load
-from stages.dataset.page import data_page
 from stages.dataset.cells import in_cell
+from stages.dataset.page import data_page
 from stages.dataset.quality import (
     changed_classes,
     classes,
@@ -115,7 +115,7 @@ def _said(quality: dict[str, Any]) -> str:
     lines = [f"validate: {quality['verdict']}: {used}"]
     lines += [f"  {warning}" for warning in quality["warnings"]]
     if quality["warnings"]:
-        lines.append(f"  All of them: {DOCS}/offending.csv; the whole report: {DOCS}/index.html.")
+        lines.append(f"  All of them: {DOCS}/offending.csv; the whole report, with pictures: {PAGE}.")
     return "\n".join(lines)
 
 

@@ -13,5 +13,7 @@ def test_the_default_set_has_near_copies(clone):
     verdict, warning, where = done.stdout.splitlines()
     assert verdict.startswith("validate: fit, with warnings: ")
     assert " of 1,797 images in 10 classes are used (" in verdict
-    assert " of val or test look like one nearer to training: digits#" in warning
-    assert where == "  All of them: reports/data_docs/offending.csv; the whole report: reports/data_docs/index.html."
+    assert " images of val and test look like one nearer to training: digits#" in warning
+    assert (
+        where == "  All of them: reports/data_docs/offending.csv; the whole report, with pictures: reports/data.html."
+    )
