@@ -57,7 +57,8 @@ TEXTS = st.one_of(
 
 
 def door(name: str, inputs: int, seed: int) -> dict[str, Any]:
-    began, findings, refused, tried = time.time(), {}, 0, 0
+    began, refused, tried = time.time(), 0, 0
+    findings: dict[tuple[str, str], dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="served-") as folder, serving(Path(folder)) as model:
         most = model.megabytes()
 

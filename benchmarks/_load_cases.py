@@ -23,8 +23,8 @@ import yaml
 from autolora.common.files import read_json
 from benchmarks._served import SHAPE, Served, serving
 
-COLUMNS = ("path", "sha256", "phash", "label", "split", "width", "height", "mode", "mean", "std", "bytes")
-COLUMNS += ("near_duplicate", "reason")
+COLUMNS = ["path", "sha256", "phash", "label", "split", "width", "height", "mode", "mean", "std", "bytes"]
+COLUMNS += ["near_duplicate", "reason"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

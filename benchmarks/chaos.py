@@ -58,11 +58,8 @@ class Fault:
 def judged(place: Place, project: Project | None, began: float, hurt: hurts.Hurt, name: str = "kills") -> Fault:
     """After the last restart: is everything there, and the same?"""
     wrong = different(place.expected, project.outputs()) if project else []
-    for path in wrong if project else ():  # kept, beside the right ones in `finished`
-        kept = place.folder / "different" / name / path
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        if (project.folder / path).is_file():
-            shutil.copy(project.folder / path, kept)
+    if project:
+        keep_different(place.folder / "different" / name, project.folder, wrong)
     lost = hurt.lost + (project.lost() + abs(project.versions() - hurt.versions) if project else 0)
     ended = hurt.ended
     note = "; ".join([*hurt.notes, *(f"differs: {path}" for path in wrong)])
@@ -70,6 +67,14 @@ def judged(place: Place, project: Project | None, began: float, hurt: hurts.Hurt
         note += "; ended with: " + ended.text.strip()[-600:]
     well = ended.code == 0 and not wrong and not lost
     return Fault(name, well, len(wrong), lost, ended.tries, ended.tracebacks, round(time.time() - began, 1), note)
+
+
+def keep_different(there: Path, folder: Path, wrong: Sequence[str]) -> None:
+    """To be looked at, beside the right ones in `finished`."""
+    for path in wrong:
+        (there / path).parent.mkdir(parents=True, exist_ok=True)
+        if (folder / path).is_file():
+            shutil.copy(folder / path, there / path)
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------

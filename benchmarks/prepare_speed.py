@@ -34,7 +34,7 @@ from torch import nn
 
 from autolora.backbones.classifier import load_classifier
 from autolora.common.command_line import Command
-from autolora.data.batches import Images, augmentation, stream, to_pixels
+from autolora.data.batches import StoredImages, augmentation, stream, to_pixels
 from autolora.data.ragged import rectangles
 from stages import prepare as stage
 from stages.common.runner import cores
@@ -186,12 +186,12 @@ def loaders() -> None:
             print(f"\nloader, {name}: {drawn:.0f} images/s; a plain training step of {what} eats {eaten:.0f}/s")
 
 
-def squares(scratch: Path, count: int, size: int) -> Images:
+def squares(scratch: Path, count: int, size: int) -> StoredImages:
     np.save(scratch / "squares.npy", np.random.default_rng(0).integers(0, 256, (count, 3, size, size), np.uint8))
     return np.load(scratch / "squares.npy", mmap_mode="r")
 
 
-def oblong(scratch: Path, count: int, size: int) -> Images:
+def oblong(scratch: Path, count: int, size: int) -> StoredImages:
     """Upright and lying photos, 4:3, short side at `size`."""
     shapes = np.array([[size, size * 4 // 3], [size * 4 // 3, size]] * (count // 2))
     total = int(3 * shapes.prod(1).sum())
@@ -199,7 +199,7 @@ def oblong(scratch: Path, count: int, size: int) -> Images:
     return rectangles(np.load(scratch / "oblong.npy", mmap_mode="r"), shapes)
 
 
-def drawn_per_second(images: Images, size: int, batch: int) -> float:
+def drawn_per_second(images: StoredImages, size: int, batch: int) -> float:
     """Of batches at random from a memory-mapped file, varied as training does."""
     generator, vary = torch.Generator().manual_seed(0), augmentation("auto", images.shape[-1], size)
     order = torch.randperm(len(images), generator=generator).split(batch)
