@@ -19,11 +19,7 @@ def missing(file: Path) -> list[str]:
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] not in HOUSE:
             continue
-        module = importlib.import_module(node.module or "")
-        there = {name for name in dir(module)}
-        found += [
-            f"{node.module}.{a.name}" for a in node.names if a.name not in there and not part(node.module, a.name)
-        ]
+        found += [f"{node.module}.{name.name}" for name in node.names if not there(node.module, name.name)]
     return found
 
 
