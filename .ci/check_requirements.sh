@@ -4,7 +4,7 @@
 #   bash .ci/check_requirements.sh            compare        bash .ci/check_requirements.sh --write      make both anew
 set -euo pipefail
 cd "$(dirname "$0")/.."
-IMAGE=(--no-default-groups --group pipeline --group orchestration --group workers)
+IMAGE=(--no-default-groups --group pipeline --group orchestration --group workers --group signing)
 resolved() { uv export --quiet --format requirements-txt --no-emit-project --no-annotate --no-header "$@"; }
 compare() {
   diff - "$1" > /dev/null && return

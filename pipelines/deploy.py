@@ -13,6 +13,7 @@ server that does not answer says nothing about the file: it is taken back, too, 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -31,6 +32,7 @@ from autolora.common.files import file_sha256
 from autolora.export.notes import notes_in
 from pipelines.registry import triton_repository as repository
 from pipelines.registry.decision_log import CONTENTS, entries, explaining, now, who
+from pipelines.registry.signature import verify
 from pipelines.registry.triton_server import Canaries, Silent, alive, ask
 from pipelines.registry.versions import alias_version, get_version, verified_onnx, where
 from stages.common.runner import StageError, only_one
@@ -60,7 +62,7 @@ class Refused(StageError):
 class How:
     """keep: version folders that stay; server: asked the canaries too; retry: also what was refused here before.
 
-    unlogged: also what no decision in the log explains.
+    unlogged: also what no decision in the log explains. key: only what it has signed.
     """
 
     keep: int = 3
@@ -68,6 +70,7 @@ class How:
     retry: bool = False
     gpu: bool = False
     unlogged: bool = False
+    key: Path | None = None
 
 
 AS_USUAL = How()
@@ -92,6 +95,8 @@ def deploy(name: str, alias: str, to: Path, how: How = AS_USUAL) -> str:
             return f"{name} version {number} is served already"
         if not how.unlogged:
             require_decision(client, version, alias)
+        if how.key:
+            verify(version, how.key)
         with tempfile.TemporaryDirectory() as folder:
             return _publish(version, model, Path(folder), how)
 
@@ -257,11 +262,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--retry", action="store_true", help="also a version that was refused here before")
     parser.add_argument("--gpu", action="store_true", help="KIND_GPU in config.pbtxt")
     parser.add_argument("--unlogged", action="store_true", help="also a version that no decision in the log explains")
+    parser.add_argument("--verify", type=Path, metavar="KEY", help="only what was signed; the public key, in PEM")
     parser.add_argument("--rollback", action="store_true")
     chosen = parser.parse_args(arguments)
     if chosen.keep < 1:
         parser.error("--keep is at least 1: the version that is served stays")
     return chosen
+
+
+def _key(named: Path | None) -> Path | None:
+    """AUTOLORA_VERIFY_KEY holds for every deployment of a machine: who starts one cannot leave it out."""
+    configured = os.environ.get("AUTOLORA_VERIFY_KEY")
+    return Path(configured) if configured else named
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -270,7 +282,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is on trial is taken back on the way out
 
     def look() -> str:
-        how = How(chosen.keep, chosen.server, chosen.retry, chosen.gpu, chosen.unlogged)
+        how = How(chosen.keep, chosen.server, chosen.retry, chosen.gpu, chosen.unlogged, _key(chosen.verify))
         with answering():
             return deploy(name, alias or "champion", chosen.to, how)
 

@@ -3,6 +3,7 @@
     python -m pipelines.promote NAME                            # who is champion and challenger, and since when
     python -m pipelines.promote NAME VERSION --to champion      # or --to challenger
     python -m pipelines.promote NAME VERSION --to champion --force --why "the old test set had a leak"
+    python -m pipelines.promote NAME VERSION --sign KEY         # and sign it (pipelines/registry/signature.py)
     python -m pipelines.promote NAME --rollback                 # the champion before the present one
     python -m pipelines.promote NAME --history
 
@@ -24,6 +25,7 @@ from autolora.common.command_line import Command
 from autolora.common.files import file_sha256, read_json
 from pipelines.registry import decision_log as history
 from pipelines.registry.gates import Finding, Paired, as_record, champion_findings, gate_findings
+from pipelines.registry.signature import sign
 from pipelines.registry.versions import alias_version, evidence_of, get_version, where
 from stages.common.params import Gates, check
 from stages.common.runner import StageError
@@ -41,7 +43,14 @@ NOT_EXPLAINED = "!! no entry of the log explains it: the alias was moved by othe
 
 
 def promote(
-    name: str, version: str, to: str, gates: Gates | None = None, *, force: bool = False, why: str | None = None
+    name: str,
+    version: str,
+    to: str,
+    gates: Gates | None = None,
+    *,
+    force: bool = False,
+    why: str | None = None,
+    key: Path | None = None,
 ) -> dict[str, Any]:
     """The entry in the log: what was decided on this version, and on which evidence. Without gates: the version's."""
     client = connect().MlflowClient()
@@ -64,7 +73,11 @@ def promote(
         "evidence": as_record(findings, tests),
         **history.contents(found),
     }
-    return _move(client, entry, claim) if earned or force else history.append(client, entry)
+    if not (earned or force):
+        return history.append(client, entry)
+    if key:  # before the alias names it
+        sign(client, found, key)
+    return _move(client, entry, claim)
 
 
 def gates_of(version: ModelVersion) -> Gates:
@@ -234,6 +247,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--to", choices=ALIASES, default="champion")
     parser.add_argument("--force", action="store_true", help="move it although it was refused (needs --why)")
     parser.add_argument("--why", help="kept in the log")
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="sign what is promoted with this private key (PEM)")
     parser.add_argument("--rollback", action="store_true")
     parser.add_argument("--history", action="store_true")
     parser.add_argument("--params", metavar="FILE", help="gates of this params.yaml instead of the version's own")
@@ -255,7 +269,7 @@ def carry_out(chosen: argparse.Namespace) -> dict[str, Any] | None:
         show_present(chosen.name)
         return None
     gates = gates_in(chosen.params, chosen.name) if chosen.params else None
-    return promote(chosen.name, chosen.version, chosen.to, gates, force=chosen.force, why=chosen.why)
+    return promote(chosen.name, chosen.version, chosen.to, gates, force=chosen.force, why=chosen.why, key=chosen.sign)
 
 
 def main(arguments: list[str] | None = None) -> int:
