@@ -205,11 +205,12 @@ class Loader(yaml.SafeLoader):
     """A key that stands twice is refused: YAML would take the last one, in silence."""
 
     def construct_mapping(self, node: yaml.MappingNode, *deep: Any, **named: Any) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice[0]} stands there twice", node.start_mark
-            )
+        seen = set[tuple[str, str]]()
+        for key, _ in node.value:
+            if (written := (key.tag, str(key.value))) in seen:
+                said = f"the key {key.value} stands there twice"
+                raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
+            seen.add(written)
         return super().construct_mapping(node, *deep, **named)
 
 
