@@ -1,6 +1,6 @@
 """Kill an evaluation with SIGKILL, again and again, and let it go on: its flags must be those of an undisturbed run.
 
-    python -m benchmarks.kill_and_resume            [--kills 4] [--processes 1] [--precision float32]
+    python -m benchmarks.kill_and_resume            [--kills 4] [--processes 1] [--precision float32] [--queries 5000]
 
 A small network with random weights, 32 images, all four attacks. Prints what each life of the run left in the progress
 folder, and compares flags and adversarial images to the bit. Exit code 1 if they differ.
@@ -26,13 +26,14 @@ from torch import nn
 from autolora import Threat, autoattack
 from autolora.attacks.autoattack import PRECISIONS
 from autolora.attacks.report import Report
+from autolora.attacks.versions import Budget
 from autolora.common.command_line import Command
 from autolora.common.processes import end_with_parent
 
 IMAGES, SIDE, THREAT = 32, 8, Threat("linf", 0.04)
 
 
-def evaluate(progress: Path | None, precision: str) -> Report:
+def evaluate(progress: Path | None, precision: str, queries: int) -> Report:
     """The same evaluation in every life."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -43,20 +44,23 @@ def evaluate(progress: Path | None, precision: str) -> Report:
     with torch.no_grad():
         net(x)  # running statistics
         y = net.eval()(x).argmax(1)
-    return autoattack(net, x, y, THREAT, progress=progress, batch_size=8, precision=precision, show=False)
+    budget = Budget(queries=queries)
+    return autoattack(
+        net, x, y, THREAT, progress=progress, batch_size=8, precision=precision, budget=budget, show=False
+    )
 
 
-def life(folder: Path, precision: str) -> None:
+def life(folder: Path, precision: str, queries: int) -> None:
     end_with_parent()  # torchrun's workers lead sessions of their own: a kill of torchrun alone leaves them waiting
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         torch.distributed.init_process_group("gloo")
-    report = evaluate(folder / "progress", precision)
+    report = evaluate(folder / "progress", precision, queries)
     if int(os.environ.get("RANK", 0)) == 0:
         np.savez(folder / "end.npz", robust=report.robust.numpy(), adversarial=report.adversarial.numpy())
 
 
 def known(folder: Path) -> int:
-    """Jobs (image and rank of an attack) that the progress folder knows."""
+    """Jobs (image and attempt of an attack) that the progress folder knows."""
     total = 0
     for path in (folder / "progress").glob("*.npz"):
         with np.load(path) as data:
@@ -64,8 +68,9 @@ def known(folder: Path) -> int:
     return total
 
 
-def command(folder: Path, processes: int, precision: str) -> list[str]:
+def command(folder: Path, processes: int, precision: str, queries: int) -> list[str]:
     own = ["-m", "benchmarks.kill_and_resume", "--life", str(folder), "--precision", precision]
+    own += ["--queries", str(queries)]
     if processes == 1:
         return [sys.executable, *own]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *own]
@@ -103,15 +108,16 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=4)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)
+    parser.add_argument("--queries", type=int, default=5000, help="of Square, for each image")
     parser.add_argument("--life", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.life:
-        life(arguments.life, arguments.precision)
+        life(arguments.life, arguments.precision, arguments.queries)
         return 0
-    whole = evaluate(None, arguments.precision)
+    whole = evaluate(None, arguments.precision, arguments.queries)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        again = command(folder, arguments.processes, arguments.precision)
+        again = command(folder, arguments.processes, arguments.precision, arguments.queries)
         for number in range(arguments.kills):
             if not killed(folder, again, 1.0):
                 break

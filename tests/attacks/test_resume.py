@@ -243,7 +243,7 @@ def test_files_cut_off_by_a_power_cut_are_found_again(tmp_path, keep: int) -> No
 def test_killed_with_sigkill(root, processes: int, precision: str) -> None:
     """Also the shared run: two gloo processes started by torchrun end with the flags of one."""
     command = [sys.executable, "-m", "benchmarks.kill_and_resume", "--kills", "2"]
-    command += ["--processes", str(processes), "--precision", precision]
+    command += ["--processes", str(processes), "--precision", precision, "--queries", "500"]
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "killed 1" in ended.stdout
