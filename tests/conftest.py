@@ -16,6 +16,16 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a Prefect worker asked to end sends itself a SIGINT
 
 ROOT = Path(__file__).resolve().parent.parent
+# Half of the whole suite's time (`pytest --durations=60`), the longest first.
+LONGEST = (
+    "test_flows.py",
+    "test_real_servers.py",
+    "test_real_weights.py",
+    "test_chaos.py",
+    "test_fuzz.py",
+    "test_resume.py",
+)
+LONGEST += ("test_autoattack.py", "test_finetune.py")
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +57,11 @@ def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: with two workers it must not be what the other one waits for at the end."""
+    """The longest files first: with two workers none of them must be what the other one waits for at the end."""
     import torch
 
-    items.sort(key=lambda item: item.path.name != "test_flows.py")
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
     if not torch.cuda.is_available():
         for item in items:

@@ -149,7 +149,8 @@ class Evaluate(Section):
     @field_validator("precision", mode="before")
     @classmethod
     def _today(cls, word: Any) -> Any:
-        if word in (earlier := {"full": "float32", "fast": "mixed"}):
+        earlier = {"full": "float32", "fast": "mixed"}
+        if isinstance(word, str) and word in earlier:
             raise ValueError(f"it is now called {earlier[word]}")
         return word
 

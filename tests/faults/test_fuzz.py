@@ -63,8 +63,8 @@ def test_a_process_that_dies_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("name", fuzz.NAMES)
 def test_a_small_part_of_it(name: str, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
-    fuzz.main(["--only", name, "--inputs", "150", "--seed", "1", "--results", str(results)])
+    fuzz.main(["--only", name, "--inputs", "80", "--seed", "1", "--results", str(results)])
     (door,) = read_json(results)["doors"]
-    assert door["tried"] >= 150
-    assert door["refused with a message"] > 20
+    assert door["tried"] >= 80
+    assert door["refused with a message"] > 5
     assert door["findings"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,15 @@ def test_params_yaml_nested_or_huge(root: Path, tmp_path: Path) -> None:
         with pytest.raises(StageError) as raised:
             check(file)
         assert 0 < len(str(raised.value)) < 3000
+
+
+def test_a_list_where_a_word_is_expected(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    params = parsed((root / "params.yaml").read_bytes())
+    params["evaluate"]["precision"] = ["float32"]
+    file.write_text(json.dumps(params))
+    with pytest.raises(StageError, match=r"evaluate\.precision"):
+        check(file)
 
 
 def test_a_table_whose_header_is_too_long_for_csv(tmp_path: Path) -> None:
