@@ -36,6 +36,7 @@ from pipelines.registry.signature import verify
 from pipelines.registry.triton_server import Canaries, Silent, alive, ask
 from pipelines.registry.versions import alias_version, get_version, verified_onnx, where
 from stages.common.runner import StageError, only_one
+from stages.common.scrub import scrubbed
 from stages.evidence.canaries import disagreement
 from stages.register import CANARIES, quiet
 from stages.tracking.client import answering, connect, mlflow_module
@@ -237,9 +238,9 @@ def watch(look: Callable[[], str], seconds: float, rounds: int | None = None) ->
         try:
             said = look()
         except StageError as error:
-            said = f"deploy: {error}"
+            said = scrubbed(f"deploy: {error}")
         except Exception as error:  # a download that breaks off, a full disk: mended some day, and the watch goes on
-            said = f"deploy: {type(error).__name__}: {error}"
+            said = scrubbed(f"deploy: {type(error).__name__}: {error}")
         said = TEMPORARY.sub("tmp", said)
         if said != told:
             print(f"{now()[:19]}Z  {said}", flush=True)
@@ -291,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
             watch(look, chosen.watch)
         print(rollback(name, chosen.to) if chosen.rollback else look())
     except StageError as error:
-        print(f"deploy: {error}", file=sys.stderr)
+        print(scrubbed(f"deploy: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0

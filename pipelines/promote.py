@@ -29,6 +29,7 @@ from pipelines.registry.signature import sign
 from pipelines.registry.versions import alias_version, evidence_of, get_version, where
 from stages.common.params import Gates, check
 from stages.common.runner import StageError
+from stages.common.scrub import scrubbed
 from stages.evidence.files import ONNX
 from stages.register import GATES, RECEIPT, check_receipt
 from stages.tracking.client import answering, connect
@@ -278,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
         with answering():
             entry = carry_out(chosen)
     except (StageError, FileNotFoundError) as error:
-        print(f"promote: {error}", file=sys.stderr)
+        print(scrubbed(f"promote: {error}"), file=sys.stderr)
         return 1
     if entry is not None:
         show(entry)

@@ -47,6 +47,7 @@ from pipelines.workspace.dvc_graph import Stage
 from stages.common.clone import clone_of
 from stages.common.endings import ended, forget
 from stages.common.errors import AGAIN, BUSY, MEND
+from stages.common.scrub import scrubbed
 
 PERCENT = re.compile(r"\b(\d{1,3})%\|")  # tqdm: "finetune:  42%|####   | 25/60 ..."
 HINTS = ("To track the changes with git", "git add ", "To enable auto staging", "dvc config core.", "Use `dvc push`")
@@ -305,7 +306,7 @@ def main() -> None:
     try:
         start(args)
     except REFUSED as error:
-        sys.exit(f"rebuild: {error}")
+        sys.exit(scrubbed(f"rebuild: {error}"))
 
 
 def start(args: argparse.Namespace) -> None:

@@ -38,6 +38,7 @@ from pipelines.sweeps.grid import Cell, Sweep
 from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace import worktree as workspace
 from pipelines.workspace.revisions import schema_in
+from stages.common.scrub import scrubbed
 
 DONE, KEPT = "cell.json", "params.yaml"  # KEPT: what a rebuild leaves in any case (pipelines/workspace/results.py)
 
@@ -250,7 +251,7 @@ def main() -> None:
     try:
         show(args.name) if args.list else start(args)
     except (grid.GridError, SweepIncomplete, *rebuild.REFUSED) as error:
-        sys.exit(f"sweep: {error}")
+        sys.exit(scrubbed(f"sweep: {error}"))
     except ImportError as error:
         sys.exit(f"sweep: --runner {args.runner} needs a package that is not installed: {error}")
 

@@ -31,7 +31,7 @@ from stages.evidence.canaries import canaries
 from stages.evidence.checks import in_words, sixteen, title
 from stages.evidence.files import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
 from stages.evidence.provenance import provenance_of
-from stages.tracking.client import answering, connect, tracking_uri, without_password
+from stages.tracking.client import answering, connect, shown_uri
 from stages.tracking.live_run import LIVE_STAGE
 from stages.tracking.mirror import log_metrics, metrics, mirror
 from stages.tracking.serving import log_checked
@@ -101,7 +101,7 @@ def find_or_create(name: str, evidence: Evidence, source: dict[str, str], charts
         "model_uri": f"models:/{name}/{found.version}",
         "run_id": found.run_id,
         "experiment_id": client.get_run(found.run_id).info.experiment_id,
-        "tracking_uri": without_password(tracking_uri()),
+        "tracking_uri": shown_uri(),
         "content_key": evidence.key,
         "onnx_sha256": evidence.manifest[ONNX],
     }
@@ -249,7 +249,7 @@ def verify_file(mlflow: ModuleType, version: ModelVersion, expected: str) -> Pat
         found = file_sha256(path)
     if found != expected:
         raise StageError(
-            f"{version.name} version {version.version} on {without_password(tracking_uri())} holds another model.onnx "
+            f"{version.name} version {version.version} on {shown_uri()} holds another model.onnx "
             f"than was registered (sha256 {found[:12]}, expected {expected[:12]}): it was changed afterwards. "
             "Delete that version and run `dvc repro` again."
         )
@@ -265,7 +265,7 @@ def fetch_onnx(mlflow: ModuleType, version: ModelVersion, folder: Path) -> Path:
 def check_receipt(client: MlflowClient, path: str | Path = RECEIPT) -> ModelVersion:
     """The version that the receipt names, which the server must know, with the same content."""
     receipt = read_json(path)
-    uri = without_password(tracking_uri())
+    uri = shown_uri()
     named = [v for v in find(client, receipt["name"], receipt["content_key"]) if int(v.version) == receipt["version"]]
     if not named:
         raise StageError(

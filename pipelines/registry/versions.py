@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from autolora.common.files import file_sha256, read_json
 from stages.common.runner import StageError
+from stages.common.scrub import scrubbed
 from stages.evidence.files import ONNX, Evidence, content_key, same_weights
 from stages.register import fetch_onnx, quiet, version_tags
-from stages.tracking.client import mlflow_module, tracking_uri, without_password
+from stages.tracking.client import mlflow_module, shown_uri
 from stages.tracking.mirror import EVIDENCE
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def alias_version(client: MlflowClient, name: str, alias: str) -> int | None:
 
 
 def where() -> str:
-    return without_password(tracking_uri())
+    return shown_uri()
 
 
 @contextmanager
@@ -70,7 +71,7 @@ def evidence_of(version: ModelVersion) -> Iterator[Evidence]:
                 (tree / ONNX).parent.mkdir(parents=True, exist_ok=True)
                 fetch_onnx(mlflow, version, (tree / ONNX).parent)
         except Exception as error:
-            raise StageError(f"{title}: its files cannot be fetched from {where()} ({error})") from None
+            raise StageError(f"{title}: its files cannot be fetched from {where()} ({scrubbed(str(error))})") from None
         evidence = Evidence(tree)
         verify(title, evidence, version.tags)
         yield evidence
@@ -111,7 +112,7 @@ def verified_onnx(version: ModelVersion, folder: Path) -> Path:
         with quiet():
             path = fetch_onnx(mlflow_module(), version, folder)
     except Exception as error:
-        raise StageError(f"{title}: model.onnx cannot be fetched from {where()} ({error})") from None
+        raise StageError(f"{title}: model.onnx cannot be fetched from {where()} ({scrubbed(str(error))})") from None
     found, expected = file_sha256(path), version.tags.get("onnx_sha256", "none registered")
     if found != expected:
         raise StageError(

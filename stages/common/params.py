@@ -29,6 +29,7 @@ from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
 from stages.common.errors import StageError
+from stages.common.scrub import scrubbed
 from stages.common.yaml_text import short
 
 LISTED = 20  # faults told at once
@@ -89,6 +90,13 @@ class Backbone(Section):
     mean: list[float] | None = None
     std: list[float] | None = None
     trained_for: str | None = None
+
+    @field_validator("weights")
+    @classmethod
+    def _holds_no_secret(cls, weights: str | None) -> str | None:
+        if weights is not None and scrubbed(weights) != weights:
+            raise ValueError("a name, password or token in an address ends up in records: leave it out")
+        return weights
 
     @field_validator("trained_for")
     @classmethod
@@ -226,7 +234,7 @@ def check(path: str | Path) -> Params:
             f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8"
         ) from None
     except yaml.YAMLError as error:
-        raise StageError(f"{path} is not YAML: {short(str(error))}") from None
+        raise StageError(f"{path} is not YAML: {short(scrubbed(str(error)))}") from None
     except ValidationError as error:
         raise StageError("\n".join(f"{path}: {line}" for line in _readable(error)[:LISTED])) from None
 
@@ -261,7 +269,7 @@ def _line(key: str, problems: list[Any]) -> str:
     near = nearest(str(first["input"]), [word for p in problems for word in _words(p)])
     meant = f"; did you mean {near}?" if near else ""
     return (
-        f"{short(key)} is {short(repr(first['input']))}: "
+        f"{short(key)} is {short(scrubbed(repr(first['input'])))}: "
         + " or ".join(reasons).replace(" or it must be", " or")
         + meant
     )

@@ -27,6 +27,7 @@ from autolora.common.progress import named
 from stages.common.clone import seen_from_clone
 from stages.common.endings import forget, tell
 from stages.common.errors import BUSY, INTERRUPTED, MEND, Busy, StageError
+from stages.common.scrub import scrubbed, scrubbing
 from stages.common.views import key_of
 
 UNWRITABLE = {getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST"]}
@@ -41,7 +42,7 @@ def main(stage: Callable[[], None]) -> None:
     if "RANK" not in os.environ:  # a process among several leaves what the others have told
         forget(name)
     try:
-        with named(name):
+        with named(name), scrubbing():
             stage()
     except AtWork as error:
         _end(name, BUSY, str(error))
@@ -64,6 +65,7 @@ def main(stage: Callable[[], None]) -> None:
 
 
 def _end(name: str, code: int, message: str) -> NoReturn:
+    message = scrubbed(message)
     print(f"{name}: {message}", file=sys.stderr)
     sys.exit(tell(name, code, message).code)
 

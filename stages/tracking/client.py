@@ -18,9 +18,11 @@ from urllib.parse import urlsplit
 from autolora.common.errors import first_line
 from stages.common.clone import clone_of, seen_from_clone
 from stages.common.errors import StageError, TryAgain
+from stages.common.scrub import scrubbed
 
 SQLITE = "sqlite:///"
 DEFAULT_URI = f"{SQLITE}mlflow.db"
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # Set before MLflow is imported, and only where the user has not said otherwise.
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -85,7 +87,7 @@ def connect() -> ModuleType:
 
 def away(reason: str) -> ServerAway:
     return ServerAway(
-        f"the MLflow server {without_password(tracking_uri())} does not answer ({reason}). Start it, or set "
+        f"the MLflow server {shown_uri()} does not answer ({scrubbed(reason)}). Start it, or set "
         f"MLFLOW_TRACKING_URI (unset: {DEFAULT_URI} in this folder). Nothing is lost: `dvc repro` finishes later."
     )
 
@@ -102,30 +104,27 @@ def answering() -> Iterator[None]:
         if reason := _unreachable(tracking_uri()):
             raise away(reason) from error
         if isinstance(error, mlflow_module().MlflowException):
-            said = str(error).partition("\n")[0]
-            raise StageError(f"the MLflow server {without_password(tracking_uri())} refuses: {said}") from error
+            said = scrubbed(first_line(error))
+            raise StageError(f"the MLflow server {shown_uri()} refuses: {said}") from error
         raise
 
 
 def _unreachable(uri: str, seconds: float = 5.0) -> str | None:
     """Why no TCP connection comes about (quickly: MLflow itself would retry for minutes), or None."""
-    parts = urlsplit(uri)
-    if parts.scheme not in ("http", "https"):
-        return None
     try:
-        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        socket.create_connection((parts.hostname or "", port), timeout=seconds).close()
+        parts = urlsplit(uri)
+        port = parts.port or PORTS.get(parts.scheme.partition("+")[0])
+        if parts.hostname is None or port is None:  # a file, or an address that its driver must judge
+            return None
+        socket.create_connection((parts.hostname, port), timeout=seconds).close()
     except (OSError, ValueError) as error:
         return str(error)
     return None
 
 
-def without_password(uri: str) -> str:
-    """The address as it may be shown and kept."""
-    parts = urlsplit(uri)
-    if not parts.password:
-        return uri
-    return parts._replace(netloc=f"{parts.username}:***@{parts.netloc.rpartition('@')[2]}").geturl()
+def shown_uri() -> str:
+    """The server's address as it may be shown and kept."""
+    return scrubbed(tracking_uri())
 
 
 def experiment_id(mlflow: ModuleType) -> str:
@@ -173,6 +172,6 @@ def log_params(mlflow: ModuleType, run_id: str, params: Mapping[str, Any]) -> No
     """Parameters that the run does not have yet: MLflow lets nobody change one."""
     client = mlflow.MlflowClient()
     known = client.get_run(run_id).data.params
-    new = [mlflow.entities.Param(key, str(value)) for key, value in flat(params).items() if key not in known]
+    new = [mlflow.entities.Param(key, scrubbed(str(value))) for key, value in flat(params).items() if key not in known]
     for start in range(0, len(new), 100):
         client.log_batch(run_id, params=new[start : start + 100])

@@ -28,8 +28,8 @@ from stages.tracking.client import (
     log_epochs,
     log_params,
     numbers,
+    shown_uri,
     tracking_uri,
-    without_password,
 )
 
 LIVE_RECORD, LIVE_EPOCHS, LIVE_STAGE = "live.json", "live.jsonl", "finetune"
@@ -115,11 +115,11 @@ def live_run_id(mlflow: ModuleType, folder: Path, params: Mapping[str, Any]) -> 
     client = mlflow.MlflowClient()
     with suppress(FileNotFoundError, KeyError, ValueError, mlflow.MlflowException):
         known = read_json(folder / LIVE_RECORD)
-        if known["tracking_uri"] == without_password(tracking_uri()):
+        if known["tracking_uri"] == shown_uri():
             client.update_run(known["run_id"], status="RUNNING")
             return known["run_id"]
     run = client.create_run(experiment_id(mlflow), run_name=f"finetune {folder.name[:8]}", tags={"stage": LIVE_STAGE})
-    write_json(folder / LIVE_RECORD, {"run_id": run.info.run_id, "tracking_uri": without_password(tracking_uri())})
+    write_json(folder / LIVE_RECORD, {"run_id": run.info.run_id, "tracking_uri": shown_uri()})
     log_params(mlflow, run.info.run_id, params)
     return run.info.run_id
 
@@ -138,7 +138,7 @@ def find_live_run(rows: Sequence[Mapping[str, Any]], work: Path) -> str | None:
     for path in sorted(work.glob(f"*/{LIVE_RECORD}"), key=lambda p: p.stat().st_mtime, reverse=True):
         with suppress(OSError, KeyError, ValueError):
             known = read_json(path)
-            here = known["tracking_uri"] == without_password(tracking_uri())
+            here = known["tracking_uri"] == shown_uri()
             if here and _same_training(rows, path.with_name(LIVE_EPOCHS)):
                 return known["run_id"]
     return None

@@ -24,6 +24,7 @@ PLUMBING = frozenset(
         Path("stages/common/params.py"),
         Path("stages/common/views.py"),
         Path("stages/common/runner.py"),
+        Path("stages/common/scrub.py"),
         Path("stages/common/weights.py"),
         Path("stages/common/yaml_text.py"),
         Path("stages/tracking/client.py"),
