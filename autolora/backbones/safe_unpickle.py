@@ -79,33 +79,35 @@ def _read_torch(path: Path, kind: str) -> tuple[Any, list[str]]:
                 return torch.load(path, map_location="cpu", weights_only=True), []
             except pickle.UnpicklingError:
                 return _read_inert(path)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ) as error:
+    except Exception as error:  # foreign bytes have them raise what they like: OverflowError, AssertionError, ...
         reason = first_line(error)[:200]
         raise ValueError(f"{path} is damaged, truncated, or not written by torch.save ({reason})") from None
 
 
 def _refuse_foreign_zip(path: Path) -> None:
+    try:
+        fault = _zip_fault(path)
+    except Exception as error:  # BadZipFile, NotImplementedError, OSError, struct.error, ...
+        fault = f"is a damaged or truncated archive ({first_line(error)[:200]})"
+    if fault:
+        raise ValueError(f"{path} {fault}")
+
+
+def _zip_fault(path: Path) -> str | None:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is truncated: the end of the archive is missing")
+        return "is truncated: the end of the archive is missing"
     with zipfile.ZipFile(path) as archive:
         names = [name.rpartition("/")[2] for name in archive.namelist()]
         if "constants.pkl" in names:
-            raise ValueError(f"{path} is a TorchScript archive, which carries code: save its state_dict() instead")
+            return "is a TorchScript archive, which carries code: save its state_dict() instead"
         if "data.pkl" not in names:
-            raise ValueError(f"{path} is a zip archive that torch.save did not write: unpack it, and name a file in it")
+            return "is a zip archive that torch.save did not write: unpack it, and name a file in it"
         if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-            raise ValueError(f"{path} is compressed, which torch.save never does: unpack it, and save it again")
+            return "is compressed, which torch.save never does: unpack it, and save it again"
         bad = archive.testzip()  # torch does not look at the checksums; 0 is what it writes when told to leave them out
         if bad is not None and archive.getinfo(bad).CRC:
-            raise ValueError(f"{path} is damaged: the checksum of {bad} in it is wrong")
+            return f"is damaged: the checksum of {bad} in it is wrong"
+    return None
 
 
 # --- a pickle that rebuilds tensors and nothing else ------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from autolora.backbones.checkpoints import read_checkpoint
 from pipelines.sweeps import grid
 from pipelines.workspace import worktree
 from stages.common.errors import StageError
@@ -80,6 +83,26 @@ def test_a_list_where_a_word_is_expected(root: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(params))
     with pytest.raises(StageError, match=r"evaluate\.precision"):
         check(file)
+
+
+def bytes_of(content: object, **how: bool) -> bytes:
+    torch.save(content, file := io.BytesIO(), **how)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("old", [False])
+def test_a_checkpoint_hurt_anywhere_is_refused_or_read(old: bool, tmp_path: Path) -> None:
+    """Each byte in turn becomes another; OverflowError, BadZipFile, AssertionError and others came out of this."""
+    good = bytes_of({"fc.weight": torch.ones(3, 4)}, _use_new_zipfile_serialization=not old)
+    file, refused = tmp_path / "weights.pt", 0
+    for at in range(0, len(good), max(1, len(good) // 400)):
+        for other in (0, 0xFF, good[at] ^ 1):
+            file.write_bytes(good[:at] + bytes([other]) + good[at + 1 :])
+            try:
+                read_checkpoint(file)
+            except ValueError as error:
+                refused += bool(str(error).strip())
+    assert refused > 50
 
 
 def test_a_table_whose_header_is_too_long_for_csv(tmp_path: Path) -> None:
