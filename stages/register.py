@@ -85,6 +85,14 @@ def in_sentence(r: dict[str, Any]) -> str:
     return f"{robust} of {n} images withstand {attack} at {threat}; {clean} are right when nobody attacks"
 
 
+def run_title(evidence: Evidence) -> str:
+    """What a list of runs shows: autolora linf 16/255: 88 / 100 (robust / clean)."""
+    r = evidence.robustness
+    method = evidence.optional("models/finetuned/finetuned.json").get("method", "model")
+    figures = " / ".join(f"{100 * r[key]:.4g}" for key in ("robust_accuracy", "clean_accuracy"))
+    return f"{method} {r['threat']['text'].replace(':', ' ')}: {figures}"
+
+
 def find_or_create(name: str, evidence: Evidence, source: dict[str, str], charts: dict[str, str]) -> dict[str, Any]:
     """The receipt of the one version that holds this content, created where the server does not have it."""
     mlflow = connect()
@@ -150,8 +158,7 @@ def create(
         known = canaries(evidence)
         np.savez(path, allow_pickle=False, **known)
         tags = version_tags(evidence) | source | {"canaries_sha256": file_sha256(path)}
-        title = f"{name} {evidence.key[:8]}"
-        run_id = mirror(mlflow, evidence, title, charts, [path, evidence.path(CARD)])
+        run_id = mirror(mlflow, evidence, run_title(evidence), charts, [path, evidence.path(CARD)])
     model = log_onnx(mlflow, run_id, evidence, known["x"][:1], tags)
     log_metrics(mlflow, run_id, metrics(evidence), model.model_id)
     _ensure_registered_model(mlflow, name)
@@ -195,20 +202,20 @@ def version_tags(evidence: Evidence) -> dict[str, str]:
     """What people filter by, and what promotion and deployment verify."""
     r = evidence.robustness
     return {
+        "robust_accuracy": f"{r['robust_accuracy']:.4f}",
+        "clean_accuracy": f"{r['clean_accuracy']:.4f}",
+        "threat": r["threat"]["text"],
+        "eps": f"{r['threat']['eps']:.6g}",
+        "n": str(r["data"]["n"]),
+        "attack_version": r["version"],
+        "alpha": f"{r['alpha']:g}",
+        "checks": in_words(sixteen(r["checks"])),
         "content_key": evidence.key,
         "onnx_sha256": evidence.manifest[ONNX],
         "robustness_sha256": evidence.manifest[ROBUSTNESS],
         "flags_sha256": evidence.manifest[FLAGS],
         "weights_sha256": r["weights_sha256"],
         "data_ids_sha256": r["data"]["ids_sha256"],
-        "threat": r["threat"]["text"],
-        "eps": f"{r['threat']['eps']:.6g}",
-        "clean_accuracy": f"{r['clean_accuracy']:.4f}",
-        "robust_accuracy": f"{r['robust_accuracy']:.4f}",
-        "n": str(r["data"]["n"]),
-        "attack_version": r["version"],
-        "alpha": f"{r['alpha']:g}",
-        "checks": in_words(sixteen(r["checks"])),
     }
 
 
@@ -219,6 +226,8 @@ def description(evidence: Evidence) -> str:
     twin, found = r.get("baseline"), sixteen(r["checks"])
     return "\n".join(
         [
+            f"{in_sentence(r)}.",
+            "",
             f"**Robust image classifier**, {len(evidence.classes)} classes: {', '.join(evidence.classes[:12])}"
             + (" …" if len(evidence.classes) > 12 else ""),
             "",

@@ -5,6 +5,7 @@ run_id = mirror(mlflow, evidence, title="robust-digits 1a2b3c4d", extra=[Path("r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -34,11 +35,23 @@ def mirror(mlflow: ModuleType, evidence: Evidence, title: str, plots: Mapping[st
     log_params(mlflow, run_id, locked_params(evidence.folder))
     log_epochs(mlflow, run_id, missed(client, run_id, rows))
     log_metrics(mlflow, run_id, metrics(evidence))
+    log_dataset(client, run_id, evidence)
     for key, value in ({"content_key": evidence.key} | provenance_of(evidence.folder)).items():
         client.set_tag(run_id, key, value)
     log_files(client, run_id, evidence, plots, extra)
     client.set_terminated(run_id, "FINISHED")
     return run_id
+
+
+def log_dataset(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
+    """The attacked images, known by the hash of their ids; MLflow lists them beside the run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = evidence.robustness["data"]
+    source = json.dumps({"path": data["name"]})
+    profile = json.dumps({"images": data["n"], "ids_sha256": data["ids_sha256"]})
+    dataset = Dataset(str(data["name"]), data["ids_sha256"][:36], "local", source, profile=profile)
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", data["split"])])])
 
 
 def _usable(client: MlflowClient, run_id: str, key: str) -> bool:

@@ -57,6 +57,15 @@ def test_it_ends_with_what_there_is_and_what_to_do_next(registered, capsys):
     ]
 
 
+def test_a_list_of_runs_and_versions_reads_well(registered, client):
+    run = client.get_run(registered("a")["run_id"])
+    assert run.info.run_name == "model linf 16/255: 60 / 90"
+    (given,) = run.inputs.dataset_inputs
+    assert (given.dataset.name, given.tags[0].value) == ("digits", "test")
+    version = client.get_model_version("synthetic", "1")
+    assert version.description.startswith("60\u202f% of 200 images withstand AutoAttack at linf:16/255; ")
+
+
 def test_the_run_mirrors_the_files(registered, client, tmp_path):
     run_id = registered("a")["run_id"]
     with open(tmp_path / "a/reports/training.csv") as file:
