@@ -32,13 +32,14 @@ from autolora.attacks.evaluation import Settings
 from autolora.attacks.report import Report
 from autolora.attacks.verdicts import Check, ordered, require
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
+from autolora.common.code import code_sha256
 from autolora.common.files import read_json, replacing, write_json, write_text
 from autolora.common.progress import duration
 from autolora.common.statistics import mcnemar
 from autolora.data.images import TestImages
 from stages.common.command_line import takes_no_arguments
 from stages.common.processes import processes
-from stages.common.runner import StageError, code_key, main, timed, work_dir
+from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import EvaluateParams, load
 from stages.evaluation.contact_sheet import Row, contact_sheet
 from stages.evaluation.provenance_checks import nothing_chosen, read_manifest, splits_apart, weights_match
@@ -110,7 +111,7 @@ def evaluate_network(params: EvaluateParams, images: TestImages, path: Path) -> 
     model, notes = load_network(path)
     section, device = params.evaluate, device_of(model)
     determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids_sha256(images.ids)}
-    determines |= {"code": code_key(), "device": device.type}  # rounding of another kind of device differs
+    determines |= {"code": code_sha256(), "device": device.type}  # rounding of another kind of device differs
     folder = work_dir("evaluate", model=path.stem, **determines)
     told = partial(tell, len(images)) if path == MERGED else None
     settings = Settings(section.version, params.seed, section.precision, progress=folder, device=device, tell=told)

@@ -21,13 +21,14 @@ import torch
 
 from autolora.attacks.onnx_file import parity
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
+from autolora.common.code import code_sha256
 from autolora.common.files import file_sha256, read_json, replacing_folder, write_json
 from autolora.export.notes import notes_in
 from autolora.export.runtime import best_device, logits, onnxruntime, open_session
 from autolora.export.write import evidence, export_onnx, opset
 from autolora.threat import Threat
 from stages.common.command_line import takes_no_arguments
-from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
+from stages.common.runner import StageError, main, only_one, timed, work_dir
 from stages.common.views import ExportParams, load
 from stages.estimate import announce
 from stages.evaluation.onnx_robustness import measure
@@ -47,7 +48,7 @@ def export() -> None:
         refuse_other_weights(robustness, params.threat)
         inputs = (MERGED, ADVERSARIAL, ROBUSTNESS, CLASSES, CALIBRATION)
         sources = {str(path): file_sha256(path) for path in inputs}
-        versions = {"onnxruntime": onnxruntime.__version__, "code": code_key()}
+        versions = {"onnxruntime": onnxruntime.__version__, "code": code_sha256()}
         work = work_dir("export", **params.as_dict(), **sources, **versions)
         with only_one(work):
             shutil.rmtree(work / "files", ignore_errors=True)

@@ -23,6 +23,7 @@ import torch
 from autolora.backbones.classifier import Classifier, save_classifier
 from autolora.backbones.loading import load_backbone
 from autolora.common import distributed
+from autolora.common.code import code_sha256
 from autolora.common.files import file_sha256, read_json, replacing, replacing_folder, write_json
 from autolora.common.processes import end_with_parent
 from autolora.data.ragged import Rectangles, rectangles
@@ -31,7 +32,7 @@ from autolora.training.loop import Tuned
 from autolora.training.loop import finetune as tune
 from stages.common.command_line import takes_no_arguments
 from stages.common.errors import TryAgain
-from stages.common.runner import code_key, main, only_one, processes_asked_for, timed, work_dir
+from stages.common.runner import main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
 from stages.common.weights import resolve_weights
 from stages.estimate import announce
@@ -57,7 +58,7 @@ def finetune() -> None:
 def train_both() -> None:
     params = load(FinetuneParams)
     first = distributed.process_number() == 0
-    work = work_dir("finetune", **params.as_dict(), data=data_keys(), code=code_key())
+    work = work_dir("finetune", **params.as_dict(), data=data_keys(), code=code_sha256())
     clock: AbstractContextManager[dict[str, Any]] = timed("finetune") if first else nullcontext({})
     lock: AbstractContextManager[None] = only_one(work) if first else nullcontext()
     with clock as record, lock:

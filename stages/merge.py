@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes, save_classifier
+from autolora.common.code import code_sha256
 from autolora.common.files import file_sha256, replacing, write_text
 from autolora.common.progress import bar
 from autolora.threat import Threat
 from autolora.training.branch import add_branch, load_deltas
 from autolora.training.dial import Point, choose, interpolate, judge
 from stages.common.command_line import takes_no_arguments
-from stages.common.runner import StageError, code_key, main, only_one, timed, work_dir
+from stages.common.runner import StageError, main, only_one, timed, work_dir
 from stages.common.views import MergeParams, load
 from stages.estimate import announce
 from stages.estimate.costs import Counts
@@ -90,7 +91,7 @@ def _curve(ends: Ends, settings: list[tuple[str, float]], threat: Threat) -> lis
     x, y = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     files = [*FINETUNED.glob("*.safetensors"), *VALIDATION.glob("*.npy")]
     sources = {str(f): file_sha256(f) for f in sorted(files)}
-    folder = work_dir("merge", files=sources, threat=str(threat), code=code_key())
+    folder = work_dir("merge", files=sources, threat=str(threat), code=code_sha256())
     points = []
     announce.merge(ends.robust, Counts(0, len(y)), len(settings))
     with only_one(folder), bar(len(settings) * len(y), "the dial", "image") as shown:

@@ -1,13 +1,14 @@
 """Shared fixtures: where the real test data lie, one thread, and the GPU marker."""
 
 import os
+import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from autolora.common import code
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each would spin
 if (
@@ -44,14 +45,13 @@ def shared() -> Path:
 
 @pytest.fixture
 def mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """A function after which the code of autolora is another, as if one of its modules had been edited."""
-    path, module = tmp_path / "mended.py", ModuleType("autolora.mended")
-    path.write_text("")
-    module.__file__ = str(path)
-    monkeypatch.setitem(sys.modules, "autolora.mended", module)
+    """A function after which the code of autolora is another, as if one of its files had been edited."""
+    copy = tmp_path / "library" / "autolora"
+    shutil.copytree(code.LIBRARY, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "LIBRARY", copy)
 
     def edit() -> None:
-        path.write_text("MENDED = True\n")
+        (copy / "threat.py").write_text("MENDED = True\n")
 
     return edit
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from autolora.common import distributed
+from autolora.common.code import code_sha256
 from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import locked, naming, replacing, weights_sha256
 from autolora.data.ragged import Rectangles
@@ -52,8 +53,8 @@ def checkpoint_file(
     are another name."""
     if folder is None:
         return None
-    digest = hashlib.sha256(f"{torch.__version__} {settings} {speed(settings, device)} {device.type}".encode())
-    digest.update(code(model, settings))
+    digest = hashlib.sha256(f"{code_sha256()} {settings} {speed(settings, device)} {device.type}".encode())
+    digest.update(written_elsewhere(model, settings))
     layers = re.sub(" at 0x[0-9a-f]+", "", repr(model))  # where a function lies in memory is another in each process
     digest.update(f"{layers} {getattr(model, 'spec', None)}".encode())
     digest.update(weights_sha256(model.state_dict() | dict(model.named_buffers())).encode())
@@ -67,11 +68,9 @@ def checkpoint_file(
     return Path(folder) / f"{settings.method}-{digest.hexdigest()[:16]}.pt"
 
 
-def code(model: nn.Module, settings: Settings) -> bytes:
-    """The files of this library, and what others wrote: the network's own layers and the method's objective."""
+def written_elsewhere(model: nn.Module, settings: Settings) -> bytes:
+    """What others wrote: the network's own layers and the method's objective."""
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(file.read_bytes())
     written = {type(module) for module in model.modules()} | {METHODS[settings.method].objective}
     for thing in sorted(written, key=lambda t: f"{t.__module__}.{t.__qualname__}"):
         if thing.__module__.split(".")[0] not in LIBRARIES:

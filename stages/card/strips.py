@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.evidence.canaries import answers
+from stages.evidence.examples import magnified
 from stages.evidence.files import ONNX, Evidence
 
 SHOWN = 12
@@ -52,10 +53,8 @@ def _strip(clean: np.ndarray, adversarial: np.ndarray) -> tuple[str, int]:
     """Three images in a row, a thin gap between them; the perturbation is scaled to the full range around grey."""
     from PIL import Image
 
-    offset = adversarial - clean
-    magnified = 0.5 + offset / (2 * max(float(np.abs(offset).max()), 1e-9))
     gap = np.full((3, clean.shape[1], max(1, clean.shape[2] // 16)), np.nan, np.float32)
-    row = np.concatenate([clean, gap, magnified, gap, adversarial], axis=2).transpose(1, 2, 0)
+    row = np.concatenate([clean, gap, magnified(clean, adversarial)[0], gap, adversarial], axis=2).transpose(1, 2, 0)
     opaque = np.where(np.isnan(row[..., :1]), 0, 255).astype(np.uint8)
     pixels = (np.nan_to_num(row).clip(0, 1) * 255).round().astype(np.uint8)
     buffer = io.BytesIO()

@@ -17,9 +17,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from autolora.common.errors import BadArgument
 from autolora.common.files import AtWork, locked, write_json
@@ -91,14 +90,6 @@ def work_dir(stage: str, **determines: Any) -> Path:
     with suppress(OSError):  # it may be another user's
         os.utime(path)  # when it was last used: stages.work removes what is not used for long
     return path
-
-
-def code_key() -> str:
-    """Progress made by other code, ours (what is imported of autolora) or torch's, is another work's."""
-    digest = hashlib.sha256(installed("torch").encode())
-    for name in sorted(name for name in sys.modules if name.split(".")[0] == "autolora"):
-        digest.update(Path(cast(str, sys.modules[name].__file__)).read_bytes())
-    return digest.hexdigest()
 
 
 @contextmanager

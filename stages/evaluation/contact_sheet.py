@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from stages.evidence.examples import magnified
+
 TILE, GAP, LINE, LEFT = 128, 10, 16, 8
 HEADER = ("clean", "perturbation", "adversarial")
 
@@ -36,10 +38,9 @@ def contact_sheet(rows: Sequence[Row], title: str, note: str = "") -> Image.Imag
 
 
 def _row(sheet: Image.Image, draw: ImageDraw.ImageDraw, font: object, row: Row, top: int) -> None:
-    offset = row.adversarial - row.clean
-    largest = float(np.abs(offset).max())
-    factor = 0.5 / largest if largest > 0 else 1.0
-    tiles = (row.clean, 0.5 + factor * offset, row.adversarial)
+    perturbation, factor = magnified(row.clean, row.adversarial)
+    largest = float(np.abs(row.adversarial - row.clean).max())
+    tiles = (row.clean, perturbation, row.adversarial)
     captions = (
         f"{row.label} / {row.said_clean}",
         f"x {factor:.0f}, most {255 * largest:.1f}/255",

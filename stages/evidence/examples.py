@@ -28,6 +28,14 @@ def read_examples(path: str | Path) -> Examples:
         return Examples(images, data["adversarial"].astype(np.float32, copy=False), data["found"])
 
 
+def magnified(clean: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, float]:
+    """The perturbation around grey, stretched until its largest value is full scale, and by how much."""
+    offset = adversarial - clean
+    largest = float(np.abs(offset).max())
+    factor = 0.5 / largest if largest > 0 else 1.0
+    return 0.5 + factor * offset, factor
+
+
 def write_examples(path: str | Path, examples: Examples, threat: str) -> None:
     """With all that a reader needs to judge them: no other file."""
     images, adversarial, found = examples

@@ -12,7 +12,7 @@ import pytest
 from autolora.common.files import AtWork, file_sha256, read_json, replacing, weights_sha256, write_json
 from stages.common.endings import ended
 from stages.common.errors import AGAIN, BUSY, INTERRUPTED, MEND, Busy, StageError, TryAgain
-from stages.common.runner import code_key, main, only_one, timed, work_dir
+from stages.common.runner import main, only_one, timed, work_dir
 from tests.house.imports import ROOT
 
 
@@ -107,16 +107,6 @@ def test_the_same_work_has_the_same_folder(tmp_path, monkeypatch):
     assert first != work_dir("merge", seed=1, threat={"norm": "linf", "eps": "8/255"})
     assert first.parent == tmp_path / "merge"
     assert first.is_dir()
-
-
-def test_progress_of_other_code_is_not_gone_on_from(mended, monkeypatch):
-    before = code_key()
-    assert before == code_key()
-    mended()
-    ours = code_key()
-    assert ours != before
-    monkeypatch.setattr("stages.common.runner.installed", lambda name: "0.0")
-    assert code_key() not in (before, ours)
 
 
 def test_one_process_a_key(tmp_path):
