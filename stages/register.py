@@ -29,8 +29,8 @@ from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
 from stages.evidence.checks import in_words, sixteen, title
-from stages.evidence.files import FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
-from stages.evidence.provenance import provenance_of
+from stages.evidence.files import EXAMPLES, EXPORT, FILES, FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
+from stages.evidence.provenance import altered, provenance_of
 from stages.tracking.client import answering, connect, shown_uri
 from stages.tracking.live_run import LIVE_STAGE
 from stages.tracking.mirror import log_metrics, metrics, mirror
@@ -51,6 +51,7 @@ def register() -> None:
     with timed("register") as record:
         evidence = Evidence(".")
         same_weights(evidence)
+        refuse_altered(evidence)
         source = provenance_of(evidence.folder)
         charts = plots(evidence)
         # Before the server is asked, so that there is a card to read where the server is away.
@@ -61,6 +62,15 @@ def register() -> None:
         write_json(RECEIPT, receipt)
         record["version"] = receipt["version"]
     print(ending(receipt, evidence))
+
+
+def refuse_altered(evidence: Evidence) -> None:
+    """Only what the stages wrote is registered. DVC looks only when it is asked, and a stage may be run by hand."""
+    found = altered(evidence.folder, [*FILES, EXPORT, EXAMPLES])
+    if found:
+        raise StageError(
+            f"{', '.join(found)}: not what the stage wrote, dvc.lock has another hash. `dvc repro` makes it again"
+        )
 
 
 def ending(receipt: dict[str, Any], evidence: Evidence) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,22 @@ def provenance_of(folder: Path) -> dict[str, str]:
         "data_version": data.get("data/prepared", ""),
     }
     return {key: value for key, value in found.items() if value}
+
+
+def altered(folder: Path, names: Iterable[str]) -> list[str]:
+    """Which of these are not what dvc.lock says that a stage wrote: edited since, or of another run."""
+    outs = [out for stage in _lock(folder).get("stages", {}).values() for out in stage.get("outs", [])]
+    written = {out["path"]: out["md5"] for out in outs if "md5" in out}
+    return [name for name in names if name in written and _md5(folder / name) != written[name]]
+
+
+def _md5(path: Path) -> str:
+    """As DVC computes it; of a folder, over the list of its files."""
+    if not path.is_dir():
+        return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() if path.is_file() else "not there"
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    listed = [{"md5": _md5(files[name]), "relpath": name} for name in sorted(files)]
+    return f"{hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest()}.dir"
 
 
 def _lock(folder: Path) -> dict[str, Any]:
