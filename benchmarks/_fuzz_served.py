@@ -19,6 +19,7 @@ from benchmarks._served import CLASSES, SHAPE, Served, serving
 
 NAME = "HTTP requests"
 SECONDS, MEMORY_MB = 20, 1024
+DEEP = 900  # lists in lists: about here json.loads, which MLflow asks before any code of ours, runs out of stack
 KINDS = st.sampled_from(
     ["application/json"] * 6 + ["text/csv", "application/octet-stream", "", "application/json; charset=utf-16"]
 )
@@ -87,7 +88,8 @@ def door(name: str, inputs: int, seed: int) -> dict[str, Any]:
         "tried": tried,
         "refused with a message": refused,
         "seconds": round(time.time() - began, 1),
-        "findings": list(findings.values()),
+        "findings": [finding for finding in findings.values() if finding["kind"] != "known"],
+        "known": [finding for finding in findings.values() if finding["kind"] == "known"],
     }
 
 
@@ -105,7 +107,9 @@ def look(model: Served, body: bytes, kind: str, note: Callable[[str, str, bytes]
         if not reply.strip():
             note("crash", f"status {status} without a reason", body)
         return True
-    if status != 200:
+    if status == 500 and body.count(b"[") > DEEP:
+        note("known", "MLflow's own parser gives up without a reason, and goes on serving", body)
+    elif status != 200:
         note("crash", f"status {status}: {reason(reply)}", body)
     elif wrong := misanswered(model, body, reply):
         note("crash", wrong, body)

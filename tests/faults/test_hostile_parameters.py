@@ -28,7 +28,7 @@ def clone(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "preset", ["/etc/passwd", "../secret.yaml", "presets/linked.yaml", "presets/../../secret.yaml"]
+    "preset", ["/etc/passwd", "../secret.yaml", "presets/linked.yaml", "presets/../../secret.yaml", "a\0b"]
 )
 def test_a_preset_lies_in_the_repository(clone, preset):
     with pytest.raises(ParameterError, match=r"preset .* is not inside") as caught:
