@@ -20,7 +20,7 @@ class ParameterError(ValueError):
 def inside(root: Path, named: str, what: str) -> Path:
     """The file or folder, which must lie in `root`, whatever links lead to."""
     if "\0" in named:
-        raise ParameterError(f"{what} {named!r} is no path")
+        raise ParameterError(f"{what} {named!r} is not inside {root}: it is no path")
     path = (root / named).resolve()
     if not path.is_relative_to(root.resolve()):
         raise ParameterError(f"{what} {named!r} is not inside {root}")
