@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
@@ -143,8 +144,13 @@ class Server:
 
         def answer() -> Any:
             """An error 503 is sqlite being busy on a busy machine: Prefect's own client tries again, too."""
-            with urllib.request.urlopen(request, timeout=30) as reply:
-                return {"answer": json.load(reply)}
+            try:
+                with urllib.request.urlopen(request, timeout=30) as reply:
+                    return {"answer": json.load(reply)}
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    raise RuntimeError(f"{path}: {error.code} {error.read().decode()}") from None
+                raise
 
         return wait_for(path, answer)["answer"]
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -248,16 +249,16 @@ def test_promotion_and_deployment_as_deployments(deployed, tmp_path):
     subprocess.run([sys.executable, "-m", "stages.register"], cwd=folder, env=env, check=True, capture_output=True)
     worker = server.worker("control", folder, pool="control", **mlflow)
 
-    def ask(deployment: str, **parameters: str) -> str:
+    def ask(deployment: str, **parameters: Any) -> str:
         run = server.submit(deployment, **parameters)
         return wait_for(deployment, lambda: server.flow_run(run)["state_type"] in ENDS and server.flow_run(run))[
             "state_type"
         ]
 
-    assert ask("promote/control", name="synthetic", version="1") == "COMPLETED"
+    assert ask("promote/control", name="synthetic", version=1) == "COMPLETED"
     assert ask("deploy/control", model="synthetic@champion", to=str(tmp_path / "triton")) == "COMPLETED"
     assert "versions: [ 1 ]" in (tmp_path / "triton" / "synthetic" / "config.pbtxt").read_text()
-    assert ask("promote/control", name="synthetic", version="1") == "FAILED"
+    assert ask("promote/control", name="synthetic", version=1) == "FAILED"
     assert "synthetic version 1 is champion already" in server.log("control")
     worker.terminate()
     worker.wait(300)
