@@ -135,6 +135,8 @@ def one(address: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3 or "--help" in sys.argv:
+        sys.exit(print(__doc__, "\nuv run python -m tests.browser PAGE FILE.png | CARD FOLDER"))
     if sys.argv[2].endswith(".png"):
         one(sys.argv[1], Path(sys.argv[2]))
     else:

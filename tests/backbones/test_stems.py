@@ -68,7 +68,7 @@ def test_a_3x3_kernel_is_taken_as_it_is(tmp_path):
 def test_a_3x3_kernel_does_not_fit_a_7x7_stem(tmp_path):
     torch.save(build(Spec("resnet18", 10, 32, "lowres", SMALL)).body.state_dict(), tmp_path / "cifar.pth")
     with pytest.raises(
-        ValueError, match=r"(?s)conv1.weight is \(64, 3, 3, 3\), expected \(64, 3, 7, 7\).*stem: lowres"
+        ValueError, match=r"(?s)conv1.weight is \(64, 3, 3, 3\), expected \(64, 3, 7, 7\).*`stem` lowres"
     ):
         load_backbone("resnet18", tmp_path / "cifar.pth", 3, options=SMALL)
 

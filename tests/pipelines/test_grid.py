@@ -98,7 +98,7 @@ def test_a_sweep_is_refused_before_a_server_is_started(project, monkeypatch):
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        ("exit status 255\n> python -m x\nfinetune: there is no file x\nERROR: failed", "finetune: there is no file x"),
+        ("finetune: there is no file x\nexit status 255\n> python -m x\nERROR: failed", "finetune: there is no file x"),
         ("exit status 247\nfinetune:  42%|###  | 25/60\nERROR: exited with -9", "exit status 247"),
         (None, "Failed"),
     ],

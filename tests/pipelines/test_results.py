@@ -72,6 +72,7 @@ def test_a_relative_work_folder_is_the_same_from_a_fresh_worktree(tmp_path, monk
     """Handed on as it is, each worktree would keep progress in itself and lose it with itself."""
     monkeypatch.setenv("AUTOLORA_WORK", "progress")
     source = tmp_path / "clone"
+    source.mkdir()
     assert rebuild.environment(source, source / "worktree")["AUTOLORA_WORK"] == str(source / "progress")
     monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path / "shared"))
     assert rebuild.work_root(source) == tmp_path / "shared"

@@ -40,6 +40,7 @@ RUN = [
     "uv run python -m pipelines.sweep digits --list",
     "uv run python -m pipelines.promote robust-digits 1 --to champion",
     "uv run python -m pipelines.deploy robust-digits@champion --to service/",
+    "uv run python -m stages.work",
     "uv run dvc gc --workspace",
     "rm -r .work",
     "cp presets/folder.yaml params.yaml",
