@@ -79,7 +79,10 @@ def small(tmp_path_factory, root) -> Clone:
         ("epochs: 20 ", "epochs: 2 "),
         ("images: 100 ", "images: 10 "),
         ("check_images: 30 ", "check_images: 2 "),
-        ("clean: 0.8, robust: 0.3, lower: 0.2, images: 100,", "clean: 0.0, robust: 0.0, lower: 0.0, images: 1,"),
+        ("    clean: 0.8", "    clean: 0.0"),
+        ("    robust: 0.3", "    robust: 0.0"),
+        ("    lower: 0.2", "    lower: 0.0"),
+        ("    images: 100\n", "    images: 1\n"),
     ):
         clone.set_params(old, new)
     clone.git("config", "user.name", "A")
