@@ -7,7 +7,7 @@ import pytest
 SLIPS = {  # the shipped line, the slip, and what is said of it
     "finetune": ("  epochs: 20 ", "  epoch: 20 ", "unknown key finetune.epoch: did you mean finetune.epochs?"),
     "evaluate": ("version: standard", "version: standart", "evaluate.version is 'standart'"),
-    "register": ("gates: {clean", "gate: {clean", "unknown key register.gate: did you mean register.gates?"),
+    "register": ("  gates:", "  gate:", "unknown key register.gate: did you mean register.gates?"),
     "a section": ("merge:\n", "merg:\n", "unknown key merg: did you mean merge?"),
 }
 
