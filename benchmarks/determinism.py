@@ -11,7 +11,6 @@ any (prepare, validate, evaluate, register); training and export add in the orde
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import subprocess
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import yaml
 
+from autolora.common.command_line import Command
 from autolora.common.files import write_json
 from benchmarks._project import ROOT, STAGES, Ended, Project, different
 
@@ -66,7 +66,11 @@ def of_finished(folder: Path) -> Project:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="this repository's last commit",
+        writes="--results (JSON), and a table on stdout",
+    )
     parser.add_argument("--small", action="store_true", help="few epochs and images")
     parser.add_argument("--finished", type=Path, metavar="CLONE", help="instead of a first run")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/determinism.json")

@@ -24,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from autolora.common.command_line import Command
 from autolora.common.files import read_json, write_json
 from benchmarks._load_cases import CASES
 
@@ -88,7 +89,11 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="nothing: the inputs are made up",
+        writes="--results (JSON), --plot (PNG), and a line on stdout for each size",
+    )
     parser.add_argument("--only", choices=list(CASES), metavar="CASE")
     parser.add_argument("--largest", type=int, help="leave out larger sizes")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/load.json")

@@ -9,7 +9,6 @@ checkout` and `dvc repro` bring back wrong bytes without a word. Exit code 1 whe
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shutil
 import subprocess
@@ -17,6 +16,8 @@ import sys
 from pathlib import Path
 
 import yaml
+
+from autolora.common.command_line import Command
 
 
 def cache() -> Path:
@@ -58,7 +59,11 @@ def _inside(name: str, folder: Path) -> set[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Command(
+        __doc__,
+        reads="DVC's cache, dvc.lock",
+        writes="nothing; --repair removes what is wrong, and the outputs made from it",
+    )
     parser.add_argument("--repair", action="store_true", help="remove what is wrong; `dvc repro` makes it again")
     chosen = parser.parse_args(arguments)
     folder = cache()

@@ -1,4 +1,4 @@
-"""A clean clone for each test that changes it, and one for all that only look."""
+"""A clean clone for each test that changes it, and one for all tests of a file that only look."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ def clone(tmp_path: Path, root: Path) -> Clone:
     return Clone(tmp_path, root)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Clone:
     return Clone(tmp_path_factory.mktemp("untouched"), root)

@@ -33,7 +33,7 @@ def work():
     if "{does}" == "fails":
         raise CheckFailed([Check(10, "the attack works", "fail", "planted")])
     if "{does}" == "sleeps":
-        print(os.getpid(), flush=True)
+        os.write(1, f"{{os.getpid()}}\\n".encode())  # one write: three processes share the pipe
         time.sleep(600)
     total = torch.ones(())
     dist.all_reduce(total)
