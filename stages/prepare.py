@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from autolora.common.files import naming, replacing, replacing_folder, write_json
 from autolora.common.progress import bar
+from stages.common.backbone import refuse_unknown_backbone
 from stages.common.command_line import takes_no_arguments
 from stages.common.runner import StageError, cores, main, processes_asked_for, timed, work_dir
 from stages.common.views import PrepareParams, load
@@ -37,6 +38,7 @@ PREPARED, MANIFEST = Path("data/prepared"), Path("data/manifest.csv")
 
 def prepare() -> None:
     params = load(PrepareParams)
+    refuse_unknown_backbone()
     data = params.data
     size = data.stored_size or data.image_size
     decoder = decode_whole if size > data.image_size else decode

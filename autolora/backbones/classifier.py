@@ -133,14 +133,25 @@ def _body(spec: Spec) -> nn.Module:
 
 
 def _timm_body(spec: Spec, options: dict[str, Any]) -> nn.Module:
-    _refuse_unknown(spec.arch)
+    _refuse_unknown_of_timm(spec.arch)
     config = timm.get_pretrained_cfg(spec.arch)
     if config is not None and config.fixed_input_size and "img_size" not in options:
         options = {"img_size": spec.network_size or spec.image_size, **options}
     return timm.create_model(spec.arch, pretrained=False, num_classes=spec.classes, in_chans=spec.channels, **options)
 
 
-def _refuse_unknown(arch: str) -> None:
+def refuse_unknown(arch: str) -> None:
+    """Before anything is built: a name that timm or torchvision does not know, or a class that cannot be imported."""
+    origin, colon, name = arch.partition(":")
+    if not colon:
+        _refuse_unknown_of_timm(arch)
+    elif origin == "torchvision":
+        _refuse_unknown_of_torchvision(name)
+    else:
+        _class(origin, name)
+
+
+def _refuse_unknown_of_timm(arch: str) -> None:
     name, _, tag = arch.partition(".")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 5)
@@ -151,13 +162,19 @@ def _refuse_unknown(arch: str) -> None:
         raise BadArgument("arch", arch, f"{name} has no tag {tag!r}, but {', '.join(tags) or 'none at all'}")
 
 
-def _torchvision_body(name: str, options: dict[str, Any]) -> nn.Module:
-    from torchvision.models import get_model, list_models
+def _refuse_unknown_of_torchvision(name: str) -> None:
+    from torchvision.models import list_models
 
     if name not in list_models():
         near = difflib.get_close_matches(name, list_models(), 5)
         hint = f"did you mean {', '.join(near)}?" if near else "see torchvision.models.list_models()"
         raise BadArgument("arch", f"torchvision:{name}", f"torchvision does not know it: {hint}")
+
+
+def _torchvision_body(name: str, options: dict[str, Any]) -> nn.Module:
+    from torchvision.models import get_model
+
+    _refuse_unknown_of_torchvision(name)
     return get_model(name, weights=None, **options)
 
 

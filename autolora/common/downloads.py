@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tqdm import tqdm
 
+from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import file_sha256, locked
 
@@ -40,9 +41,17 @@ def fetch(weights: str, sha256: str | None = None, folder: str | Path | None = N
     else:
         path = Path(weights).expanduser()
         if not path.is_file():
-            raise BadArgument("weights", weights, "there is no such file")
+            raise BadArgument("weights", weights, f"there is no such file{_meant(path)}")
     _check(path, sha256, weights)
     return path
+
+
+def _meant(path: Path) -> str:
+    """The file beside it whose name is nearly the same."""
+    with suppress(OSError):  # no such folder, or not ours to look into
+        if near := nearest(path.name, [file.name for file in path.parent.iterdir() if file.is_file()]):
+            return f"; did you mean {path.with_name(near)}?"
+    return ""
 
 
 def _check(path: Path, sha256: str | None, weights: str) -> None:

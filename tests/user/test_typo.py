@@ -10,6 +10,15 @@ SLIPS = {  # the shipped line, the slip, and what is said of it
     "register": ("  gates:", "  gate:", "unknown key register.gate: did you mean register.gates?"),
     "a section": ("merge:\n", "merg:\n", "unknown key merg: did you mean merge?"),
 }
+LOST = {  # a backbone that is not there: the shipped words, the slip, and what is said of it
+    "arch": ("arch: resnet10t ", "arch: resnet10tt ", "backbone.arch is 'resnet10tt': timm", "did you mean resnet10t"),
+    "weights": (
+        "resnet10s-cifar10-linf8.safetensors",
+        "resnet10-cifar10-linf8.safetensors",
+        "backbone.weights is 'models/pretrained/resnet10-cifar10-linf8.safetensors': there is no such file",
+        "did you mean models/pretrained/resnet10s-cifar10-linf8.safetensors?",
+    ),
+}
 
 
 @pytest.mark.parametrize("where", SLIPS)
@@ -21,6 +30,29 @@ def test_prepare_finds_a_typo_of_any_section(clone, where):
     assert f"prepare: params.yaml: {said}" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (clone.folder / "data/prepared").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", LOST)
+def test_prepare_finds_a_backbone_that_is_not_there(clone, what):
+    right, wrong, *said = LOST[what]
+    clone.set_params(right, wrong)
+    done = clone.run("python", "-m", "stages.prepare")
+    assert done.returncode != 0
+    assert all(part in done.stderr for part in said), done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (clone.folder / "data/prepared").exists()
+
+
+def test_what_timm_registers_is_read_from_its_source():
+    """Oracle: timm itself, and names that are known to it in no such way are left to it."""
+    import timm
+
+    from stages.common.backbone import in_source_of_timm
+
+    some = [*timm.list_models()[::150], *timm.list_pretrained("resnet*")[::40]]
+    assert [name for name in some if not in_source_of_timm(name)] == []
+    assert not any(map(in_source_of_timm, ("resnet50x", "resnet50.no_such_tag", "", "resnet50(", "torchvision:resnet50")))
 
 
 @pytest.mark.slow
