@@ -28,6 +28,7 @@ from autolora.common.files import file_sha256, read_json, replacing, replacing_f
 from autolora.common.processes import end_with_parent
 from autolora.data.ragged import Rectangles, rectangles
 from autolora.training.branch import save_branch
+from autolora.training.learner import number
 from autolora.training.loop import Tuned
 from autolora.training.loop import finetune as tune
 from stages.common.command_line import takes_no_arguments
@@ -67,10 +68,21 @@ def train_both() -> None:
             announce.finetune(model, counts(), params.finetune)
         with live(work, params.as_dict(), params.finetune.epochs) as on_epoch:
             robust = tuned(params, model, params.finetune.method, work, on_epoch)
+        members = [robust, *others(params, model, work)]
         natural = tuned(params, model, "natural", work)
         if first:
-            write_outputs(params, robust, natural)
+            write_outputs(params, model, members, natural)
             record |= speeds(robust)
+
+
+def others(params: FinetuneParams, model: Classifier, work: Path) -> list[Tuned]:
+    """The further members, from the same start: each has another order, augmentation, attack and branch."""
+    seeds = (member_seed(params.seed, i) for i in range(1, params.finetune.members))
+    return [tuned(params, model, params.finetune.method, work, seed=seed) for seed in seeds]
+
+
+def member_seed(seed: int, member: int) -> int:
+    return number(seed, "member", member) if member else seed
 
 
 def tuned(
@@ -79,6 +91,7 @@ def tuned(
     method: str,
     work: Path,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    seed: int | None = None,
 ) -> Tuned:
     section = params.finetune
     return tune(
@@ -88,7 +101,7 @@ def tuned(
         params.threat,
         method=method,
         epochs=section.epochs,
-        seed=params.seed,
+        seed=params.seed if seed is None else seed,
         checkpoints=work,
         on_epoch=on_epoch,
         **{key: getattr(section, key) for key in KEYS},
@@ -169,10 +182,32 @@ def data_keys() -> dict[str, str]:
 # --- what comes out --------------------------------------------------------------------------------------------------
 
 
-def write_outputs(params: FinetuneParams, robust: Tuned, natural: Tuned) -> None:
+def write_outputs(params: FinetuneParams, start: Classifier, members: list[Tuned], natural: Tuned) -> None:
+    """The first member is the robust network; the others lie beside it, with what they all started from."""
     with replacing_folder(FINETUNED) as part:
-        write_json(part / "finetuned.json", write_weights(part, params, robust, natural))
-    write_training(robust.history)
+        record = write_weights(part, params, members[0], natural)
+        if len(members) > 1:
+            record |= {"members": write_members(part / "members", params, start, members)}
+        write_json(part / "finetuned.json", record)
+    write_training(members[0].history)
+
+
+def write_members(folder: Path, params: FinetuneParams, start: Classifier, members: list[Tuned]) -> dict[str, Any]:
+    """start.safetensors, and of each member K.safetensors and K-branch.safetensors: what merge.soup mixes."""
+    threat, found = str(params.threat), []
+    for i, member in enumerate(members):
+        network, path = cast(Classifier, member.model), folder / f"{i + 1}.safetensors"
+        found.append(
+            {
+                "seed": member_seed(params.seed, i),
+                "best_epoch": member.best_epoch,
+                "val_clean": member.best["val_clean"],
+                "val_robust": member.best["val_robust"],
+                "weights_sha256": save_classifier(network, path, threat=threat),
+                "branch_sha256": save_branch(member.branch, folder / f"{i + 1}-branch.safetensors"),
+            }
+        )
+    return {"start_sha256": save_classifier(start, folder / "start.safetensors", threat="none"), "runs": found}
 
 
 def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: Tuned) -> dict[str, Any]:

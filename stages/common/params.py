@@ -142,6 +142,7 @@ class Finetune(Section):
     rate: float | None = Field(None, gt=0)
     decay: float | None = Field(None, ge=0)
     gamma: float = Field(1.0, ge=0)
+    members: int = Field(1, ge=1)  # runs from one start that differ by seed
 
 
 class Merge(Section):

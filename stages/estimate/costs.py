@@ -52,8 +52,9 @@ def epoch(price: Price, counts: Counts, method: str) -> float:
 
 
 def finetune(price: Price, counts: Counts, section: Finetune) -> tuple[float, float]:
-    """Of the method, and of the naturally tuned twin."""
-    return section.epochs * epoch(price, counts, section.method), section.epochs * epoch(price, counts, "natural")
+    """Of the method, all its members, and of the naturally tuned twin."""
+    robust, twin = (section.epochs * epoch(price, counts, method) for method in (section.method, "natural"))
+    return section.members * robust, twin
 
 
 def dial(price: Price, counts: Counts, points: int) -> float:

@@ -14,13 +14,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
 
+import autolora
+from autolora.backbones.classifier import load_classifier
 from autolora.training.settings import Settings
 from stages import finetune as stage
 from stages.common.errors import BUSY
 from stages.common.params import Finetune
 from stages.common.runner import StageError
+from stages.common.views import FinetuneParams, load
 from tests.method.kill_and_resume import compare
 from tests.method.small import THREAT, images
 
@@ -83,6 +87,30 @@ def test_files_and_bytes(workspace):
     record = json.loads(first["finetuned.json"])
     assert rows[record["best_epoch"] - 1]["event"] == "best"
     assert float(rows[record["best_epoch"] - 1]["val_robust"]) == pytest.approx(record["val_robust"], abs=1e-6)
+
+
+def test_members_share_a_start_and_differ_by_seed(workspace):
+    change(workspace, workspace / "params.yaml", epochs=1)
+    stage.finetune()
+    alone = contents(workspace)
+    change(workspace, workspace / "params.yaml", epochs=1, members=2)
+    stage.finetune()
+    finetuned = workspace / "models/finetuned"
+    for name in ("robust.safetensors", "branch.safetensors", "natural.safetensors"):
+        assert (finetuned / name).read_bytes() == alone[name]
+    record = json.loads((finetuned / "finetuned.json").read_text())
+    runs = record.pop("members")["runs"]
+    assert record == json.loads(alone["finetuned.json"])
+    assert len({run["weights_sha256"] for run in runs}) == len({run["branch_sha256"] for run in runs}) == 2
+    assert runs[0]["weights_sha256"] == record["weights_sha256"]["robust"]
+    params = load(FinetuneParams)
+    start = load_classifier(finetuned / "members/start.safetensors")
+    second = autolora.finetune(
+        start, stage.read_split("train"), stage.read_split("val"), params.threat, epochs=1, batch_size=16,
+        seed=runs[1]["seed"], augmentation=params.finetune.augmentation, progress=False,
+    )  # fmt: skip
+    ours = load_classifier(finetuned / "members/2.safetensors").state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in second.model.state_dict().items())
 
 
 def test_the_test_part_is_not_needed(workspace):

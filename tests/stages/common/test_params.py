@@ -196,6 +196,7 @@ def test_no_default_changes_unseen():
         "finetune.decay": None,
         "finetune.epochs": 60,
         "finetune.gamma": 1.0,
+        "finetune.members": 1,
         "finetune.method": "autolora",
         "finetune.precision": "auto",
         "finetune.rate": None,

@@ -64,6 +64,7 @@ def test_a_fine_tuning_is_its_epochs_and_the_twins():
     robust, twin = costs.finetune(EACH, counts, section)
     assert robust == 7 * costs.epoch(EACH, counts, "autolora")
     assert twin == 7 * costs.epoch(EACH, counts, "natural")
+    assert costs.finetune(EACH, counts, Finetune(epochs=7, members=3)) == (3 * robust, twin)
 
 
 def test_a_point_of_the_dial(seen):
