@@ -40,6 +40,12 @@ def targeted_dlr(z: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return -(_at(z, y) - _at(z, target)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
+def probability_margin(z: Tensor, y: Tensor, _target: Tensor) -> Tensor:
+    """max_{i != y} p_i - p_y with p the softmax of z (Xie et al., 2024): any number of classes."""
+    p = z.softmax(dim=1)
+    return others(p, y) - _at(p, y)
+
+
 def others(z: Tensor, y: Tensor) -> Tensor:
     """The largest logit but y's."""
     return z.scatter(1, y[:, None], -torch.inf).amax(1)

@@ -92,11 +92,12 @@ class Confirmation:
 def _run(e: Evaluation, step: Step, images: list[int], known: Confirmation, *, on: Network) -> list[int]:
     """Attack what is not known yet; the images of which the network itself says otherwise than its copy."""
     attack = step.attack(on, e.threat)
-    slots = Slots(attack, e.images, e.targets, name=step.name, seed=e.settings.seed, batch=on.batch, every=step.every)
-    for image, attempt in [job for job, point in known.found.items() if point is not None]:
-        slots.broken[image] = min(attempt, slots.broken.get(image, attempt))
     jobs = [(image, attempt) for attempt in range(step.attempts) for image in images]
     jobs = [job for job in jobs if job not in known.found]
+    targets = e.targets_of(step, sorted({image for image, _ in jobs}))
+    slots = Slots(attack, e.images, targets, name=step.name, seed=e.settings.seed, batch=on.batch, every=step.every)
+    for image, attempt in [job for job, point in known.found.items() if point is not None]:
+        slots.broken[image] = min(attempt, slots.broken.get(image, attempt))
     hear = known.keep if on is e.network else known.hear
     with _bar(e, step.name, len(jobs) * attack.rounds, lambda: (len(images) - len(slots.broken), len(images))) as tick:
         slots.run(jobs, hear, _timed(e, attack.cost, tick), known.flush)

@@ -28,6 +28,7 @@ from autolora.attacks.engine.network import Averaged, Network, predicted
 from autolora.attacks.engine.onnx_network import InOnnxruntime
 from autolora.attacks.engine.prepare import at_rest, default_batch, device_of, full_precision, likely
 from autolora.attacks.forecast import Forecast
+from autolora.attacks.malt import nearest_first
 from autolora.attacks.versions import Budget, Step
 from autolora.common import distributed
 from autolora.common.files import weights_sha256
@@ -85,6 +86,14 @@ class Evaluation:
         """The wrong classes of each image, most likely first: [n,classes-1]."""
         return likely(self.logits, self.y)
 
+    def targets_of(self, step: Step, images: list[int]) -> Tensor:
+        """Those of a step that is about to attack these images; the other rows are left as they are."""
+        if not step.ranked or not images:
+            return self.targets
+        found, rows = self.targets[:, : step.ranked].clone(), torch.tensor(images, device=self.device)
+        found[rows] = nearest_first(self.network, self.x[rows], self.y[rows], found[rows], self.threat.norm)
+        return found
+
     @cached_property
     def clean(self) -> Tensor:
         """Which images are right before any attack: bool [n], not on the device."""
@@ -140,6 +149,7 @@ def forecast(e: Evaluation, steps: list[Step]) -> Forecast | None:
         return None
     attacks = [(step.attempts, step.attack(e.network, e.threat)) for step in steps]
     each = sum(attempts * attack.rounds * attack.cost for attempts, attack in attacks)
+    each += sum(2 * step.ranked for step in steps)
     return Forecast(each * int(e.clean.sum()) / distributed.process_count(), e.settings.tell)
 
 

@@ -70,7 +70,9 @@ class Report:
         """One line for people."""
         low, high = self.ci95
         bad = [c for c in self.checks if c.verdict in ("warn", "fail")]
-        what = "AutoAttack" if self.version == "standard" else f"{self.version} (not standard AutoAttack)"
+        what = f"{self.version} (not standard AutoAttack)"
+        if self.version in ("standard", "strong"):
+            what = "AutoAttack" if self.version == "standard" else "AutoAttack (standard, and then what strong adds)"
         return (
             f"{100 * self.robust_accuracy:.1f} % of {len(self.ids)} images stand {what} at {self.threat} "
             f"(95 %: {100 * low:.1f} to {100 * high:.1f}; clean {100 * self.clean_accuracy:.1f} %); "

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from autolora.attacks.apgd import dlr, targeted_dlr
+from autolora.attacks import malt
+from autolora.attacks.apgd import dlr, probability_margin, targeted_dlr
 from autolora.attacks.apgd_l1 import apgd_for
 from autolora.attacks.engine.network import Network
 from autolora.attacks.engine.slots import Attack
@@ -14,7 +15,7 @@ from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.threat import Threat
 
-VERSIONS = ("standard", "plus", "rand", "fast")
+VERSIONS = ("standard", "plus", "strong", "rand", "fast")
 SQUARES = {"linf": SquareLinf, "l2": SquareL2, "l1": SquareL1}
 
 
@@ -40,6 +41,7 @@ class Step:
     attempts: int = 1
     every: int = 10  # steps between looks at which rows are through, on a GPU
     gradients: bool = True  # False: scores alone
+    ranked: int = 0  # classes that MALT ranks before; 0: the targets are the most likely ones
     half: bool = True  # may run on a copy in bfloat16 (precision="mixed"); what it leaves meets an attack in float32
 
 
@@ -62,8 +64,14 @@ def plan_of(version: str, norm: str, classes: int, budget: Budget = STANDARD) ->
     apgd_t = Step("apgd-t", partial(gradient, loss=targeted_dlr), few, half=False)
     fab_t = Step("fab-t", partial(TargetedFAB, steps=budget.steps), targets)
     black_box = _square(norm, budget.queries)
+    standard = [Step("apgd-ce", gradient, 5 if norm == "l1" else 1), apgd_t, fab_t, black_box]
     steps = {
-        "standard": [Step("apgd-ce", gradient, 5 if norm == "l1" else 1), apgd_t, fab_t, black_box],
+        "standard": standard,
+        "strong": [
+            *standard,  # first, and with the same draws: what is added can only lower the figure
+            replace(apgd_t, name="apgd-malt", attempts=targets, ranked=min(malt.MOST, classes - 1)),
+            Step("apgd-pm", partial(gradient, loss=probability_margin), 5 if norm == "l1" else 1, half=False),
+        ],
         "fast": [Step("apgd-ce", gradient), apgd_t],
         "plus": [
             Step("apgd-ce", gradient, 5),
@@ -78,7 +86,7 @@ def plan_of(version: str, norm: str, classes: int, budget: Budget = STANDARD) ->
             Step("apgd-dlr", partial(gradient, loss=dlr, samples=budget.samples)),
         ],
     }[version]
-    lacking = ["apgd-t"] * (classes < 4) + ["apgd-dlr"] * (classes < 3)
+    lacking = ["apgd-t", "apgd-malt"] * (classes < 4) + ["apgd-dlr"] * (classes < 3)
     notes = [f"{s.name} needs more than {classes} classes and is left out" for s in steps if s.name in lacking]
     if targets < budget.targets:
         notes.append(f"{targets} target classes, there are no more")

@@ -49,7 +49,7 @@ def gate_findings(evidence: Evidence, gates: Gates) -> list[Finding]:
     threat, asked = Threat.from_record(r["threat"]), gates.threat and Threat.parse(gates.threat)
     enough = not asked or (threat.norm == asked.norm and threat.eps >= asked.eps)
     flips = int(parity.get("label_flips_beyond_noise", parity["label_flips"]))
-    counts = {"standard": ("standard", "plus")}.get(gates.attack, (gates.attack,))
+    counts = {"standard": ("standard", "plus", "strong")}.get(gates.attack, (gates.attack,))
     critical = evidence.quality["critical"]
     return [
         *contradictions(r, measured),

@@ -153,7 +153,7 @@ def figure(name: str, style: str, share: float, bounds: Sequence[float]) -> dict
 def badges(evidence: Evidence) -> list[tuple[str, str]]:
     """What a reader in a hurry must know, in words and not by colour alone."""
     r, width = evidence.robustness, 100 * (evidence.robustness["ci95"][1] - evidence.robustness["ci95"][0])
-    standard = r["version"] in ("standard", "plus")
+    standard = r["version"] in ("standard", "plus", "strong")
     found = [("pass", attack_name(r)) if standard else ("warn", f"{attack_name(r)}: not the standard attack")]
     found += [checks_badge(r["checks"])]
     flips = label_flips(evidence)

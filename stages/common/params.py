@@ -151,7 +151,7 @@ class Merge(Section):
 
 
 class Evaluate(Section):
-    version: Literal["standard", "plus", "rand", "fast"] = "standard"
+    version: Literal["standard", "plus", "strong", "rand", "fast"] = "standard"
     images: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     precision: Literal["float32", "mixed"] = "float32"
 
@@ -177,7 +177,9 @@ class Gates(Section):
 
     clean: float = Field(0.0, ge=0, le=1)
     robust: float = Field(0.0, ge=0, le=1)
-    attack: Literal["standard", "plus", "rand", "fast"] = "standard"  # where it is standard, plus counts as well
+    attack: Literal["standard", "plus", "strong", "rand", "fast"] = (
+        "standard"  # for standard, plus and strong count too
+    )
     threat: str | None = None  # "linf:8/255": this norm, and at least this eps
     images: int = Field(100, ge=1)  # that were attacked
     lower: float = Field(0.0, ge=0, le=1)  # end of the 95 % interval of the robust accuracy

@@ -17,7 +17,7 @@ def one_attack(price: Price, step: Step, budget: Budget = STANDARD) -> float:
     if step.name.startswith("fab"):
         return step.attempts * budget.steps * price.of(gradients=1, forwards=1)
     samples = budget.samples if "rand" in step.name else 1
-    return step.attempts * (budget.steps + 1) * samples * price.gradient
+    return (step.attempts * (budget.steps + 1) * samples + step.ranked) * price.gradient
 
 
 def autoattack(price: Price, images: int, plan: list[Step], standing: float) -> float:

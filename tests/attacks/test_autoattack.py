@@ -86,7 +86,7 @@ def test_the_whole_standard_version_does_not_depend_on_grouping(monkeypatch: pyt
     assert sum(a.broken for a in whole.attacks[2:]) > 2
 
 
-@pytest.mark.parametrize("version", ["standard", "plus"])
+@pytest.mark.parametrize("version", ["standard", "plus", "strong"])
 @pytest.mark.parametrize("classes", [2, 3, 5])
 def test_whole_versions_are_exact_on_a_linear_network(version: str, classes: int) -> None:
     net, x = Linear(classes), images(8)
@@ -414,7 +414,7 @@ def test_black_box_through_onnxruntime(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": "strong"}, "version is 'strong'"),
+        ({X,
         ({"precision": "half"}, "precision is 'half'"),
         ({"precision": "fast"}, "it is now called mixed"),
         ({"ids": ["a"] * 4}, "different ids"),

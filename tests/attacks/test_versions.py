@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from autolora import Threat
-from autolora.attacks.apgd import APGD, cross_entropy, dlr, targeted_dlr
+from autolora.attacks.apgd import APGD, cross_entropy, dlr, probability_margin, targeted_dlr
 from autolora.attacks.apgd_l1 import APGDL1
 from autolora.attacks.engine.network import Network
 from autolora.attacks.engine.prepare import likely
@@ -18,8 +18,7 @@ from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.attacks.versions import plan_of
 from autolora.data.images import TestImages
 
-CE, DLR, T = ("ce", cross_entropy), ("dlr", dlr), ("t", targeted_dlr)
-LOSS = dict((loss, name) for name, loss in (CE, DLR, T))
+LOSS = {cross_entropy: "ce", dlr: "dlr", targeted_dlr: "t", probability_margin: "pm"}
 
 
 def plan(version: str, norm: str = "linf", classes: int = 10) -> list[tuple]:
@@ -55,6 +54,21 @@ def test_standard_for_l1() -> None:
     ]
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_strong_goes_on_where_standard_ends(norm: str) -> None:
+    """Standard's own steps, by name (draws belong to it) and number: so strong is never higher."""
+    kind, evaluations, restarts = (APGDL1, 103, 5) if norm == "l1" else (APGD, 101, 1)
+    assert plan("strong", norm)[:4] == plan("standard", norm)
+    assert plan("strong", norm)[4:] == [
+        ("apgd-malt", kind, "t", evaluations, 1, 9, "full"),
+        ("apgd-pm", kind, "pm", evaluations, 1, restarts, "full"),
+    ]
+    assert [[s.ranked for s in plan_of("strong", norm, c)[0] if s.name == "apgd-malt"] for c in (3, 4, 10, 500)] == [
+        [], [3], [9], [100],
+    ]  # fmt: skip
+    assert not any(s.ranked for v in ("standard", "plus", "fast", "rand") for s in plan_of(v, norm, 500)[0])
+
+
 def test_plus_rand_and_fast() -> None:
     assert plan("plus") == [
         ("apgd-ce", APGD, "ce", 101, 1, 5, "half"),
@@ -72,11 +86,11 @@ def test_plus_rand_and_fast() -> None:
 
 
 @pytest.mark.parametrize(("classes", "targets"), [(2, 1), (3, 2)])
-@pytest.mark.parametrize("version", ["standard", "plus", "fast", "rand"])
+@pytest.mark.parametrize("version", ["standard", "plus", "strong", "fast", "rand"])
 def test_with_few_classes_no_white_box_attack_is_in_bfloat16(version: str, classes: int, targets: int) -> None:
     """The targeted APGD, which is the one in float32 otherwise, needs four."""
     rows = plan(version, classes=classes)
-    assert not {"apgd-t"} & {row[0] for row in rows}
+    assert not {"apgd-t", "apgd-malt"} & {row[0] for row in rows}
     assert {row[6] for row in rows if row[0] != "square"} == {"full"}
     assert all(row[5] == targets for row in rows if row[0] == "fab-t")
 

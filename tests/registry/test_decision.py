@@ -52,6 +52,7 @@ def test_unfit_data_is_refused(runs):
 
 def test_plus_counts_as_standard(runs):
     assert refused(gate_findings(runs("plus", version="plus"), GATES)) == []
+    assert refused(gate_findings(runs("strong", version="strong"), GATES)) == []
 
 
 def test_better_is_promoted_worse_and_equal_are_not(runs):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import autolora
 from autolora import Threat
-from autolora.attacks.versions import plan_of
+from autolora.attacks.versions import Budget, plan_of
 from autolora.training.dial import judge
 from stages.common.params import Data, Evaluate, Finetune, Merge
 from stages.estimate import attack_costs, costs
@@ -88,6 +88,19 @@ def test_autoattack_on_images_that_stand(seen, norm, eps):
     assert report.robust.all()
     plan, _ = plan_of("standard", norm, classes=4)
     assert attack_costs.autoattack(EACH, 4, plan, standing=1.0) == pytest.approx(seen() - before, rel=0.15)
+
+
+def test_what_strong_adds():
+    """Its two attacks, to their ends: MALT ranks three classes by a gradient each, and aims at all of them."""
+    net, (x, _) = Counting(sharp=10).eval(), images(4)
+    budget = Budget(steps=6, queries=8)
+    how = {"version": "strong", "budget": budget, "batch_size": 4, "show": False}
+    report = autolora.autoattack(net, x, net(x).argmax(1), Threat("l2", 1e-4), **how)
+    assert report.robust.all()
+    added = plan_of("strong", "l2", 4, budget)[0][4:]
+    assert [4 * 2 * attack_costs.one_attack(EACH, step, budget) for step in added] == [
+        attack.forwards for attack in report.attacks[4:]
+    ]  # a gradient is 2 F
 
 
 def test_images_that_fall_at_once_cost_the_first_attack():
