@@ -414,7 +414,7 @@ def test_black_box_through_onnxruntime(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({X,
+        ({"version": "strongest"}, "version is 'strongest'"),
         ({"precision": "half"}, "precision is 'half'"),
         ({"precision": "fast"}, "it is now called mixed"),
         ({"ids": ["a"] * 4}, "different ids"),
