@@ -75,7 +75,7 @@ def evaluate() -> None:
             robust.report.checks = replaced(robust.report.checks, provenance)
             write(images, robust, natural)
             record["attacks"] = {"robust": times(robust.report), "natural": times(natural.report)}
-    print(robust.report.verdict)
+    print(robust.report.in_words)
 
 
 def check_provenance(images: TestImages) -> list[Check]:

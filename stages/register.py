@@ -28,7 +28,7 @@ from stages.common.params import Gates
 from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
-from stages.evidence.checks import in_words, sixteen, title
+from stages.evidence.checks import in_words, sixteen
 from stages.evidence.files import EXAMPLES, EXPORT, FILES, FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
 from stages.evidence.provenance import altered, provenance_of
 from stages.tracking.client import answering, connect, shown_uri
@@ -257,7 +257,7 @@ def description(evidence: Evidence) -> str:
 
 
 def _not_passed(checks: list[Check]) -> str:
-    names = [f"{title(c)} ({c.verdict})" for c in checks if c.verdict != "pass"]
+    names = [f"{c.title} ({c.verdict})" for c in checks if c.verdict != "pass"]
     return f": {', '.join(names)}" if names else ""
 
 

@@ -67,16 +67,27 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One line for people."""
+        """One line for the record, with the names of the checks that object."""
+        return self._sentence([f"{c.verdict}: {c.name}" for c in self._objecting])
+
+    @property
+    def in_words(self) -> str:
+        """One line for people, with what is wrong."""
+        return self._sentence([f"{c.verdict}: {c.title}" for c in self._objecting])
+
+    @property
+    def _objecting(self) -> list[Check]:
+        return [c for c in self.checks if c.verdict in ("warn", "fail")]
+
+    def _sentence(self, objections: list[str]) -> str:
         low, high = self.ci95
-        bad = [c for c in self.checks if c.verdict in ("warn", "fail")]
         what = f"{self.version} (not standard AutoAttack)"
         if self.version in ("standard", "strong"):
             what = "AutoAttack" if self.version == "standard" else "AutoAttack (standard, and then what strong adds)"
         return (
             f"{100 * self.robust_accuracy:.1f} % of {len(self.ids)} images stand {what} at {self.threat} "
             f"(95 %: {100 * low:.1f} to {100 * high:.1f}; clean {100 * self.clean_accuracy:.1f} %); "
-            + ("no check objects" if not bad else "; ".join(f"{c.verdict}: {c.name}" for c in bad))
+            + ("; ".join(objections) or "no check objects")
         )
 
     def rows(self) -> list[tuple[str, str]]:
@@ -85,7 +96,6 @@ class Report:
         after = ", ".join(f"{a.name} {100 * a.robust_accuracy:.1f}" for a in self.attacks)
         checks = one_each(self.checks)
         count = {verdict: sum(c.verdict == verdict for c in checks) for verdict in GRAVITY}
-        bad = [c for c in self.checks if c.verdict in ("warn", "fail")]
         return [
             ("attack", f"{self.version} at {self.threat}" + (f" ({self.deviation})" if self.deviation else "")),
             ("images", f"{len(self.ids)}, seed {self.seed}, {self.precision} on {self.device}"),
@@ -93,7 +103,7 @@ class Report:
             ("robust", f"{100 * self.robust_accuracy:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"),
             ("after", f"{after} %; {sum(a.seconds for a in self.attacks):.0f} s" if self.attacks else "no attack"),
             ("checks", ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n)),
-            *((c.verdict, f"{c.name}: {c.detail}") for c in bad[:MOST_SHOWN]),
+            *((c.verdict, f"{c.title}: {c.detail}") for c in self._objecting[:MOST_SHOWN]),
         ]
 
     def __repr__(self) -> str:

@@ -30,6 +30,25 @@ NAMES = {
     15: "no image is in two splits",
     16: "full precision",
 }
+# What has happened where the check of that number warns or fails: "warn: enough images" would say the opposite.
+FAULTS = {
+    1: "not in eval mode, or changed by the attack",
+    2: "predictions depend on the batch",
+    3: "pixels are not those of images in [0,1]",
+    4: "eps in the wrong unit",
+    5: "outside ball or box",
+    6: "probabilities, not logits",
+    7: "the network answers at random",
+    8: "masked gradients",
+    9: "black box beats white box",
+    10: "the attack is too weak, or labels are of other images",
+    11: "too few images",
+    12: "something was chosen on the test part",
+    13: "robust and wrong when clean",
+    14: "other weights than those that ship",
+    15: "images in two splits, or nearly",
+    16: "low precision",
+}
 NOT_RUN = "concerns what lies around this evaluation: its caller makes it"
 
 
@@ -41,6 +60,11 @@ class Check:
     name: str
     verdict: Verdict
     detail: str
+
+    @property
+    def title(self) -> str:
+        """For people; the record has the name in any case."""
+        return FAULTS[self.number] if self.verdict in ("warn", "fail") else self.name
 
     def as_record(self) -> dict[str, Any]:
         return {"number": self.number, "name": self.name, "verdict": self.verdict, "detail": self.detail}

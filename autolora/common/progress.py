@@ -37,9 +37,13 @@ def named(who: str) -> Iterator[None]:
 
 
 def bar(total: int | None, what: str, unit: str = "step", **options: Any) -> tqdm:
-    """A tqdm bar, whose `update`, `total` and `set_description_str` mean what they always do; `options` are tqdm's."""
+    """A tqdm bar, whose `update`, `total` and `set_description_str` mean what they always do; `options` are tqdm's.
+
+    Nothing to do shows nothing: tqdm would say "0step".
+    """
     file: Any = options.setdefault("file", sys.stderr)
     shown = {"total": total, "desc": what, "unit": unit, **options}
+    shown["disable"] = options.get("disable") or total == 0
     if in_notebook():
         from tqdm.autonotebook import tqdm as in_page
 

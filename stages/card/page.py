@@ -37,7 +37,7 @@ from stages.card.sections import (
 from stages.card.strips import Strip, data_uri, strips
 from stages.card.svg import STYLE, interval, percent, swatch
 from stages.common.params import check
-from stages.evidence.checks import in_words, sixteen, title, worst
+from stages.evidence.checks import in_words, sixteen, worst
 from stages.evidence.files import CONTACT_SHEET, Evidence
 from stages.evidence.provenance import provenance_of
 
@@ -122,7 +122,7 @@ def head(evidence: Evidence) -> dict[str, Any]:
         "radius": radius(r),
         "seed": r["seed"],
         "deviation": r.get("deviation"),
-        "warnings": [f"{title(c)}: {c.detail}" for c in sixteen(r["checks"]) if c.verdict == "warn"],
+        "warnings": [f"{c.title}: {c.detail}" for c in sixteen(r["checks"]) if c.verdict == "warn"],
         "figures": figures(r),
     }
 

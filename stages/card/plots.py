@@ -187,7 +187,10 @@ def _rate_note(rows: list[dict[str, str]]) -> str:
         note = f"Halved after epoch {', '.join(halved)}; the best weights so far were put back"
     else:
         note = "No halving was needed"
-    return f"{note}; it cools down over the last {cooling} epochs." if cooling > 1 else f"{note}."
+    if not cooling or (cooling == 1 and str(len(rows) - 1) in halved):  # that was the halving
+        return f"{note}."
+    last = f"the last {cooling} epochs" if cooling > 1 else "the last epoch"
+    return f"{note}; it cools down over {last}."
 
 
 def _cooling(rates: list[float]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from autolora.attacks.verdicts import NAMES
 from autolora.common.files import file_sha256, read_json
 from stages.card.svg import percent, plain
-from stages.evidence.checks import sixteen, title
+from stages.evidence.checks import sixteen
 from stages.evidence.files import ONNX, Evidence
 
 STAGES = ["prepare", "validate", "finetune", "merge", "evaluate", "export", "register"]
@@ -187,7 +187,7 @@ def _withstand(value: dict[str, Any] | None) -> str:
 
 def checks(evidence: Evidence) -> dict[str, Any]:
     found = sixteen(evidence.robustness["checks"])
-    rows = [{**c.as_record(), "name": title(c), "kind": KINDS[c.verdict]} for c in found]
+    rows = [{**c.as_record(), "name": c.title, "kind": KINDS[c.verdict]} for c in found]
     return {"count": "Sixteen" if len(found) == len(NAMES) else f"{len(found)} of sixteen", "rows": rows}
 
 

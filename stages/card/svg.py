@@ -139,7 +139,7 @@ def _grid(x_axis: Axis, y_axis: Axis, x_label: str, ticks: Sequence[float], y_te
         y = y_axis(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{y_text(tick)}</text>')
-    for tick in x_axis.ticks(6):
+    for tick in (t for t in x_axis.ticks(6) if x_label != "epoch" or t.is_integer()):
         parts.append(f'<text x="{x_axis(tick)}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{plain(tick)}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')

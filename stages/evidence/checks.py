@@ -11,30 +11,6 @@ from typing import Any
 
 from autolora.attacks.verdicts import NAMES, Check, Verdict, one_each
 
-# What has happened where the check of that number warns or fails: "warn: enough images" would say the opposite.
-FAULTS = {
-    1: "not in eval mode, or changed by the attack",
-    2: "predictions depend on the batch",
-    3: "pixels are not those of images in [0,1]",
-    4: "eps in the wrong unit",
-    5: "outside ball or box",
-    6: "probabilities, not logits",
-    7: "the network answers at random",
-    8: "masked gradients",
-    9: "black box beats white box",
-    10: "the attack is too weak, or labels are of other images",
-    11: "too few images",
-    12: "something was chosen on the test part",
-    13: "robust and wrong when clean",
-    14: "other weights than those that ship",
-    15: "images in two splits, or nearly",
-    16: "low precision",
-}
-
-
-def title(check: Check) -> str:
-    return FAULTS[check.number] if check.verdict in ("warn", "fail") else check.name
-
 
 def sixteen(rows: Sequence[Mapping[str, Any]]) -> list[Check]:
     """By number; an early record has a row for each part of a check."""

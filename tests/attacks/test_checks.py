@@ -47,7 +47,8 @@ def test_a_sound_network_passes(sound: Report) -> None:
     assert not [c for c in sound.checks if c.verdict == "fail"]
     assert {c.number for c in sound.checks if c.verdict == "warn"} == {11}  # twelve images are few
     assert "stand" in sound.verdict
-    assert "warn: enough images" in sound.verdict
+    assert "warn: enough images" in sound.verdict  # the check's name, as recorded
+    assert "warn: too few images" in sound.in_words
 
 
 def test_train_mode_is_refused() -> None:

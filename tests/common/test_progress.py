@@ -52,6 +52,14 @@ def test_a_line_every_half_minute(clock):
     assert lines[-1] == "finetune: autolora: 100%| 60 of 60 epochs, 10 min so far, about 0 s still"
 
 
+def test_nothing_to_do_shows_nothing(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(file, "isatty", lambda: True, raising=False)
+    with bar(0, "square", file=file):
+        pass
+    assert file.getvalue() == ""
+
+
 def test_work_that_follows_at_once_is_not_silent(clock):
     """Four attacks of twenty seconds each; what begins a minute later is other work."""
     said(clock, 1, 31)

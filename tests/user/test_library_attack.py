@@ -161,7 +161,7 @@ def test_a_report_is_ten_lines() -> None:
     assert str(report) == repr(report)
     assert len(lines) <= 11
     assert max(map(len, lines)) < 160
-    for part in ("standard at linf:8/255", "95 %:", "apgd-ce", "fab-t", "warn", "enough images", "12"):
+    for part in ("standard at linf:8/255", "95 %:", "apgd-ce", "fab-t", "warn", "too few images", "12"):
         assert part in repr(report)
         assert part in report._repr_html_()
     assert "tensor" not in repr(report)

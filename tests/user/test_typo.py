@@ -52,7 +52,9 @@ def test_what_timm_registers_is_read_from_its_source():
 
     some = [*timm.list_models()[::150], *timm.list_pretrained("resnet*")[::40]]
     assert [name for name in some if not in_source_of_timm(name)] == []
-    assert not any(map(in_source_of_timm, ("resnet50x", "resnet50.no_such_tag", "", "resnet50(", "torchvision:resnet50")))
+    assert not any(
+        map(in_source_of_timm, ("resnet50x", "resnet50.no_such_tag", "", "resnet50(", "torchvision:resnet50"))
+    )
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 from autolora.attacks.verdicts import ordered
 from autolora.common.files import read_json, write_json
 from stages.card.page import plots, write_card
+from stages.card.plots import _rate_note
 from stages.card.strips import strips
 from stages.card.svg import Axis, Series, lines, percent, standalone
 from stages.evidence.checks import in_words, sixteen, worst
@@ -233,6 +234,21 @@ def test_a_rate_that_cools_down_is_said_to(tmp_path):
         writer.writeheader()
         writer.writerows(rows)
     assert "No halving was needed; it cools down over the last 4 epochs." in Tree(page(folder)).text
+
+
+@pytest.mark.parametrize(
+    ("rates", "halved", "said"),
+    [
+        ((1.0, 0.5), 0, "No halving was needed; it cools down over the last epoch."),
+        ((1.0, 1.0, 0.5), 2, "Halved after epoch 2; the best weights so far were put back."),
+        ((1.0, 1.0), 0, "No halving was needed."),
+    ],
+)
+def test_what_is_said_of_a_short_training_s_rate(rates, halved, said):
+    rows = [
+        {"epoch": str(n), "lr": str(rate), "event": "halved" if n == halved else ""} for n, rate in enumerate(rates, 1)
+    ]
+    assert _rate_note(rows) == said
 
 
 def test_autoattack_is_marked_where_the_quick_attack_leaves_more(tmp_path):
