@@ -47,6 +47,7 @@ spec:
       storageUri: {storage}
       env:
         - {{name: NVIDIA_TF32_OVERRIDE, value: "0"}}  # float32 as it was attacked
+        - {{name: ORT_DISABLE_TELEMETRY, value: "1"}}  # onnxruntime would report to its maker
       resources:
         requests: {resources}
         limits: {resources}

@@ -60,7 +60,7 @@ def promote(
     claim = _claim(client, name)
     present = alias_version(client, name, to)
     if present == number:
-        raise StageError(f"{name} version {number} is {to} already")
+        return _complete(client, found, to)
     findings, tests = examine(client, name, number, to, gates)
     earned = all(f.passed for f in findings)
     entry = {
@@ -186,7 +186,25 @@ def _move(client: MlflowClient, entry: dict[str, Any], claim: str) -> dict[str, 
     return entry
 
 
+def _complete(client: MlflowClient, found: ModelVersion, to: str) -> dict[str, Any]:
+    """A promotion that was killed after the alias moved: its tags are written from the log, which came first."""
+    already = f"{found.name} version {found.version} is {to} already"
+    entry = history.last_move(history.entries(client, found.name), int(found.version))
+    wanted = _tags(entry) if entry and entry["alias"] == to else {}
+    missing = [key for key, value in wanted.items() if found.tags.get(key) != value]
+    if not entry or not missing:
+        raise StageError(already)
+    _tag(client, entry)
+    print(f"{already}, but that promotion had been cut short: {', '.join(missing)} written now, as the log has it")
+    return entry
+
+
 def _tag(client: MlflowClient, entry: dict[str, Any]) -> None:
+    for key, value in _tags(entry).items():
+        client.set_model_version_tag(entry["model"], str(entry["version"]), key, value)
+
+
+def _tags(entry: dict[str, Any]) -> dict[str, str]:
     tests = entry.get("evidence", {}).get("tests", {})
     tags = {
         "decision": f"{entry['decision']} to {entry['alias']}",
@@ -197,9 +215,7 @@ def _tag(client: MlflowClient, entry: dict[str, Any]) -> None:
         "promotion_why": entry["why"],
         "forced": "yes" if entry["decision"] == "forced" else None,
     }
-    for key, value in tags.items():
-        if value is not None:
-            client.set_model_version_tag(entry["model"], str(entry["version"]), key, str(value))
+    return {key: str(value) for key, value in tags.items() if value is not None}
 
 
 def show(entry: dict[str, Any]) -> None:

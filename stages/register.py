@@ -82,7 +82,7 @@ def ending(receipt: dict[str, Any], evidence: Evidence) -> str:
             f"  {in_sentence(r)}",
             f"  {in_words(sixteen(r['checks']))}",
             f"  card     {CARD}",
-            f"  promote  python -m pipelines.promote {shlex.quote(name)} {version} --to champion",
+            f"  promote  uv run python -m pipelines.promote {shlex.quote(name)} {version} --to champion",
         ]
     )
 

@@ -174,9 +174,18 @@ def contents(version: ModelVersion) -> dict[str, str | None]:
 
 def explaining(log: list[dict[str, Any]], alias: str, version: int) -> dict[str, Any] | None:
     """The entry that brought the version to the alias."""
-    withdrawn = {entry["withdraws"] for entry in log if "withdraws" in entry}
-    moves = [e for e in log if e["decision"] in MOVED and e["alias"] == alias and e["id"] not in withdrawn]
+    moves = [e for e in _moves(log) if e["alias"] == alias]
     return moves[-1] if moves and moves[-1]["version"] == version else None
+
+
+def last_move(log: list[dict[str, Any]], version: int) -> dict[str, Any] | None:
+    """The entry that brought the version to any alias last: of it the version's tags speak."""
+    return next((e for e in reversed(_moves(log)) if e["version"] == version), None)
+
+
+def _moves(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    withdrawn = {entry["withdraws"] for entry in log if "withdraws" in entry}
+    return [e for e in log if e["decision"] in MOVED and e["id"] not in withdrawn]
 
 
 def lines(log: list[dict[str, Any]]) -> list[str]:

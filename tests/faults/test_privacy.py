@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from torch import nn
 
 import autolora
+from deploy.model_repository import inference_service
 
 ASK = """
 import socket
@@ -95,6 +97,20 @@ def test_onnxruntime_alone_would_leave_something(root, model, tmp_path):
 def test_a_look_up_would_be_seen(root, tmp_path):
     code = "import socket\ntry:\n    socket.create_connection(('example.org', 80))\nexcept OSError:\n    pass"
     assert "example.org" in started(code, root, tmp_path)
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_what_serves_a_model_is_told_to_keep_quiet(gpu):
+    service = yaml.safe_load(inference_service("s3://models/robust", "robust", gpu=gpu))
+    assert {"name": "ORT_DISABLE_TELEMETRY", "value": "1"} in service["spec"]["predictor"]["model"]["env"]
+
+
+def test_so_are_all_workers(root):
+    services = yaml.safe_load((root / "deploy/compose.yaml").read_text())["services"]
+    kubernetes = yaml.safe_load_all((root / "deploy/kubernetes/worker.yaml").read_text())
+    (settings,) = [each["data"] for each in kubernetes if each["kind"] == "ConfigMap"]
+    for found in (services["worker"]["environment"], services["worker-gpu"]["environment"], settings):
+        assert found["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 ABROAD = "import socket; s = socket.socket(); s.setblocking(False); s.connect_ex(('192.0.2.1', 9))"  # nobody's address

@@ -161,6 +161,38 @@ def test_a_removed_entry_and_an_unexplained_move_are_seen(registry, client, caps
     assert "champion is version 2, which no entry explains" in capsys.readouterr().out
 
 
+def test_a_promotion_that_was_killed_after_the_alias_moved_is_completed(registry, client, monkeypatch, capsys):
+    main(["synthetic", "1", "--to", "challenger"])
+
+    def killed(client, entry):
+        client.set_model_version_tag("synthetic", "2", "decision", "promoted to champion")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(promote, "_tag", killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(["synthetic", "2", "--to", "champion"])
+    assert champion() == 2
+    decisions = log()
+    assert main(["synthetic", "2", "--to", "champion"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "version 2 is champion already, but that promotion had been cut short: promoted_at, promoted_by written" in said
+    )
+    tags = client.get_model_version("synthetic", "2").tags
+    (entry,) = [e for e in history.entries(client, "synthetic") if e["version"] == 2]
+    assert (tags["promoted_at"], tags["promoted_by"]) == (entry["at"], entry["by"])
+    assert log() == decisions  # nothing new was decided
+    assert main(["synthetic", "2", "--to", "champion"]) == 1  # and now it is whole
+    assert "is champion already" in capsys.readouterr().err
+
+
+def test_tags_of_a_later_decision_are_not_overwritten(registry, client, capsys):
+    assert [main(["synthetic", "2", "--to", alias]) for alias in ("challenger", "champion", "challenger")] == [0, 0, 1]
+    assert "is challenger already" in capsys.readouterr().err
+    assert client.get_model_version("synthetic", "2").tags["decision"] == "promoted to champion"
+
+
 def test_force_needs_a_reason(capsys):
     with pytest.raises(SystemExit):
         main(["synthetic", "1", "--force"])

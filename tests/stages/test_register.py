@@ -53,7 +53,7 @@ def test_it_ends_with_what_there_is_and_what_to_do_next(registered, capsys):
         "  60\u202f% of 200 images withstand AutoAttack at linf:16/255; 90\u202f% are right when nobody attacks",
         "  15 of 16 checks pass, 1 warn",
         "  card     reports/card.html",
-        "  promote  python -m pipelines.promote synthetic 1 --to champion",
+        "  promote  uv run python -m pipelines.promote synthetic 1 --to champion",
     ]
 
 
