@@ -20,7 +20,7 @@ ORDER = {
     "autolora": [
         ["common"],
         ["."],  # threat.py
-        ["backbones", "data"],
+        ["backbones", "data", "corruptions"],
         ["export"],
         ["attacks/engine"],
         ["attacks"],
