@@ -50,6 +50,7 @@ TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
 MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")
 FINETUNED = Path("models/finetuned/finetuned.json")
 REPORTS, ADVERSARIAL = Path("reports"), Path("models/adversarial.npz")
+MADE_OF = ("soup", "soup_members", "critical_layer")  # notes of a merge that is not the default one
 SHOWN = 6  # rows of the contact sheet
 
 
@@ -80,10 +81,13 @@ def evaluate() -> None:
 
 def check_provenance(images: TestImages) -> list[Check]:
     """Checks 12, 14 and 15, before any work is done."""
-    recorded = read_json(FINETUNED)["weights_sha256"] if FINETUNED.exists() else {}
+    recorded = recorded_weights()
     merged, natural = load_network(MERGED)[1], load_network(NATURAL)[1]
-    robust = merged["weights_sha256"] if merged["alpha"] == "0" else merged.get("robust_sha256", "none")
+    as_tuned = merged["alpha"] == "0" and "soup" not in merged
+    robust = merged["weights_sha256"] if as_tuned else merged.get("robust_sha256", "none")
     evaluated = {"robust": robust, "natural": natural["weights_sha256"]}
+    if "soup" in merged:
+        evaluated["members"] = merged["members_sha256"]
     checks = [
         nothing_chosen(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]),
         weights_match(evaluated, recorded),
@@ -91,6 +95,15 @@ def check_provenance(images: TestImages) -> list[Check]:
     ]
     require(checks)
     return checks
+
+
+def recorded_weights() -> dict[str, str]:
+    """What `finetune` wrote down, by name."""
+    record = read_json(FINETUNED) if FINETUNED.exists() else {"weights_sha256": {}}
+    members = (
+        {"members": " ".join(run["weights_sha256"] for run in record["members"]["runs"])} if "members" in record else {}
+    )
+    return record["weights_sha256"] | members
 
 
 def replaced(checks: list[Check], ours: list[Check]) -> list[Check]:
@@ -168,6 +181,7 @@ def record_of(images: TestImages, robust: Evaluated, natural: Evaluated) -> dict
         "data": data,
         "weights_sha256": robust.notes["weights_sha256"],
         "alpha": _number(robust.notes.get("alpha")),
+        **{key: robust.notes[key] for key in MADE_OF if key in robust.notes},
         "baseline": {k: baseline[k] for k in keys} | {"weights_sha256": natural.notes["weights_sha256"]},
         "mcnemar": paired(ours.robust, twin.robust),
         "by_class": by_class(ours, read_json(TEST / "classes.json")),

@@ -24,15 +24,15 @@ from autolora.backbones.classifier import Classifier, save_classifier
 from autolora.backbones.loading import load_backbone
 from autolora.common import distributed
 from autolora.common.code import code_sha256
-from autolora.common.files import file_sha256, read_json, replacing, replacing_folder, write_json
+from autolora.common.files import read_json, replacing, replacing_folder, write_json
 from autolora.common.processes import end_with_parent
-from autolora.data.ragged import Rectangles, rectangles
 from autolora.training.branch import save_branch
 from autolora.training.learner import number
 from autolora.training.loop import Tuned
 from autolora.training.loop import finetune as tune
 from stages.common.command_line import takes_no_arguments
 from stages.common.errors import TryAgain
+from stages.common.prepared import PREPARED, data_keys, read_split
 from stages.common.runner import main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
 from stages.common.weights import resolve_weights
@@ -40,7 +40,7 @@ from stages.estimate import announce
 from stages.estimate.costs import Counts
 from stages.tracking.live_run import live
 
-PREPARED, FINETUNED, TRAINING = Path("data/prepared"), Path("models/finetuned"), Path("reports/training.csv")
+FINETUNED, TRAINING = Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
 KEYS = ("reference", "batch_size", "augmentation", "average", "precision", "compile", "channels_last")
 SEARCHED = ("rate", "decay", "gamma")  # for searches over the baselines; never of the naturally tuned twin
@@ -59,7 +59,7 @@ def finetune() -> None:
 def train_both() -> None:
     params = load(FinetuneParams)
     first = distributed.process_number() == 0
-    work = work_dir("finetune", **params.as_dict(), data=data_keys(), code=code_sha256())
+    work = work_dir("finetune", **params.as_dict(), data=data_keys("train", "val"), code=code_sha256())
     clock: AbstractContextManager[dict[str, Any]] = timed("finetune") if first else nullcontext({})
     lock: AbstractContextManager[None] = only_one(work) if first else nullcontext()
     with clock as record, lock:
@@ -161,22 +161,9 @@ def backbone(params: FinetuneParams, classes: list[str]) -> Classifier:
     )
 
 
-def read_split(name: str) -> tuple[np.ndarray | Rectangles, np.ndarray]:
-    """Images as they lie in their file, mapped: squares, or with shapes.npy beside them rectangles."""
-    folder = PREPARED / name
-    images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
-    shapes = folder / "shapes.npy"
-    return rectangles(images, np.load(shapes)) if shapes.exists() else images, labels
-
-
 def counts() -> Counts:
     train, val = (len(np.load(PREPARED / split / "labels.npy", mmap_mode="r")) for split in ("train", "val"))
     return Counts(train, val)
-
-
-def data_keys() -> dict[str, str]:
-    """What the images are, without reading them: ids are hashes of their content."""
-    return {f"{s}/{f}": file_sha256(PREPARED / s / f) for s in ("train", "val") for f in ("ids.npy", "labels.npy")}
 
 
 # --- what comes out --------------------------------------------------------------------------------------------------

@@ -52,8 +52,13 @@ def block_layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
     Empty when there is nothing between stem and head: the caller decides what that means.
     """
     outside = {*head_names(model), *stem_names(model)}
+    return [(name, layer) for name, layer in weight_layers(model) if name not in outside]
+
+
+def weight_layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
+    """All convolutions and linear layers with a weight of their own, stem and head too, in module order."""
     weights = {name for name, _ in model.named_parameters()}
-    return [(name, layer) for name, layer in _layers(model) if name not in outside and f"{name}.weight" in weights]
+    return [(name, layer) for name, layer in _layers(model) if f"{name}.weight" in weights]
 
 
 def _layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:

@@ -128,7 +128,11 @@ def _radius_scale(evidence: Evidence) -> tuple[float, str]:
 
 def dial(evidence: Evidence) -> dict[str, Any]:
     rows = evidence.rows(ALPHA_CURVE)
-    words = {"branch": "the natural branch", "natural": "the naturally tuned twin"}
+    words = {
+        "branch": "the natural branch",
+        "natural": "the naturally tuned twin",
+        "critical": "itself with its least critical layer tuned naturally",
+    }
     table = [
         (r["toward"], r["alpha"], _percent(r["clean"]), _percent(r["robust"]), "chosen" if _true(r["chosen"]) else "")
         for r in rows

@@ -27,10 +27,15 @@ def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
         ("Reads", f"{size} × {size} pixels in colour, {pixels}; it normalises them itself"),
         ("Answers", f"{len(names)} logits: {', '.join(names[:12])}{more}"),
         ("Method", f"{tuned['method']}, reference {tuned['reference']}" if tuned else ""),
-        ("Dial", f"alpha = {plain(r['alpha'])}"),
+        ("Dial", f"alpha = {plain(r['alpha'])}{_made_of(r)}"),
         ("File", f"model.onnx, {evidence.exported['bytes'] / 1e6:.2f} MB, opset {evidence.exported['opset']}"),
         ("To be promoted", f"{_gates(gates)}; no failed check"),
     ]
+
+
+def _made_of(r: dict[str, Any]) -> str:
+    soup = f", from a {r['soup']} soup of member {r['soup_members']}" if "soup" in r else ""
+    return soup + (f", toward a natural {r['critical_layer']}" if "critical_layer" in r else "")
 
 
 def _gates(gates: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -142,12 +143,13 @@ class Finetune(Section):
     rate: float | None = Field(None, gt=0)
     decay: float | None = Field(None, ge=0)
     gamma: float = Field(1.0, ge=0)
-    members: int = Field(1, ge=1)  # runs from one start that differ by seed
+    members: int = Field(1, ge=1)  # runs from one start that differ by seed, for merge.soup
 
 
 class Merge(Section):
     alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0, le=1)] = "auto"
-    toward: Literal["branch", "natural"] = "branch"
+    toward: Literal["branch", "natural", "critical"] = "branch"
+    soup: Literal["none", "uniform", "greedy", "stock"] = "none"
 
 
 class Evaluate(Section):
@@ -228,6 +230,21 @@ class Loader(yaml.SafeLoader):
 
 def check(path: str | Path) -> Params:
     """The whole file: what is wrong in a section that is read last is found by the stage that runs first."""
+    params = _read(path)
+    if excluded := list(exclusions(params)):
+        raise StageError("\n".join(f"{path}: {line}" for line in excluded))
+    return params
+
+
+def exclusions(params: Params) -> Iterator[str]:
+    """Values that are possible each by itself and not together: a line for each pair, which names both keys."""
+    if params.merge.soup != "none" and params.finetune.members == 1:
+        yield f"merge.soup is {params.merge.soup}, but finetune.members is 1: a soup needs at least 2"
+    if params.merge.toward == "critical" and params.finetune.method == "natural":
+        yield "merge.toward is critical, but finetune.method is natural: there is no robustness that a layer could keep"
+
+
+def _read(path: str | Path) -> Params:
     try:
         return Params.model_validate(yaml.load(Path(path).read_text(encoding="utf-8"), Loader))
     except RecursionError:

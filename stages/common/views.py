@@ -65,6 +65,7 @@ class FinetuneParams(View):
 class MergeParams(View):
     seed: int
     threat: Threat
+    finetune: Finetune
     merge: Merge
 
 

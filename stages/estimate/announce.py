@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from autolora.backbones.classifier import Classifier
+from autolora.backbones.layers import weight_layers
 from autolora.common.progress import duration
 from stages.common.params import Export, Finetune
 from stages.estimate import costs
@@ -33,6 +34,12 @@ def finetune(model: Classifier, counts: Counts, section: Finetune) -> None:
 def merge(model: Classifier, counts: Counts, points: int) -> None:
     seconds = costs.dial(price_of(model, counts.val), counts, points) / threads()
     say("merge", seconds, f"{points} points of the dial, {counts.val:,} validation images each")
+
+
+def critical(model: Classifier, train: int) -> None:
+    layers, price = len(weight_layers(model)), price_of(model, min(costs.TUNING_BATCH, train))
+    seconds = costs.critical(price, Counts(train, 0), layers) / threads()
+    say("merge", seconds, f"how critical each of {layers} layers is, and one of them tuned naturally, before the dial")
 
 
 def export(model: Classifier, images: int, section: Export) -> None:

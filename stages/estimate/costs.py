@@ -15,6 +15,8 @@ TRAINING_ATTACK, DIAL_ATTACK = 10, 20  # steps of PGD
 ATTACKED = ("autolora", "vanilla", "twins")
 STEPS = {"autolora": 2, "vanilla": 2, "twins": 2, "natural": 1, "linear": 0.5}  # training passes over an image
 DIAL, DIRECTIONS = 5, 2  # points of the dial in each direction
+CRITICAL_IMAGES, ASCENT = 512, 11  # and gradients of each layer's weight on all of them, for merge.toward: critical
+TUNING_EPOCHS, TUNING_STEPS, TUNING_BATCH = 10, 1000, 128  # of the one layer: whichever is more
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,16 @@ def dial(price: Price, counts: Counts, points: int) -> float:
     return points * counts.val * price.of(gradients=DIAL_ATTACK, forwards=2)
 
 
-def points_of_the_dial(section: Merge, method: str) -> int:
-    directions = DIRECTIONS if method == "autolora" else 1
-    return DIAL * directions + (section.alpha != "auto")
+def points_of_the_dial(section: Merge, method: str, members: int = 1) -> int:
+    """Networks that are judged on the validation part, those of a greedy soup too."""
+    directions = (DIRECTIONS if method == "autolora" else 1) + (section.toward == "critical")
+    return DIAL * directions + (section.alpha != "auto") + (2 * members - 1) * (section.soup == "greedy")
+
+
+def critical(price: Price, counts: Counts, layers: int) -> float:
+    """At most: a gradient that ends at one layer's weight costs no more than one that goes down to the pixels."""
+    n = min(counts.train, CRITICAL_IMAGES)
+    steps = -(-counts.train // TUNING_BATCH)
+    epochs = max(TUNING_EPOCHS, -(-TUNING_STEPS // steps))
+    gradients = n * (TRAINING_ATTACK + layers * ASCENT) + epochs * counts.train
+    return price.of(gradients=gradients)

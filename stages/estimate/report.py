@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from autolora.backbones.layers import weight_layers
 from autolora.backbones.loading import load_backbone
 from autolora.common.progress import duration
 from stages.common import processes
@@ -34,18 +35,20 @@ class Estimate:
     price: Price
     decoding: float | None
     parameters: int  # of the network
+    layers: int
     memory: int  # bytes that this process took to train on one batch
 
     def seconds(self, params: Params | None = None) -> dict[str, float]:
         """Each stage's, with these parameters or with others."""
         p, counts, price = params or self.params, self.counts, self.price
         n = attacked(p.evaluate, counts.test)
-        points = costs.points_of_the_dial(p.merge, p.finetune.method)
+        points = costs.points_of_the_dial(p.merge, p.finetune.method, p.finetune.members)
+        layer = costs.critical(price, counts, self.layers) if p.merge.toward == "critical" else 0.0
         work = {
             "prepare": counts.all * (self.decoding or 0.0) / (processes_asked_for() or cores()),
             "validate": 0.0,
             "finetune": sum(costs.finetune(price, counts, p.finetune)) / training(),
-            "merge": costs.dial(price, counts, points) / threads(),
+            "merge": (layer + costs.dial(price, counts, points)) / threads(),
             "evaluate": attack_costs.evaluate(price, n, counts.classes, p.threat.norm, p.evaluate) / processes.count(),
             "export": attack_costs.export(price, n, p.export) / threads(),
             "register": REGISTERING,
@@ -66,7 +69,8 @@ def measured(params: Params) -> Estimate:
     batch = min(params.finetune.batch_size, images.counts.train)
     price = price_of(model, batch)
     parameters = sum(p.numel() for p in model.parameters())
-    return Estimate(params, images.counts, price, images.decoding, parameters, _peak())
+    layers = len(weight_layers(model))
+    return Estimate(params, images.counts, price, images.decoding, parameters, layers, _peak())
 
 
 def _peak() -> int:
@@ -100,12 +104,13 @@ def lines(e: Estimate) -> Iterator[str]:
 def told_of(e: Estimate) -> list[str]:
     p, c = e.params, e.counts
     prepare = "decoding" if e.decoding is not None else "without the download and decoding: the images are not here yet"
-    points = costs.points_of_the_dial(p.merge, p.finetune.method)
+    points = costs.points_of_the_dial(p.merge, p.finetune.method, p.finetune.members)
     n = attacked(p.evaluate, c.test)
+    members = f" of each of {p.finetune.members} members" if p.finetune.members > 1 else ""
     return [
         prepare,
         "checks",
-        f"{p.finetune.epochs} epochs, and as many of the naturally tuned twin",
+        f"{p.finetune.epochs} epochs{members}, and as many of the naturally tuned twin",
         f"{points} points of the dial",
         f"AutoAttack ({p.evaluate.version}) on {n:,} images, of two networks",
         f"attacks on {min(n, p.export.check_images)} images through onnxruntime",

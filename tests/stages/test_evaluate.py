@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from autolora.attacks.verdicts import CheckFailed
 from autolora.backbones.classifier import Spec, build, load_classifier, save_classifier
 from autolora.common.files import read_json, write_json
 from autolora.data.images import TestImages
@@ -145,6 +146,19 @@ def test_other_weights_are_refused(workspace: Path, root: Path) -> None:
     assert "sha256" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not Path("reports/robustness.json").exists()
+
+
+def test_a_soup_is_followed_to_its_members(workspace: Path) -> None:
+    notes = {"alpha": "0", "soup": "greedy", "members_sha256": "b c", "robust_sha256": "a" * 64}
+    save_classifier(classifier(0), "models/merged.safetensors", **notes)
+    record, images = read_json("models/finetuned/finetuned.json"), read_images(stage.TEST)
+    runs = [{"weights_sha256": "b"}, {"weights_sha256": "c"}]
+    write_json("models/finetuned/finetuned.json", record | {"members": {"runs": runs}})
+    assert [check.verdict for check in stage.check_provenance(images)] == ["pass"] * 3
+    for others in (runs[:1], runs[::-1]):
+        write_json("models/finetuned/finetuned.json", record | {"members": {"runs": others}})
+        with pytest.raises(CheckFailed, match="members has the weights b c"):
+            stage.check_provenance(images)
 
 
 @pytest.mark.slow

@@ -28,16 +28,19 @@ def finetuned(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
     branch = Branch([("body.block.0", robust.body.block[0])], generator=torch.Generator().manual_seed(0))
     nn.init.normal_(branch.B[0], std=0.2)
     save_branch(branch, "models/finetuned/branch.safetensors")
-    Path("data/prepared/val").mkdir(parents=True)
     rng = np.random.default_rng(0)
-    np.save("data/prepared/val/images.npy", rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
-    np.save("data/prepared/val/labels.npy", rng.integers(0, 10, 30))
+    for part in ("val", "train"):
+        Path(f"data/prepared/{part}").mkdir(parents=True)
+        np.save(f"data/prepared/{part}/images.npy", rng.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
+        np.save(f"data/prepared/{part}/labels.npy", rng.integers(0, 10, 30))
+        np.save(f"data/prepared/{part}/ids.npy", np.array([f"{part}{i}" for i in range(30)], "S64"))
     Path("dvc.yaml").write_text((root / "dvc.yaml").read_text())
 
     def run(**merge: object) -> None:
         from stages.merge import merge as stage
 
         params = yaml.safe_load((root / "params.yaml").read_text())
+        params["finetune"]["members"] = len(list(Path("models/finetuned/members").glob("?.safetensors"))) or 1
         Path("params.yaml").write_text(yaml.safe_dump(params | {"merge": merge}))
         stage()
 
@@ -66,7 +69,9 @@ def test_stage_writes_both_directions_and_the_chosen_network(finetuned) -> None:
 def test_stage_is_the_same_bytes_twice_and_measures_no_point_twice(finetuned, monkeypatch: pytest.MonkeyPatch) -> None:
     finetuned(alpha="auto", toward="branch")
     first = {p: Path(p).read_bytes() for p in ("models/merged.safetensors", "reports/alpha_curve.csv")}
-    monkeypatch.setattr("stages.merge.judge", lambda *_, **__: pytest.fail("this point was measured before"))
+    monkeypatch.setattr(
+        "stages.merging.validation.judge", lambda *_, **__: pytest.fail("this point was measured before")
+    )
     finetuned(alpha="auto", toward="branch")
     assert all(Path(p).read_bytes() == content for p, content in first.items())
 
@@ -86,3 +91,60 @@ def test_flags_found_by_other_code_are_not_gone_on_from(finetuned, mended) -> No
     mended()
     finetuned(alpha=0, toward="natural")
     assert len(list(work_root().glob("merge/*"))) == 2
+
+
+def test_toward_the_critical_layer(finetuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autolora.training.criticality.LEAST_STEPS", 0)
+    finetuned(alpha=1, toward="critical")
+    assert {r["toward"] for r in rows()} == {"branch", "natural", "critical"}
+    assert [(r["toward"], r["alpha"]) for r in rows() if r["chosen"] == "1"] == [("critical", "1")]
+    notes = read_notes("models/merged.safetensors")
+    merged, robust = load_classifier("models/merged.safetensors").state_dict(), tiny(0).state_dict()
+    assert [n for n, v in robust.items() if not torch.equal(v, merged[n])] == [f"{notes['critical_layer']}.weight"]
+    first = Path("models/merged.safetensors").read_bytes()
+    monkeypatch.setattr("stages.merging.validation.judge", lambda *_, **__: pytest.fail("measured before"))
+    monkeypatch.setattr("autolora.training.criticality.worst_change", lambda *_: pytest.fail("measured before"))
+    monkeypatch.setattr("autolora.training.criticality._batches", lambda *_: pytest.fail("tuned before"))
+    finetuned(alpha=1, toward="critical")
+    assert Path("models/merged.safetensors").read_bytes() == first
+    finetuned(alpha=0, toward="critical")
+    assert all(torch.equal(v, robust[n]) for n, v in load_classifier("models/merged.safetensors").state_dict().items())
+
+
+def members() -> list[nn.Module]:
+    """Three, of which the first is the robust network, and their start."""
+    folder = Path("models/finetuned/members")
+    networks = [tiny(0), tiny(2), tiny(3)]
+    for i, network in enumerate(networks):
+        save_classifier(network, folder / f"{i + 1}.safetensors")
+        branch = Branch([("body.block.0", network.body.block[0])], generator=torch.Generator().manual_seed(i))
+        nn.init.normal_(branch.B[0], std=0.2)
+        save_branch(branch, folder / f"{i + 1}-branch.safetensors")
+    save_classifier(tiny(9), folder / "start.safetensors")
+    return networks
+
+
+def test_a_soup_takes_the_robust_networks_place(finetuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    finetuned(alpha=0, toward="branch")  # its points are kept, and are not a soup's
+    networks, x, y = members(), *(torch.from_numpy(np.load(f"data/prepared/val/{n}.npy")) for n in ("images", "labels"))
+    for kind in ("uniform", "stock", "greedy"):
+        finetuned(alpha=0, toward="branch", soup=kind)
+        merged, notes = load_classifier("models/merged.safetensors"), read_notes("models/merged.safetensors")
+        taken = [networks[int(i) - 1].body.fc.weight for i in notes["soup_members"].split()]
+        assert notes["soup"] == kind
+        assert len(taken) == 3 or kind == "greedy"
+        assert torch.allclose(merged.body.fc.weight, sum(taken) / len(taken), atol=1e-6)
+        clean = (merged(x.float() / 255).argmax(1) == y).float().mean().item()
+        assert float(next(r for r in rows() if r["chosen"] == "1")["clean"]) == pytest.approx(clean, abs=1e-6)
+    first = Path("models/merged.safetensors").read_bytes()
+    monkeypatch.setattr("stages.merging.validation.judge", lambda *_, **__: pytest.fail("measured before"))
+    finetuned(alpha=0, toward="branch", soup="greedy")
+    assert Path("models/merged.safetensors").read_bytes() == first
+
+
+def test_a_soup_of_members_that_are_not_there(finetuned) -> None:
+    members()
+    Path("models/finetuned/members/2-branch.safetensors").unlink()
+    Path("models/finetuned/members/2.safetensors").rename("models/finetuned/members/4.safetensors")
+    with pytest.raises(StageError, match=r"members/2.safetensors is missing: run `dvc repro finetune`"):
+        finetuned(alpha=0, toward="branch", soup="uniform")

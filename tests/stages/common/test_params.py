@@ -89,6 +89,28 @@ def test_a_fault_is_named(tmp_path, key, value, words):
     assert len(str(caught.value).splitlines()) <= 3
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"merge.soup": "greedy"}, "merge.soup is greedy, but finetune.members is 1: a soup needs at least 2"),
+        (
+            {"merge.toward": "critical", "finetune.method": "natural"},
+            "merge.toward is critical, but finetune.method is natural: there is no robustness that a layer could keep",
+        ),
+    ],
+)
+def test_values_that_exclude_each_other(tmp_path, changes, words):
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key, value in changes.items():
+        section, name = key.split(".")
+        tree[section][name] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(StageError) as caught:
+        check(path)
+    assert str(caught.value) == f"{path}: {words}"
+
+
 def test_a_missing_key_is_named(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("seed: 0\n")
@@ -125,7 +147,8 @@ def test_a_stage_sees_only_what_it_declares():
     assert params.as_dict() == {
         "seed": 0,
         "threat": {"norm": "linf", "eps": "16/255"},
-        "merge": {"alpha": "auto", "toward": "branch"},
+        "finetune": params.finetune.model_dump(),
+        "merge": {"alpha": "auto", "toward": "branch", "soup": "none"},
     }
 
 
@@ -202,6 +225,7 @@ def test_no_default_changes_unseen():
         "finetune.rate": None,
         "finetune.reference": "auto",
         "merge.alpha": "auto",
+        "merge.soup": "none",
         "merge.toward": "branch",
         "register.gates.attack": "standard",
         "register.gates.clean": 0.0,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import autolora
 from autolora import Threat
 from autolora.attacks.versions import Budget, plan_of
+from autolora.training.criticality import critical
 from autolora.training.dial import judge
 from stages.common.params import Data, Evaluate, Finetune, Merge
 from stages.estimate import attack_costs, costs
@@ -76,6 +77,14 @@ def test_a_point_of_the_dial(seen):
 def test_the_points_of_the_dial():
     assert costs.points_of_the_dial(Merge(), "autolora") == 10
     assert costs.points_of_the_dial(Merge(alpha=0.3), "vanilla") == 6
+    assert costs.points_of_the_dial(Merge(toward="critical"), "autolora") == 15
+    assert costs.points_of_the_dial(Merge(soup="greedy"), "autolora", members=3) == 15
+
+
+def test_the_critical_layer(seen):
+    x, y = images(20)
+    critical(Counting().eval(), ((255 * x).byte(), y), Threat("linf", "1/255"), size=8)
+    assert costs.critical(EACH, Counts(20, 0), layers=3) == seen()
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", "1/255000"), ("l2", 1e-4)])
