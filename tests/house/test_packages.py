@@ -34,6 +34,7 @@ ORDER = {
         ["tracking"],
         ["dataset", "evaluation"],
         ["estimate"],
+        ["merging"],
         ["."],
     ],
     "pipelines": [["execution"], ["workspace"], ["sweeps", "registry"], ["."]],
