@@ -1,4 +1,7 @@
-"""An experiment in a copy that DVC deletes: what it recorded, and what it had begun, is there afterwards."""
+"""An experiment in a copy that DVC deletes: what it recorded, and what it had begun, is there afterwards.
+
+With `--temp`, and with `--queue` whose worker DVC starts; then one of them is applied, and registered here.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ mlflow = connect()
 client = mlflow.MlflowClient()
 run = client.create_run(experiment_id(mlflow))
 client.log_text(run.info.run_id, "kept", "kept.txt")
-(work_dir("register", seed=1) / "progress").write_text(str(Path.cwd()))
+(work_dir("register", seed=1) / run.info.run_id).write_text(str(Path.cwd()))
 Path("done.txt").write_text("done")
 """
 
@@ -56,12 +59,18 @@ def test_what_an_experiment_in_a_copy_records_outlives_the_copy(tmp_path):
     command(project, home, "git", "add", ".")
     command(project, home, "git", "commit", "--quiet", "-m", "a project")
     command(project, home, "dvc", "exp", "run", "--temp", "-S", "seed=1")
-    with closing(sqlite3.connect(project / "mlflow.db")) as database:
-        ((folder,),) = database.execute("select artifact_uri from runs").fetchall()
-    assert (Path(folder) / "kept.txt").read_text() == "kept"
-    assert Path(folder).is_relative_to(project / "mlruns")
-    (progress,) = (project / ".work/register").glob("*/progress")
-    copy = Path(progress.read_text())
-    assert copy.is_relative_to(project / ".dvc/tmp/exps")
-    assert not copy.exists()
     assert not (project / "done.txt").exists()  # nothing here has changed
+    command(project, home, "dvc", "exp", "run", "--queue", "-S", "seed=2", "--name", "queued")
+    command(project, home, "dvc", "exp", "run", "--run-all")
+    with closing(sqlite3.connect(project / "mlflow.db")) as database:
+        folders = [Path(folder) for (folder,) in database.execute("select artifact_uri from runs")]
+    assert [(folder / "kept.txt").read_text() for folder in folders] == ["kept", "kept"]
+    assert all(folder.is_relative_to(project / "mlruns") for folder in folders)
+    progress = list((project / ".work/register").glob("*/*"))
+    assert len(progress) == 2
+    for copy in [Path(file.read_text()) for file in progress]:
+        assert copy.is_relative_to(project / ".dvc/tmp/exps")
+        assert not copy.exists()
+    command(project, home, "dvc", "exp", "apply", "queued")
+    assert (project / "params.yaml").read_text() == "seed: 2\n"
+    assert (project / "done.txt").read_text() == "done"
