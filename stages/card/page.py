@@ -2,7 +2,7 @@
 
     python -m stages.card [FOLDER]        # reports/card.html from the files of a run, without a registry
 
-No script and no request to anywhere. Words are in card.html, looks in card.css; what each section says is in
+No script and no request to anywhere. Words are in page.html, looks in page.css; what each section says is in
 sections.py, and in plots.py where it has a chart, drawn from the CSV files, so that page and evidence cannot differ.
 """
 

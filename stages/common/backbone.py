@@ -18,14 +18,18 @@ from stages.common.weights import resolve_weights
 
 
 def refuse_unknown_backbone() -> None:
-    """The architecture, and weights that lie here; those that must be downloaded are fine-tuning's affair."""
+    """The architecture, and weights that lie here, or whose sha256 is not known: these are fetched to be told it."""
     section = check("params.yaml").backbone
     try:
         _refuse_unknown_arch(section.arch)
-        if section.weights and not section.weights.startswith(SCHEMES) and not is_hub(section.weights):
+        if section.weights and (section.sha256 is None or not _is_elsewhere(section.weights)):
             resolve_weights(section.weights, section.sha256)
     except BadArgument as error:
         raise StageError(f"backbone.{error.argument} is {error.value!r}: {error.reason}") from None
+
+
+def _is_elsewhere(weights: str) -> bool:
+    return weights.startswith(SCHEMES) or is_hub(weights)
 
 
 def _refuse_unknown_arch(arch: str) -> None:

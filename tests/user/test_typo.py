@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 SLIPS = {  # the shipped line, the slip, and what is said of it
     "finetune": ("  epochs: 20 ", "  epoch: 20 ", "unknown key finetune.epoch: did you mean finetune.epochs?"),
@@ -55,6 +56,29 @@ def test_what_timm_registers_is_read_from_its_source():
     assert not any(
         map(in_source_of_timm, ("resnet50x", "resnet50.no_such_tag", "", "resnet50(", "torchvision:resnet50"))
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "sha256", "looked_at"),
+    [
+        ("hf:owner/name/robust.ckpt", None, True),  # it would stop in any case: now, and not after the images
+        ("hf:owner/name/robust.ckpt", "0" * 64, False),
+        ("https://example.org/robust.pt", "0" * 64, False),
+        ("weights/robust.pt", "0" * 64, True),
+        (None, None, False),
+    ],
+)
+def test_weights_are_looked_at_first_where_that_costs_nothing(tmp_path, root, monkeypatch, weights, sha256, looked_at):
+    from stages.common import backbone
+
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["backbone"] |= {"weights": weights} | ({"sha256": sha256} if sha256 else {})
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(backbone, "resolve_weights", lambda weights, sha256: asked.append(weights))
+    backbone.refuse_unknown_backbone()
+    assert asked == [weights] * looked_at
 
 
 @pytest.mark.slow
