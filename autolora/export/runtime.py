@@ -87,9 +87,10 @@ def image_shape(session: onnxruntime.InferenceSession) -> tuple[int, ...]:
 
 
 def as_input(session: onnxruntime.InferenceSession, pixels: np.ndarray) -> np.ndarray:
-    """[n,3,h,w] in [0,1] -> what the file takes: the same, or the nearest uint8 levels as NHWC."""
+    """[n,3,h,w] in [0,1] -> what the file takes: the same, also in float16, or the nearest uint8 levels as NHWC."""
     if not takes_bytes(session):
-        return np.ascontiguousarray(pixels, dtype=np.float32)
+        kind = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
+        return np.ascontiguousarray(pixels, dtype=kind)
     return np.ascontiguousarray(np.rint(pixels * 255).astype(np.uint8).transpose(0, 2, 3, 1))
 
 

@@ -23,7 +23,7 @@ from autolora.common.files import file_sha256
 from autolora.common.progress import bar
 from autolora.common.statistics import wilson
 from autolora.export.runtime import best_device, logits, open_session
-from autolora.export.straight_through import StraightThrough
+from autolora.export.torch_copy import TorchCopy
 from autolora.threat import Threat
 from stages.evidence.examples import Examples
 
@@ -75,11 +75,11 @@ def measure(path: Path, examples: Examples, threat: Threat, seed: int, limit: in
 
 
 def with_gradients(path: Path, before: FileRobustness, examples: Examples, threat: Threat, seed: int) -> FileRobustness:
-    """APGD-CE and APGD-T along the gradients of the file's straight-through copy, on what Square has left."""
+    """APGD-CE and APGD-T along the gradients of the file's torch copy, on what Square has left."""
     rows = before.rows[before.right]
     images = examples.images.only(rows)
     with _bar(f"export: APGD on {path.name}", len(rows) * (ASCENT + 1) * (1 + TARGETS)) as tick:
-        after = white_box(StraightThrough(path), answers(path), images, threat, seed=seed, tick=tick)
+        after = white_box(TorchCopy(path), answers(path), images, threat, seed=seed, tick=tick)
     right = before.right.copy()
     right[before.right] = list(after.values())[-1]
     left = {name: int(found.sum()) for name, found in after.items()}

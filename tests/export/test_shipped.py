@@ -1,4 +1,4 @@
-"""What is measured on the file: parity that sees another network, replay, Square and the straight-through copy."""
+"""What is measured on the file: parity that sees another network, replay, Square and the torch copy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from autolora.attacks.onnx_file import parity, replay, square, white_box
 from autolora.data.images import TestImages
 from autolora.export.notes import notes_in
+from autolora.export.operators.quantised import rounded
 from autolora.export.quantise import finished, fp16, int8, is_transformer, known_to_break
 from autolora.export.runtime import logits, open_session
-from autolora.export.straight_through import StraightThrough, rounded
+from autolora.export.torch_copy import TorchCopy
 from autolora.export.write import export_onnx
 from autolora.threat import Threat
 from tests.export.nets import tiny
@@ -155,7 +156,7 @@ def test_fp16_answers_nearly_the_same(exported: Path) -> None:
 def test_the_copy_is_the_file(quantised: Path) -> None:
     """Rounding may fall to the next integer here and there, which is one step of one activation."""
     x = images(200)
-    copied, answered = StraightThrough(quantised)(torch.from_numpy(x)).numpy(), logits(open_session(quantised), x)
+    copied, answered = TorchCopy(quantised)(torch.from_numpy(x)).numpy(), logits(open_session(quantised), x)
     assert np.median(np.abs(copied - answered)) < 1e-5
     assert (copied.argmax(1) == answered.argmax(1)).mean() > 0.97
 
@@ -163,13 +164,13 @@ def test_the_copy_is_the_file(quantised: Path) -> None:
 def test_gradients_go_straight_through(exported: Path, quantised: Path) -> None:
     x = torch.from_numpy(images()).requires_grad_(True)
     assert torch.autograd.grad(rounded(3.3 * x).sum(), x)[0].unique().tolist() == pytest.approx([3.3])
-    (through,) = torch.autograd.grad(StraightThrough(quantised)(x)[:, 0].sum(), x)
+    (through,) = torch.autograd.grad(TorchCopy(quantised)(x)[:, 0].sum(), x)
     (exact,) = torch.autograd.grad(tiny()(x)[:, 0].sum(), x)
     assert torch.cosine_similarity(through.flatten(), exact.flatten(), dim=0) > 0.9
 
 
 def test_the_white_box_is_stronger_than_nothing_and_judged_on_the_file(quantised: Path) -> None:
-    x, y, copy = images(), labels(quantised), StraightThrough(quantised)
+    x, y, copy = images(), labels(quantised), TorchCopy(quantised)
     answer = partial(logits, open_session(quantised))
     after = white_box(copy, answer, TestImages.of(x, y), LINF, seed=0)
     assert list(after) == ["APGD-CE", "APGD-T"]
@@ -194,50 +195,6 @@ def test_three_classes_have_no_targeted_attack() -> None:
     assert list(after) == ["APGD-CE"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "constants", "attributes"),
-    [
-        ("BatchNormalization", {"s": [1.0, 2, 3], "b": [0.0, 1, 2], "m": [0.1, 0.2, 0.3], "v": [1.0, 2, 3]}, {}),
-        ("HardSigmoid", {}, {}),
-        ("HardSigmoid", {}, {"alpha": 1 / 6, "beta": 0.5}),
-        ("HardSwish", {}, {}),
-        ("Pad", {"pads": [0, 0, 1, 2, 0, 0, 3, 0]}, {}),
-        ("Pad", {"pads": [1, 0, 0, 2], "value": 0.5, "axes": [2, -1]}, {}),
-    ],
-)
-def test_an_operator_is_what_onnxruntime_makes_of_it(
-    tmp_path: Path, kind: str, constants: dict, attributes: dict
-) -> None:
-    value = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
-    arrays = {
-        k: np.array(v, np.float32 if isinstance(np.ravel(v)[0], float) else np.int64) for k, v in constants.items()
-    }
-    node = onnx.helper.make_node(kind, ["image", *constants], ["logits"], **attributes)
-    graph = onnx.helper.make_graph(
-        [node],
-        "g",
-        [value("image", shape=["n", 3, 8, 8])],
-        [value("logits", shape=None)],
-        [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
-    )
-    path = tmp_path / "m.onnx"
-    onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 20)]), path)
-    x = 8 * images(3) - 4
-    copied = StraightThrough(path)(torch.from_numpy(x)).numpy()
-    answered = open_session(path).run(None, {"image": x})[0]
-    assert copied.shape == answered.shape
-    assert np.abs(copied - answered).max() < 1e-5
-
-
-def test_an_operator_without_a_straight_through_form_is_named(tmp_path: Path) -> None:
-    node = onnx.helper.make_node("Selu", ["image"], ["logits"])
-    value = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT, shape=["n", 3])
-    graph = onnx.helper.make_graph([node], "g", [value("image")], [value("logits")])
-    onnx.save(onnx.helper.make_model(graph), tmp_path / "m.onnx")
-    with pytest.raises(ValueError, match="no straight-through form of Selu"):
-        StraightThrough(tmp_path / "m.onnx")
-
-
 @pytest.mark.slow
 def test_a_transformer_is_quantised_dynamically_and_copied(tmp_path: Path) -> None:
     from autolora.backbones.classifier import Spec, build
@@ -249,6 +206,6 @@ def test_a_transformer_is_quantised_dynamically_and_copied(tmp_path: Path) -> No
     (tmp_path / "int8.onnx").write_bytes(finished(int8(tmp_path / "vit.onnx", images()), {}))
     assert "DynamicQuantizeLinear" in {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
     x = np.random.default_rng(0).random((8, 3, 16, 16)).astype(np.float32)
-    copied = StraightThrough(tmp_path / "int8.onnx")(torch.from_numpy(x)).numpy()
+    copied = TorchCopy(tmp_path / "int8.onnx")(torch.from_numpy(x)).numpy()
     answered = logits(open_session(tmp_path / "int8.onnx"), x)
     assert np.abs(copied - answered).max() < 0.1 * np.abs(answered).max()

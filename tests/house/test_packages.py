@@ -21,6 +21,7 @@ ORDER = {
         ["common"],
         ["."],  # threat.py
         ["backbones", "data", "corruptions"],
+        ["export/operators"],
         ["export"],
         ["attacks/engine"],
         ["attacks"],
