@@ -3,12 +3,14 @@
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from autolora.common import code
+from tests.warm_python import warm
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers with two threads each would spin
 if (
@@ -41,6 +43,13 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("needs the test data and weights in ../shared, which are not part of the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[str]:
+    """A Python that starts with torch, MLflow and others imported. Its path is short: a socket's may not be long."""
+    with tempfile.TemporaryDirectory(prefix="warm-") as folder, warm(Path(folder)) as path:
+        yield path
 
 
 @pytest.fixture

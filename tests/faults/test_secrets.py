@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote_plus
 
@@ -34,12 +34,16 @@ WEIGHTS = {
 }
 
 
-def run(stage: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
-    root = Path(__file__).resolve().parents[2]
-    env = os.environ | {"PYTHONPATH": str(root), "HOME": str(folder), **environment}
-    return subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}"], cwd=folder, env=env, capture_output=True, text=True
-    )
+@pytest.fixture
+def register(root: Path, python: str) -> Callable[..., subprocess.CompletedProcess]:
+    """A function that runs the stage in a folder."""
+
+    def run(folder: Path, **environment: str) -> subprocess.CompletedProcess:
+        env = os.environ | {"PYTHONPATH": str(root), "HOME": str(folder), **environment}
+        command = [python, "-m", "stages.register"]
+        return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+
+    return run
 
 
 def leaks(folder: Path, done: subprocess.CompletedProcess, *but: str) -> list[str]:
@@ -51,9 +55,9 @@ def leaks(folder: Path, done: subprocess.CompletedProcess, *but: str) -> list[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("address", ADDRESSES.values(), ids=ADDRESSES)
-def test_a_tracking_address(tmp_path, address):
+def test_a_tracking_address(register, tmp_path, address):
     folder = make_run(tmp_path / "run")
-    done = run("register", folder, MLFLOW_TRACKING_URI=address)
+    done = register(folder, MLFLOW_TRACKING_URI=address)
     assert done.returncode in (AGAIN, MEND), done.stderr
     assert "the MLflow server" in done.stderr
     assert leaks(folder, done) == []
@@ -61,20 +65,20 @@ def test_a_tracking_address(tmp_path, address):
 
 
 @pytest.mark.slow
-def test_a_traceback(tmp_path):
+def test_a_traceback(register, tmp_path):
     folder = make_run(tmp_path / "run")
-    done = run("register", folder, MLFLOW_TRACKING_URI=ADDRESSES["odbc"], AUTOLORA_TRACEBACK="1")
+    done = register(folder, MLFLOW_TRACKING_URI=ADDRESSES["odbc"], AUTOLORA_TRACEBACK="1")
     assert "Traceback" in done.stderr
     assert leaks(folder, done) == []
 
 
 @pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
-def test_weights_with_credentials_are_refused_before_anything_is_written(tmp_path, weights):
+def test_weights_with_credentials_are_refused_before_anything_is_written(register, tmp_path, weights):
     folder = make_run(tmp_path / "run")
     params = yaml.safe_load((folder / "params.yaml").read_text())
     params["backbone"]["weights"] = weights
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
-    done = run("register", folder)
+    done = register(folder)
     assert done.returncode == MEND
     assert "backbone.weights" in done.stderr
     assert "leave it out" in done.stderr
@@ -82,13 +86,13 @@ def test_weights_with_credentials_are_refused_before_anything_is_written(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_run_that_succeeds(tmp_path):
+def test_a_run_that_succeeds(register, tmp_path):
     """The address of a real server; what the server itself keeps is looked through, too."""
     from tests.registry.test_real_servers import free_port, mlflow_server
 
     folder, port = make_run(tmp_path / "run"), free_port()
     with mlflow_server(f"sqlite:///{tmp_path}/server.db", tmp_path / "server", port):
-        done = run("register", folder, MLFLOW_TRACKING_URI=f"http://me:{SECRET}@127.0.0.1:{port}")
+        done = register(folder, MLFLOW_TRACKING_URI=f"http://me:{SECRET}@127.0.0.1:{port}")
         assert done.returncode == 0, done.stderr
     assert (folder / "models/registered.json").is_file()
     assert leaks(tmp_path, done) == []

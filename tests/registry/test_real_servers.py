@@ -23,6 +23,7 @@ from stages.tracking.live_run import LIVE_RECORD, live
 from tests.registry.synthetic import ROOT, make_run
 
 pytestmark = pytest.mark.slow
+QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # processes of the server that nothing here asks for
 
 
 def free_port() -> int:
@@ -38,7 +39,7 @@ def mlflow_server(store: str, folder: Path, port: int) -> Iterator[str]:
     command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
     with open(folder / "log", "a") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True
+            command, stdout=log, stderr=log, env=os.environ | ENVIRONMENT | QUIET, start_new_session=True
         )
     try:
         wait_for_port(port, process, folder / "log")
@@ -105,17 +106,17 @@ def server(request, tmp_path, monkeypatch, migrated):
         yield uri
 
 
-def register_in(folder: Path) -> subprocess.Popen:
+def register_in(folder: Path, python: str) -> subprocess.Popen:
     """As on a machine of its own: another process, another work folder."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "AUTOLORA_WORK": str(folder / ".work"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "stages.register"]
+    command = [python, "-m", "stages.register"]
     return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-def test_two_machines_register_at_once_and_the_better_one_is_promoted(server, tmp_path, monkeypatch):
+def test_two_machines_register_at_once_and_the_better_one_is_promoted(server, tmp_path, monkeypatch, python):
     for name in ("a", "same"):
         make_run(tmp_path / name)
-    both = [register_in(tmp_path / name) for name in ("a", "same")]
+    both = [register_in(tmp_path / name, python) for name in ("a", "same")]
     errors = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     receipts = [read_json(tmp_path / name / "models/registered.json") for name in ("a", "same")]

@@ -14,10 +14,10 @@ SET_BY_US = ("AUTOLORA_", "MLFLOW_", "PREFECT_", "DVC_", "HF_", "PYTEST_", "GIT_
 
 
 class Clone:
-    """A clean clone, and commands that are run in it."""
+    """A clean clone, and commands that are run in it; `python` and `dvc` are those beside the given one."""
 
-    def __init__(self, folder: Path, root: Path) -> None:
-        self.folder, self.home = folder / "autolora", folder / "home"
+    def __init__(self, folder: Path, root: Path, python: str = sys.executable) -> None:
+        self.folder, self.home, self.python = folder / "autolora", folder / "home", python
         self.home.mkdir(parents=True)
         listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(listed, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -37,25 +37,24 @@ class Clone:
 
     def environment(self, **extra: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(SET_BY_US)}
-        here = {"HOME": str(self.home), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        programs = [str(Path(self.python).parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+        here = {"HOME": str(self.home), "PATH": os.pathsep.join(programs)}
         away = {name: NOWHERE for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
         quiet = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "no_proxy": "localhost,127.0.0.1"}
         return kept | here | away | quiet | extra
 
     def run(self, *command: str, timeout: float = 600, **extra: str) -> subprocess.CompletedProcess[str]:
-        """`python` is this interpreter; stdout and stderr are no terminal."""
-        words = [sys.executable if command[0] == "python" else command[0], *command[1:]]
+        """Found in the clone's PATH; stdout and stderr are no terminal."""
         environment = self.environment(**extra)
         return subprocess.run(
-            words, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             encoding="utf-8", timeout=timeout,
         )  # fmt: skip
 
     def first_line(self, *command: str) -> str:
         """What a command writes first to stderr; then it is stopped."""
-        words = [sys.executable if command[0] == "python" else command[0], *command[1:]]
         with subprocess.Popen(
-            words, cwd=self.folder, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            command, cwd=self.folder, env=self.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, text=True,
         ) as process:  # fmt: skip
             assert process.stderr is not None

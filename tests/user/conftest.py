@@ -10,10 +10,10 @@ from tests.user.clone import Clone
 
 
 @pytest.fixture
-def clone(tmp_path: Path, root: Path) -> Clone:
-    return Clone(tmp_path, root)
+def clone(tmp_path: Path, root: Path, python: str) -> Clone:
+    return Clone(tmp_path, root, python)
 
 
 @pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Clone:
-    return Clone(tmp_path_factory.mktemp("untouched"), root)
+def untouched(tmp_path_factory: pytest.TempPathFactory, root: Path, python: str) -> Clone:
+    return Clone(tmp_path_factory.mktemp("untouched"), root, python)

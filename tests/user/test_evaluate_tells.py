@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 SLOWLY = """
@@ -28,8 +27,8 @@ with named("evaluate"):
 """
 
 
-def test_a_log_file_hears_of_every_attack(root: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", SLOWLY], cwd=root, capture_output=True, text=True)
+def test_a_log_file_hears_of_every_attack(root: Path, python: str) -> None:
+    done = subprocess.run([python, "-c", SLOWLY], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert "\r" not in done.stderr

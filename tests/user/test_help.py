@@ -1,17 +1,19 @@
-"""`--help` of every module that is run by hand says what it reads, writes and may be told, and runs nothing."""
+"""`--help` of every module that is run by hand says what it reads, writes and may be told, and runs nothing.
+
+And the pages tell it nothing else.
+"""
 
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
-import sys
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from tests.house.imports import AROUND, FLOORS, ROOT, sources
-from tests.user import from_one
+from tests.house.pages import PAGES, commands, without_settings
 from tests.user.clone import Clone
 
 # They import nothing of ours (one is copied to where the model is asked, one is started by its path): plain argparse.
@@ -39,13 +41,13 @@ of_each = pytest.mark.parametrize("module", MODULES)
 
 @pytest.fixture(scope="module")
 def said(untouched: Clone) -> dict[tuple[str, str], tuple[int, str, str]]:
-    """(module, argument) -> (exit code, stdout, stderr). The large imports are paid once, and not by each of them."""
-    calls = [(module, argument) for module in MODULES for argument in ("--help", "--hepl")]
-    done = subprocess.run(
-        [sys.executable, from_one.__file__], input=json.dumps(calls), cwd=untouched.folder, env=untouched.environment(),
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return dict(zip(calls, json.loads(done.stdout), strict=True))
+    """(module, argument) -> (exit code, stdout, stderr)."""
+    found = {}
+    for module in MODULES:
+        for argument in ("--help", "--hepl"):
+            done = untouched.run("python", "-m", module, argument)
+            found[module, argument] = done.returncode, done.stdout, done.stderr
+    return found
 
 
 def test_all_are_there():
@@ -83,3 +85,51 @@ def test_the_nearest(untouched):
     assert "there is no argument --gpu: did you mean --gpus?" in refused.stderr
     refused = untouched.run("python", "-m", "stages.prepare", "data/raw")
     assert "python -m stages.prepare: there is no argument data/raw: it takes --help, -h" in refused.stderr
+
+
+# --- what the pages tell them -----------------------------------------------------------------------------------------
+
+OURS = re.compile(r"^(autolora|stages|pipelines|benchmarks|tools|deploy|tests)\.")
+
+
+def documented() -> dict[str, list[tuple[str, ...]]]:
+    """For each module of ours: what it is told on the pages."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for page in PAGES:
+        for command in commands(page):
+            words = without_settings(command)
+            if words[:4] == ["uv", "run", "python", "-m"] and OURS.match(words[4]):
+                found.setdefault(words[4], []).append(tuple(words[5:]))
+    return found
+
+
+DOCUMENTED = documented()
+
+
+def test_modules_are_found_in_the_docs():
+    assert {"pipelines.promote", "pipelines.deploy", "benchmarks.onnx_speed", "stages.card"} <= set(DOCUMENTED)
+
+
+@pytest.fixture(scope="module")
+def helped(said, untouched):
+    """A function: the help of a module, or of a subcommand of it."""
+
+    def text(*words: str) -> str:
+        if words not in found:
+            done = untouched.run("python", "-m", *words, "--help")
+            assert done.returncode == 0, done.stderr
+            found[words] = done.stdout
+        return found[words]
+
+    found = {(module,): said[module, "--help"][1] for module in MODULES}
+    return text
+
+
+@pytest.mark.parametrize("module", [module for module, told in DOCUMENTED.items() if "--" in str(told)])
+def test_documented_options_are_known(helped, module):
+    text = helped(module)
+    for words in DOCUMENTED[module]:
+        subcommand = words[:1] if words and re.search(rf"[{{,]{re.escape(words[0])}[,}}]", text) else ()
+        known = set(re.findall(r"--[\w-]+", text + (helped(module, *subcommand) if subcommand else "")))
+        told = {word.partition("=")[0] for word in shlex.split(" ".join(words).translate({91: None, 93: None}))}
+        assert {word for word in told if word.startswith("--")} <= known, words

@@ -49,18 +49,18 @@ if __name__ == "__main__":
 """
 
 
-def script(folder: Path, way: str, does: str) -> list[str]:
+def script(folder: Path, way: str, does: str) -> str:
     path = folder / "stage.py"
     path.write_text(STAGE.format(way=way, does=does))
-    return [sys.executable, str(path)]
+    return str(path)
 
 
 def environment(root: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(root), "AUTOLORA_PROCESSES": "3"}
 
 
-def run(folder: Path, root: Path, way: str, does: str) -> subprocess.CompletedProcess:
-    line = script(folder, way, does)
+def run(python: str, folder: Path, root: Path, way: str, does: str) -> subprocess.CompletedProcess:
+    line = [python, script(folder, way, does)]
     return subprocess.run(line, capture_output=True, text=True, env=environment(root), timeout=120)
 
 
@@ -69,15 +69,15 @@ ways = pytest.mark.parametrize("way", ["fork", "spawn"])
 
 @ways
 @pytest.mark.slow
-def test_all_work_and_each_has_one_thread(tmp_path: Path, root: Path, way: str) -> None:
-    ended = run(tmp_path, root, way, "works")
+def test_all_work_and_each_has_one_thread(python: str, tmp_path: Path, root: Path, way: str) -> None:
+    ended = run(python, tmp_path, root, way, "works")
     assert (ended.returncode, ended.stdout) == (0, "3 1\n"), ended.stderr
 
 
 @ways
 @pytest.mark.slow
-def test_one_that_dies_on_its_way_is_not_waited_for(tmp_path: Path, root: Path, way: str) -> None:
-    ended = run(tmp_path, root, way, "dies")
+def test_one_that_dies_on_its_way_is_not_waited_for(python: str, tmp_path: Path, root: Path, way: str) -> None:
+    ended = run(python, tmp_path, root, way, "dies")
     assert ended.returncode == AGAIN
     assert "stage: process 1 of 3 ended with exit code 3" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -85,8 +85,8 @@ def test_one_that_dies_on_its_way_is_not_waited_for(tmp_path: Path, root: Path, 
 
 @ways
 @pytest.mark.slow
-def test_a_failed_check_is_told_once(tmp_path: Path, root: Path, way: str) -> None:
-    ended = run(tmp_path, root, way, "fails")
+def test_a_failed_check_is_told_once(python: str, tmp_path: Path, root: Path, way: str) -> None:
+    ended = run(python, tmp_path, root, way, "fails")
     assert ended.returncode == MEND
     assert ended.stderr.count("planted") == 1
     assert "Traceback" not in ended.stderr
@@ -95,7 +95,7 @@ def test_a_failed_check_is_told_once(tmp_path: Path, root: Path, way: str) -> No
 @pytest.mark.slow
 def test_no_helper_outlives_a_killed_stage(tmp_path: Path, root: Path) -> None:
     with subprocess.Popen(
-        script(tmp_path, "fork", "sleeps"), stdout=subprocess.PIPE, text=True, env=environment(root)
+        [sys.executable, script(tmp_path, "fork", "sleeps")], stdout=subprocess.PIPE, text=True, env=environment(root)
     ) as stage:
         assert stage.stdout
         ids = [int(stage.stdout.readline()) for _ in range(3)]

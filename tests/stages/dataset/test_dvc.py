@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,28 +12,12 @@ import yaml
 
 from tests.stages.dataset.pictures import fill
 from tests.stages.dataset.planted import plant
+from tests.user.clone import Clone
 
 
 @pytest.fixture
-def checkout(tmp_path, root) -> Path:
-    """A git checkout of the files as they are now."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listed, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
-    folder = tmp_path / "checkout"
-    for name in names:
-        if (root / name).is_file() and not name.startswith(("tests/", "dvc.lock")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, folder / name)
-    subprocess.run(["git", "init", "-q", folder], check=True)
-    return folder
-
-
-def repro(folder: Path) -> subprocess.CompletedProcess:
-    programs = Path(sys.executable).parent
-    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    environment.pop("AUTOLORA_WORK", None)
-    command = [programs / "dvc", "repro", "validate"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def clone(tmp_path, root, python) -> Clone:
+    return Clone(tmp_path, root, python)
 
 
 def set_data(folder: Path, **data) -> None:
@@ -45,9 +27,9 @@ def set_data(folder: Path, **data) -> None:
 
 
 @pytest.mark.slow
-def test_twelve_faults_in_trashnet(checkout, shared):
+def test_twelve_faults_in_trashnet(clone, shared):
     """Two faults DVC meets first, when it hashes data.path, and stops: a link to itself, a name that is not UTF-8."""
-    raw = checkout / "data/raw"
+    checkout, raw = clone.folder, clone.folder / "data/raw"
     shutil.copytree(shared / "data/trashnet", raw, dirs_exist_ok=True, copy_function=shutil.copyfile)
     for folder in raw.glob("*/"):
         folder.chmod(0o755)
@@ -61,7 +43,7 @@ def test_twelve_faults_in_trashnet(checkout, shared):
     shutil.copy(raw / "cat/3.png", raw / "cat/again.png")
     fill(raw, classes=["unicorn"], images=1, first=900)
     set_data(checkout, source="folder", path="data/raw", image_size=32)
-    stopped = repro(checkout)
+    stopped = clone.run("dvc", "repro", "validate")
     assert stopped.returncode != 0
     assert "Traceback" not in stopped.stderr
     with open(checkout / "reports/data_docs/offending.csv", newline="", encoding="utf-8") as file:
@@ -75,20 +57,21 @@ def test_twelve_faults_in_trashnet(checkout, shared):
         assert f"{name}.jpg: two labels: " in stopped.stderr
     shutil.rmtree(raw / "unicorn")
     set_data(checkout, on_bad_image="skip")
-    going_on = repro(checkout)
+    going_on = clone.run("dvc", "repro", "validate")
     assert going_on.returncode == 0, going_on.stderr
     assert "fit, with warnings" in (checkout / "data/quality.json").read_text()
 
 
 @pytest.mark.slow
-def test_a_name_that_is_not_utf8_stops_dvc_and_the_two_commands_of_the_docs_name_it(checkout):
+def test_a_name_that_is_not_utf8_stops_dvc_and_the_two_commands_of_the_docs_name_it(clone):
+    checkout = clone.folder
     fill(checkout / "data/raw", images=12)
     os.link(checkout / "data/raw/cat/0.png", os.fsencode(checkout) + b"/data/raw/cat/\xff.png")
     set_data(checkout, source="folder", path="data/raw", image_size=16)
-    dvc = repro(checkout)
+    dvc = clone.run("dvc", "repro", "validate")
     assert dvc.returncode != 0
     assert "surrogates not allowed" in dvc.stderr  # what docs/data.md quotes
     for stage in ("prepare", "validate"):
-        last = subprocess.run([sys.executable, "-m", f"stages.{stage}"], cwd=checkout, capture_output=True, text=True)
+        last = clone.run("python", "-m", f"stages.{stage}")
     assert last.returncode != 0
     assert "  cat/\\xff.png: name: not plain text in UTF-8 on one line; rename it" in last.stderr
