@@ -29,8 +29,10 @@ from autolora.data.ragged import rectangles
 from autolora.training.loop import finetune
 
 CLASSES, SIZE, SHAPE = 100, 224, (256, 341)
-GROUPS = ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.max_usage_in_bytes"),)
-GROUPS += ((Path("/sys/fs/cgroup"), "memory.max", "memory.peak"),)
+GROUPS = (
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.peak"),
+)
 
 
 def main() -> None:

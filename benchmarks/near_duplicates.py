@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,10 @@ def search_seconds(n: int, common: int) -> float:
     return time.perf_counter() - start
 
 
+def rows(pixels: np.ndarray, some: np.ndarray) -> np.ndarray:
+    return pixels[some]
+
+
 def recall(contents: list[bytes], size: int) -> dict[str, float]:
     """Of each kind of copy the share traced to its original: all originals in training, all copies in test."""
     originals = [decode(content, size)[0] for content in contents]
@@ -53,7 +58,7 @@ def recall(contents: list[bytes], size: int) -> dict[str, float]:
     for name in changed[0]:
         pixels = np.stack(originals + [decode(kinds[name], size)[0] for kinds in changed])
         splits = ["train"] * len(contents) + ["test"] * len(contents)
-        found = near_duplicates([f["phash"] for f in described(pixels)], splits, lambda some, p=pixels: p[some])
+        found = near_duplicates([f["phash"] for f in described(list(pixels))], splits, partial(rows, pixels))
         shares[name] = sum(found.get(len(contents) + i) == i for i in range(len(contents))) / len(contents)
     return shares
 

@@ -93,7 +93,12 @@ def row(name: str, model: nn.Module, images: Tensor, rounds: int) -> str:
     model.requires_grad_(False)
     x = images[: default_batch(images.device, model, images[:1])]
     view = folded_copy(model, x[:2])
-    ways = [model, view, partial(in_half, view), InOnnxruntime(view.model, x[:2], view)]
+    ways: list[Callable[[Tensor], Tensor]] = [
+        model,
+        view,
+        partial(in_half, view),
+        InOnnxruntime(view.model, x[:2], view),
+    ]
     found = seconds([partial(act, way, x) for act in (forward, gradient) for way in ways], rounds)
     cells = [f"{t / found[0]:.2f}" for t in found]
     size = operations(model, x[:1]) / 1e6

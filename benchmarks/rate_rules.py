@@ -21,6 +21,7 @@ import json
 import time
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ RESULTS = Path(".work/controllers")
 SIDE = 32
 CIFAR = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2471, 0.2435, 0.2616]}
 SHIPPED = Path(__file__).resolve().parents[1] / "models/pretrained/resnet10s-cifar10-linf8.safetensors"
-NETS = {  # file, how it is loaded, eps
+NETS: dict[str, tuple[str, dict[str, Any], str]] = {  # file, how it is loaded, eps
     "shipped": (
         str(SHIPPED),  # the small backbone with batch norm that ships
         dict(arch="resnet10t", stem="nopool", options={"channels": [24, 48, 96, 192], "stem_width": 16}),
@@ -90,7 +91,7 @@ def parts(path: Path, name: str, seed: int) -> dict[str, Part]:
     found: dict[str, list[tuple[np.ndarray, int]]] = {k: [] for k in ("train", "val", "select", "test")}
     cut, draw = np.random.default_rng(0), np.random.default_rng(seed + 1)
     for label, images in enumerate(by_class(path, name)):
-        counts = [n if n >= 1 else int(n * len(images)) for n in SETS[name]]
+        counts = [int(n if n >= 1 else n * len(images)) for n in SETS[name]]
         images = images[cut.permutation(len(images))]
         test, select, pool = np.split(images, [counts[3], counts[3] + counts[2]])
         pool = pool[draw.permutation(len(pool))]
@@ -122,7 +123,7 @@ def run(path: Path, net: str, name: str, rule: str, seed: int, epochs: int) -> d
         epochs=epochs, seed=seed, progress=False, **settings(rule),
     )  # fmt: skip
     seconds = time.process_time() - start
-    save_model(tuned.model, kept(net, name, rule, epochs, seed))
+    save_model(tuned.model, str(kept(net, name, rule, epochs, seed)))
     shown = ("epoch", "lr", "lambda1", "natural_accuracy", "val_clean", "val_robust", "event")
     history = [{k: record[k] for k in shown} for record in tuned.history]
     more = {"best_epoch": tuned.best_epoch, "seconds": round(seconds, 1), "history": history}

@@ -61,7 +61,9 @@ class Lora(nn.Module):
 
 
 def with_lora(model: nn.Module) -> nn.Module:
-    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format).requires_grad_(True)
+    model = copy.deepcopy(model)
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's own stub lacks it
+    model.requires_grad_(True)
     for name, layer in all_layers(model):
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, Lora(layer))
@@ -85,6 +87,7 @@ def attack(model: nn.Module, x: Tensor, y: Tensor, start: bool) -> Tensor:
         adv = adv.detach().requires_grad_(True)
         loss = F.cross_entropy(model(adv), y, reduction="sum")
         loss.backward()
+        assert adv.grad is not None
         adv = adv.detach() + EPS / 4 * adv.grad.sign()
         adv = torch.min(torch.max(adv, x - EPS), x + EPS).clamp(0, 1)
     return adv.detach()

@@ -7,6 +7,7 @@ Building blocks only: the weights are not part of the repository, and tests that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,9 @@ FILES = {
 
 class Normalized(nn.Module):
     """Normalising lives inside: an attack on this module is an attack in pixels."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -184,7 +188,7 @@ def resnet10t(classes: int = 10) -> nn.Module:
     return body
 
 
-BODIES = {
+BODIES: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "resnet20-natural": (ResNet20, IMAGENET),
     "resnet20-robust2": (ResNet20, IMAGENET),
     "resnet2b": (resnet2b, CIFAR),
@@ -210,7 +214,7 @@ def _state(path: Path) -> dict[str, Tensor]:
         state = load_file(path)
     else:
         state = torch.load(path, weights_only=True, map_location="cpu")
-    state = state.get("state_dict", state)
+        state = state.get("state_dict", state)
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
