@@ -90,7 +90,7 @@ def _pixels(x: Any) -> np.ndarray:
         raise BadArgument("x", Words(f"of shape {shape}"), "expected images [n,channels,height,width]")
     if shape[3] in (1, 3) and shape[1] > 4:
         raise BadArgument(
-            "x", f"of shape {shape}", "channels come first: give x.permute(0, 3, 1, 2) (numpy: transpose)"
+            "x", Words(f"of shape {shape}"), "channels come first: give x.permute(0, 3, 1, 2) (numpy: transpose)"
         )
     return pixels
 
