@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,17 +31,23 @@ from autolora.attacks.engine.prepare import device_of
 from autolora.attacks.eps_curve import Point, curve_of
 from autolora.attacks.evaluation import Settings
 from autolora.attacks.report import Report
+from autolora.attacks.under_corruptions import under_corruptions
 from autolora.attacks.verdicts import Check, ordered, require
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
+from autolora.common import distributed
 from autolora.common.code import code_sha256
 from autolora.common.files import read_json, replacing, write_json, write_text
 from autolora.common.progress import duration
-from autolora.common.statistics import mcnemar
+from autolora.common.statistics import mcnemar, mean_over_radius
 from autolora.data.images import TestImages
+from autolora.threat import Threat
 from stages.common.command_line import takes_no_arguments
+from stages.common.params import CORRUPTIONS
 from stages.common.processes import processes
 from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import EvaluateParams, load
+from stages.evaluation import beyond
+from stages.evaluation.beyond import Beyond
 from stages.evaluation.contact_sheet import Row, contact_sheet
 from stages.evaluation.provenance_checks import nothing_chosen, read_manifest, splits_apart, weights_match
 from stages.evaluation.sample import ids_sha256, read_images, stratified
@@ -60,6 +67,7 @@ class Evaluated(NamedTuple):
     notes: dict[str, str]
     report: Report
     curve: list[Point]
+    beyond: Beyond  # what evaluate.also asks for
 
 
 def evaluate() -> None:
@@ -122,23 +130,52 @@ def evaluate_networks(params: EvaluateParams, images: TestImages) -> tuple[Evalu
 
 def evaluate_network(params: EvaluateParams, images: TestImages, path: Path) -> Evaluated:
     model, notes = load_network(path)
-    section, device = params.evaluate, device_of(model)
-    determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids_sha256(images.ids)}
-    determines |= {"code": code_sha256(), "device": device.type}  # rounding of another kind of device differs
-    folder = work_dir("evaluate", model=path.stem, **determines)
+    settings = partial(settings_of, params, model=path.stem, ids=ids_sha256(images.ids), notes=notes)
+    device = device_of(model)
     told = partial(tell, len(images)) if path == MERGED else None
-    settings = Settings(section.version, params.seed, section.precision, progress=folder, device=device, tell=told)
-    report = autoattack_of(model, images, params.threat, settings)
+    report = autoattack_of(model, images, params.threat, settings(params.threat, device, tell=told))
     curve = curve_of(model, images, params.threat, Settings(seed=params.seed, device=device))
     report.checks = ordered([*report.checks, curve_agrees(report, curve)])
     require(report.checks)
-    return Evaluated(notes, report, curve)
+    reports = {}
+    for threat in params.evaluate.also_threats:
+        say(f"{path.stem} at {threat}")
+        reports[str(threat)] = autoattack_of(model, images, threat, settings(threat, device))
+    corrupted = None
+    if CORRUPTIONS in params.evaluate.also:
+        corrupted = under_corruptions(model, images, settings(CORRUPTIONS, device))
+    return Evaluated(notes, report, curve, Beyond(reports, corrupted))
+
+
+def settings_of(
+    params: EvaluateParams,
+    what: Threat | str,
+    device: torch.device,
+    *,
+    model: str,
+    ids: str,
+    notes: dict[str, str],
+    tell: Callable[[float], object] | None = None,
+) -> Settings:
+    """Progress belongs to one threat: another list in evaluate.also leaves what is known of the others."""
+    determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids}
+    determines["evaluate"] = {key: value for key, value in determines["evaluate"].items() if key != "also"}
+    determines["threat"] = what.as_record() if isinstance(what, Threat) else what
+    determines |= {"code": code_sha256(), "device": device.type}  # rounding of another kind of device differs
+    folder = work_dir("evaluate", model=model, **determines)
+    section = params.evaluate
+    return Settings(section.version, params.seed, section.precision, progress=folder, device=device, tell=tell)
+
+
+def say(text: str) -> None:
+    if distributed.process_number() == 0:
+        tqdm.write(f"evaluate: {text}", file=sys.stderr)  # beside a bar
 
 
 def tell(images: int, seconds: float) -> None:
     """Once, after the first timed steps."""
     said = f"up to {duration(seconds)} for {images} images, and less for the twin, which breaks early"
-    tqdm.write(f"evaluate: {said}", file=sys.stderr)  # beside a bar
+    say(said)
 
 
 def load_network(path: Path) -> tuple[Classifier, dict[str, str]]:
@@ -158,7 +195,7 @@ def write(images: TestImages, robust: Evaluated, natural: Evaluated) -> None:
     write_json(REPORTS / "robustness.json", record)
     write_json(REPORTS / "metrics.json", headline(record))
     with replacing(REPORTS / "robust_flags.npy") as part, open(part, "wb") as file:
-        np.save(file, flags(images, robust.report, natural.report))
+        np.save(file, flags(images, robust, natural))
     write_text(REPORTS / "eps_curve.csv", curve_csv({"robust": robust.curve, "natural": natural.curve}))
     with replacing(REPORTS / "adversarial.png") as part:
         pictures(images, robust.report).save(part, format="PNG")
@@ -185,7 +222,19 @@ def record_of(images: TestImages, robust: Evaluated, natural: Evaluated) -> dict
         "baseline": {k: baseline[k] for k in keys} | {"weights_sha256": natural.notes["weights_sha256"]},
         "mcnemar": paired(ours.robust, twin.robust),
         "by_class": by_class(ours, read_json(TEST / "classes.json")),
+        **also(images, robust, natural),
     }
+
+
+def also(images: TestImages, robust: Evaluated, natural: Evaluated) -> dict[str, Any]:
+    """What params.yaml asks for beyond its threat; nothing where it asks for nothing."""
+    found = beyond.rows(robust.beyond, natural.beyond, (robust.report, natural.report), min(images.x.shape[2:]))
+    if not found:
+        return {}
+    most = 2 * robust.report.threat.eps
+    mine, twin = (mean_over_radius([(p.eps, p.accuracy) for p in e.curve], most) for e in (robust, natural))
+    attack = robust.curve[-1].attack
+    return {"also": found, "expected_robustness": {"up_to": most, "accuracy": mine, "baseline": twin, "attack": attack}}
 
 
 def headline(record: dict[str, Any]) -> dict[str, float]:
@@ -217,12 +266,16 @@ def by_class(report: Report, names: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def flags(images: TestImages, ours: Report, twin: Report) -> np.ndarray:
-    fields = ("clean", "robust", "baseline_clean", "baseline_robust")
-    table = np.zeros(len(images), dtype=[("id", "S64"), ("label", "i8"), *((f, "?") for f in fields)])
+def flags(images: TestImages, robust: Evaluated, natural: Evaluated) -> np.ndarray:
+    ours, twin = robust.report, natural.report
+    kept = {"clean": ours.clean, "robust": ours.robust, "baseline_clean": twin.clean, "baseline_robust": twin.robust}
+    found = {field: values.numpy() for field, values in kept.items()}
+    found |= beyond.columns(robust.beyond, natural.beyond)
+    kinds = [(field, "?" if values.dtype == bool else "i8") for field, values in found.items()]
+    table = np.zeros(len(images), dtype=[("id", "S64"), ("label", "i8"), *kinds])
     table["id"], table["label"] = [i.encode() for i in images.ids], images.y
-    for field, values in zip(fields, (ours.clean, ours.robust, twin.clean, twin.robust)):
-        table[field] = values.numpy()
+    for field, values in found.items():
+        table[field] = values
     return table
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from autolora.attacks.verdicts import Check
 from autolora.common.files import file_sha256, locked, read_json, write_json, write_text
 from stages.card.page import card, plots
+from stages.card.sections import short_name
 from stages.card.strips import strips
 from stages.card.svg import percent
 from stages.common.command_line import takes_no_arguments
@@ -246,6 +247,7 @@ def description(evidence: Evidence) -> str:
             f"{r['version']}, n = {r['data']['n']})",
             f"- **Clean accuracy:** {100 * r['clean_accuracy']:.1f} %",
             *([f"- **Natural twin under the same attack:** {100 * twin['robust_accuracy']:.1f} %"] if twin else []),
+            *(f"- **Also:** {100 * row['accuracy']:.1f} % {short_name(row['what'])}" for row in r.get("also", [])),
             f"- **Dial:** alpha = {r['alpha']:g}, folded into the weights before the attack",
             f"- **Checks:** {in_words(found)}{_not_passed(found)}",
             "",

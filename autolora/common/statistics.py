@@ -1,5 +1,5 @@
 """How sure a share is, and whether two models differ: Wilson's interval, McNemar's exact paired test, and Holm's
-correction where several are tried.
+correction where several are tried; and the mean over a curve.
 
 Plain Python on counts, so that every floor can use it.
 """
@@ -7,12 +7,13 @@ Plain Python on counts, so that every floor can use it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import comb, sqrt
 
 Z95 = 1.959963984540054
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson, 1927): never outside [0, 1], sensible at 0 and at 1."""
     if n == 0:
         return 0.0, 1.0
@@ -28,6 +29,16 @@ def mcnemar(only_first: int, only_second: int) -> float:
     if n == 0:
         return 1.0
     return min(1.0, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def mean_over_radius(curve: Sequence[tuple[float, float]], most: float) -> float:
+    """The mean accuracy over radii from 0 to `most`, each as likely: of (radius, accuracy), joined by straight lines.
+
+    Beyond its last point the curve stays where it was.
+    """
+    inside = sorted((radius, accuracy) for radius, accuracy in curve if radius <= most * (1 + 1e-6))
+    points = [*inside, (max(most, inside[-1][0]), inside[-1][1])]
+    return sum((b - a) * (low + high) / 2 for (a, low), (b, high) in pairwise(points)) / points[-1][0]
 
 
 def holm(values: Sequence[float]) -> list[float]:

@@ -13,7 +13,7 @@ import numpy as np
 from autolora.attacks.verdicts import NAMES
 from autolora.common.statistics import mcnemar, wilson
 from autolora.threat import Threat
-from stages.common.params import Gates
+from stages.common.params import CORRUPTIONS, UNION, Gates
 from stages.evaluation.sample import ids_sha256
 from stages.evidence.checks import sixteen
 from stages.evidence.files import Evidence
@@ -53,6 +53,7 @@ def gate_findings(evidence: Evidence, gates: Gates) -> list[Finding]:
     critical = evidence.quality["critical"]
     return [
         *contradictions(r, measured),
+        *also_findings(r, evidence.flags, gates.also),
         _threshold("clean_accuracy", measured.clean, gates.clean),
         _threshold("robust_accuracy", measured.robust, gates.robust),
         _threshold("lower_end_of_the_interval", measured.interval[0], gates.lower),
@@ -63,6 +64,35 @@ def gate_findings(evidence: Evidence, gates: Gates) -> list[Finding]:
         Finding("parity", flips <= gates.label_flips, f"{flips} labels flip in ONNX, {gates.label_flips} may"),
         Finding("data", not critical, "; ".join(critical) or evidence.quality["verdict"]),
     ]
+
+
+def also_findings(report: dict[str, Any], flags: np.ndarray, least: dict[str, float]) -> list[Finding]:
+    """Other threats and corruptions: computed anew from the flags, and the gates on them."""
+    rows = {row["what"]: row for row in report.get("also", [])}
+    lost = [what for what in rows if not columns_of(rows[what]) <= set(flags.dtype.names or ())]
+    if lost:
+        return [
+            Finding(f"evidence, {what}", False, "the report has it, the flags of its images do not") for what in lost
+        ]
+    found = {what: accuracy_of(row, flags) for what, row in rows.items()}
+    said = {f"accuracy, {what}": (row["accuracy"], found[what]) for what, row in rows.items()}
+    unknown = "not measured: evaluate.also of its params.yaml did not ask for it"
+    return [
+        *_contradicted(said),
+        *(_threshold(what, found[what], least[what]) for what in least if what in found),
+        *(Finding(what, False, unknown) for what in least if what not in found),
+    ]
+
+
+def columns_of(row: dict[str, Any]) -> set[str]:
+    """Of the flags, by which a row of the report is borne out."""
+    return {"robust", *row["threats"][1:]} if row["what"] == UNION else {row["what"]}
+
+
+def accuracy_of(row: dict[str, Any], flags: np.ndarray) -> float:
+    if row["what"] == CORRUPTIONS:
+        return float(flags[CORRUPTIONS].mean() / (len(row["kinds"]) * len(row["kinds"][0]["by_severity"])))
+    return float(np.logical_and.reduce([flags[column] for column in columns_of(row)]).mean())
 
 
 def _in_short(count: int, failed: list[str]) -> str:
@@ -98,6 +128,10 @@ def contradictions(report: dict[str, Any], measured: Measured) -> list[Finding]:
         "number of images": (report["data"]["n"], measured.n),
         "images": (report["data"]["ids_sha256"], measured.ids_sha256),
     }
+    return _contradicted(said)
+
+
+def _contradicted(said: dict[str, tuple[Any, Any]]) -> list[Finding]:
     return [
         Finding(f"evidence, {what}", False, f"the report says {mine}, the flags of its images say {theirs}")
         for what, (mine, theirs) in said.items()

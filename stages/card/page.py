@@ -22,6 +22,7 @@ from autolora.common.statistics import wilson
 from stages.card.plots import classes, dial, over_eps, plots, training
 from stages.card.sections import (
     attacks,
+    beyond,
     checks,
     cost,
     data,
@@ -47,6 +48,7 @@ SECTIONS = {
     "model": "Model",
     "threat": "Threat",
     "attacks": "Attacks",
+    "beyond": "Beyond",
     "classes": "Classes",
     "radius": "Radius",
     "dial": "Dial",
@@ -71,19 +73,21 @@ def card(
     """The whole page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    spent = cost(evidence)
+    spent, others = cost(evidence), beyond(evidence)
+    empty = [name for name, found in (("cost", spent["rows"]), ("beyond", others)) if not found]
     return template.render(
         **head(evidence),
         name=name,
         style=Markup(CSS.read_text(encoding="utf-8") + STYLE),
         swatch=lambda style: Markup(swatch(style)),
         charts={key: Markup(svg) for key, svg in charts.items()},
-        sections=[(a, label) for a, label in SECTIONS.items() if a != "cost" or spent["rows"]],
+        sections=[(a, label) for a, label in SECTIONS.items() if a not in empty],
         badges=badges(evidence),
         model=model(evidence, gates),
         threat=threat(evidence),
         attacks=attacks(evidence),
         twin=twin(evidence),
+        beyond=others,
         classes=classes(evidence),
         eps=over_eps(evidence),
         dial=dial(evidence),

@@ -13,6 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from autolora.common.statistics import mean_over_radius
 from stages.card.svg import Point, Series, lines, pairs, percent, plain
 from stages.evidence.files import ALPHA_CURVE, EPS_CURVE, TRAINING, Evidence
 
@@ -65,6 +66,7 @@ def over_eps(evidence: Evidence) -> dict[str, Any]:
     rows = evidence.rows(EPS_CURVE)
     names = {"robust": "this model", "natural": "natural twin"}
     return {
+        "expected": _expected(evidence),
         "stronger": _stronger(evidence),
         "attack": ", ".join(sorted({r["attack"] for r in rows if r["attack"] != "none"})),
         "beyond": _beyond(evidence),
@@ -73,6 +75,15 @@ def over_eps(evidence: Evidence) -> dict[str, Any]:
             (names.get(r["model"], r["model"]), _number(r["eps"]), _percent(r["accuracy"]), r["attack"]) for r in rows
         ],
     }
+
+
+def _expected(evidence: Evidence) -> str:
+    """The mean accuracy up to twice the threat's radius, of this model and of its twin."""
+    most, found = 2 * evidence.robustness["threat"]["eps"], []
+    for key, name in (("robust", ""), ("natural", " (natural twin)")):
+        curve = [(float(r["eps"]), float(r["accuracy"])) for r in evidence.rows(EPS_CURVE) if r["model"] == key]
+        found += [percent(mean_over_radius(curve, most)) + name] if curve else []
+    return ", ".join(found)
 
 
 def _stronger(evidence: Evidence) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from autolora.attacks.verdicts import NAMES
 from autolora.common.files import file_sha256, read_json
 from stages.card.svg import percent, plain
+from stages.common.params import CORRUPTIONS, UNION
 from stages.evidence.checks import sixteen
 from stages.evidence.files import ONNX, Evidence
 
@@ -39,7 +40,9 @@ def _made_of(r: dict[str, Any]) -> str:
 
 
 def _gates(gates: dict[str, Any]) -> str:
-    return f"at least {percent(gates['clean'])} clean and {percent(gates['robust'])} robust, {gates['attack']} attack"
+    more = "".join(f", {percent(least)} {short_name(what)}" for what, least in gates.get("also", {}).items())
+    asked = f"at least {percent(gates['clean'])} clean and {percent(gates['robust'])} robust, {gates['attack']} attack"
+    return asked + more
 
 
 def threat(evidence: Evidence) -> dict[str, Any]:
@@ -75,6 +78,55 @@ def attacks(evidence: Evidence) -> dict[str, Any]:
         before = left
     head = ["", "Still right", "Taken by it", "Natural twin"]
     return {"head": head, "rows": rows} if other else {"head": head[:3], "rows": [row[:3] for row in rows]}
+
+
+def beyond(evidence: Evidence) -> dict[str, Any] | None:
+    """Other threats and corruptions on the same images, where params.yaml asked for them."""
+    r = evidence.robustness
+    if not r.get("also"):
+        return None
+    main = {"accuracy": r["robust_accuracy"], "ci95": r["ci95"], "baseline": {"accuracy": _of_twin(r)}}
+    rows = [(radius(r), main), *((what_is_meant(row), row) for row in r["also"])]
+    corrupted = next((row for row in r["also"] if row["what"] == CORRUPTIONS), None)
+    return {
+        "rows": [
+            (name, percent(row["accuracy"]), _interval(row["ci95"]), _share(row["baseline"]["accuracy"]))
+            for name, row in rows
+        ],
+        "strengths": corrupted and corrupted["strengths"],
+        "kinds": [_kind(kind) for kind in corrupted["kinds"]] if corrupted else [],
+        "warnings": [
+            f"{radius(row)}: {said}" for row in r["also"] for said in row.get("warnings", []) if not few(said)
+        ],
+    }
+
+
+def few(warning: str) -> bool:
+    """That there are few images: the interval says it."""
+    return warning.startswith(NAMES[11])
+
+
+def _kind(kind: dict[str, Any]) -> tuple[str, ...]:
+    shares = [kind["accuracy"], *kind["by_severity"], kind["baseline"]]
+    return (kind["name"].replace("_", " ").replace("jpeg", "JPEG"), *(f"{100 * share:.0f}" for share in shares))
+
+
+def _of_twin(r: dict[str, Any]) -> float | None:
+    return (r.get("baseline") or {}).get("robust_accuracy")
+
+
+def _interval(bounds: list[float]) -> str:
+    return f"{100 * bounds[0]:.1f} to {100 * bounds[1]:.1f}"
+
+
+def what_is_meant(row: dict[str, Any]) -> str:
+    if row["what"] == UNION:
+        return "both threats" if len(row["threats"]) == 2 else f"all {len(row['threats'])} threats"
+    return radius(row) if "threat" in row else f"corruptions, the mean of {len(row['kinds'])} at 5 severities"
+
+
+def short_name(what: str) -> str:
+    return {CORRUPTIONS: "under corruptions", UNION: "under all threats"}.get(what, f"at {what}")
 
 
 def _share(value: float | None) -> str:

@@ -34,6 +34,7 @@ from stages.common.scrub import scrubbed
 from stages.common.yaml_text import short
 
 LISTED = 20  # faults told at once
+SMALLEST = 16  # pixels a side that corruptions need
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -152,10 +153,36 @@ class Merge(Section):
     soup: Literal["none", "uniform", "greedy", "stock"] = "none"
 
 
+CORRUPTIONS, UNION = "corruptions", "union"  # words that stand beside threats
+
+
+def other_threat(text: str) -> str:
+    """A word of evaluate.also as everybody writes it."""
+    if text == CORRUPTIONS:
+        return text
+    try:
+        return str(Threat.parse(text))
+    except BadArgument as error:
+        raise ValueError(f"{text!r} is neither a threat such as l2:0.5 nor {CORRUPTIONS} ({error})") from None
+
+
 class Evaluate(Section):
     version: Literal["standard", "plus", "strong", "rand", "fast"] = "standard"
     images: Literal["all"] | Annotated[int, Field(ge=1)] = "all"
     precision: Literal["float32", "mixed"] = "float32"
+    also: list[str] = []  # more threats, and corruptions
+
+    @property
+    def also_threats(self) -> list[Threat]:
+        return [Threat.parse(text) for text in self.also if text != CORRUPTIONS]
+
+    @field_validator("also")
+    @classmethod
+    def _are_threats(cls, words: list[str]) -> list[str]:
+        found = [other_threat(word) for word in words]
+        if twice := sorted({word for word in found if found.count(word) > 1}):
+            raise ValueError(f"{', '.join(twice)} stands there twice")
+        return found
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -187,6 +214,12 @@ class Gates(Section):
     lower: float = Field(0.0, ge=0, le=1)  # end of the 95 % interval of the robust accuracy
     label_flips: int = Field(0, ge=0)  # between the ONNX file and the attacked network, beyond rounding
     significance: Fraction = 0.05  # of the paired test against the champion
+    also: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}  # by threat of evaluate.also, corruptions, union
+
+    @field_validator("also")
+    @classmethod
+    def _of_threats(cls, least: dict[str, float]) -> dict[str, float]:
+        return {word if word == UNION else other_threat(word): share for word, share in least.items()}
 
     @field_validator("threat")
     @classmethod
@@ -246,7 +279,7 @@ def exclusions(params: Params) -> Iterator[str]:
 
 def _read(path: str | Path) -> Params:
     try:
-        return Params.model_validate(yaml.load(Path(path).read_text(encoding="utf-8"), Loader))
+        params = Params.model_validate(yaml.load(Path(path).read_text(encoding="utf-8"), Loader))
     except RecursionError:
         raise StageError(f"{path} is nested too deeply to be read") from None
     except UnicodeDecodeError as error:
@@ -257,6 +290,23 @@ def _read(path: str | Path) -> Params:
         raise StageError(f"{path} is not YAML: {short(scrubbed(str(error)))}") from None
     except ValidationError as error:
         raise StageError("\n".join(f"{path}: {line}" for line in _readable(error)[:LISTED])) from None
+    if wrong := list(contradictions(params)):
+        raise StageError("\n".join(f"{path}: {line}" for line in wrong))
+    return params
+
+
+def contradictions(params: Params) -> Iterator[str]:
+    """What one section says and another does not allow."""
+    also, size = params.evaluate.also, params.data.image_size
+    if str(params.threat) in also:
+        yield f"evaluate.also is {also}: {params.threat} is the threat itself"
+    if CORRUPTIONS in also and size < SMALLEST:
+        need = f"{CORRUPTIONS} need images of at least {SMALLEST} pixels a side"
+        yield f"evaluate.also is {also}: {need}, and data.image_size is {size}"
+    measured = {*also, *([UNION] if params.evaluate.also_threats else [])}
+    for word in params.register.gates.also:
+        if word not in measured:
+            yield f"register.gates.also asks for {word}, which is not measured: evaluate.also is {also}"
 
 
 def _readable(error: ValidationError) -> list[str]:
@@ -270,7 +320,7 @@ def _readable(error: ValidationError) -> list[str]:
 def _key(location: tuple[int | str, ...]) -> str:
     """section.key, without the names that pydantic gives to the members of a union."""
     section, *rest = location or ("the file",)
-    return ".".join(str(part) for part in (section, *rest[:1]))
+    return ".".join(str(part) for part in (section, *rest[: 2 if rest[:1] == ["gates"] else 1]))
 
 
 def _line(key: str, problems: list[Any]) -> str:

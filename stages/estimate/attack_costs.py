@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from autolora.attacks.versions import STANDARD, Budget, Step, plan_of
-from stages.common.params import Evaluate, Export
+from stages.common.params import CORRUPTIONS, Evaluate, Export
 from stages.estimate.costs import Price
 
 RADII = 8  # of the curve over eps
+CORRUPTED = 75  # of each image; what it takes to make them comes on top
 FALLEN = 0.1  # of the naturally tuned twin's images stand longer than the first attack: an assumption
 
 
@@ -28,9 +29,15 @@ def autoattack(price: Price, images: int, plan: list[Step], standing: float) -> 
 
 def evaluate(price: Price, images: int, classes: int, norm: str, section: Evaluate) -> float:
     """The network that ships, its twin, and both curves over eps."""
-    plan, _ = plan_of(section.version, norm, classes)
     curves = 2 * RADII * images * (STANDARD.steps + 1) * price.gradient
-    return autoattack(price, images, plan, 1.0) + autoattack(price, images, plan, FALLEN) + curves
+    corrupted = 2 * CORRUPTED * images * price.forward if CORRUPTIONS in section.also else 0.0
+    norms = [norm, *(threat.norm for threat in section.also_threats)]
+    return curves + corrupted + sum(both(price, images, plan_of(section.version, each, classes)[0]) for each in norms)
+
+
+def both(price: Price, images: int, plan: list[Step]) -> float:
+    """Two networks under one threat."""
+    return autoattack(price, images, plan, 1.0) + autoattack(price, images, plan, FALLEN)
 
 
 def attacked(section: Evaluate, test: int) -> int:

@@ -14,7 +14,7 @@ from autolora.backbones.layers import weight_layers
 from autolora.backbones.loading import load_backbone
 from autolora.common.progress import duration
 from stages.common import processes
-from stages.common.params import Params
+from stages.common.params import Evaluate, Params
 from stages.common.runner import cores, processes_asked_for
 from stages.estimate import attack_costs, costs
 from stages.estimate.attack_costs import attacked
@@ -112,10 +112,14 @@ def told_of(e: Estimate) -> list[str]:
         "checks",
         f"{p.finetune.epochs} epochs{members}, and as many of the naturally tuned twin",
         f"{points} points of the dial",
-        f"AutoAttack ({p.evaluate.version}) on {n:,} images, of two networks",
+        f"AutoAttack ({p.evaluate.version}) on {n:,} images, of two networks{also(p.evaluate)}",
         f"attacks on {min(n, p.export.check_images)} images through onnxruntime",
         "MLflow",
     ]
+
+
+def also(section: Evaluate) -> str:
+    return f"; also {', '.join(section.also)}" if section.also else ""
 
 
 def disk(e: Estimate) -> int:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stages.card.svg import standalone
 from stages.common.runner import work_root
@@ -86,7 +86,18 @@ def metrics(evidence: Evidence) -> dict[str, float]:
         found[f"robust_accuracy_after_{_name(attack['name'])}"] = attack["robust_accuracy"]
     if baseline := robust.get("baseline"):
         found |= {f"baseline_{key}": baseline[key] for key in ("clean_accuracy", "robust_accuracy")}
-    return {key: float(value) for key, value in found.items() if value is not None}
+    return {key: float(value) for key, value in (found | beyond(robust)).items() if value is not None}
+
+
+def beyond(robust: dict[str, Any]) -> dict[str, float]:
+    """Other threats, their union, corruptions, and the mean over radii, where they were measured."""
+    found: dict[str, float] = {}
+    for row in robust.get("also", []):
+        name = f"also_{_name(row['what'])}"
+        found |= {name: row["accuracy"], f"{name}_low": row["ci95"][0], f"{name}_high": row["ci95"][1]}
+    if expected := robust.get("expected_robustness"):
+        found["expected_robustness"] = expected["accuracy"]
+    return found
 
 
 def _name(text: str) -> str:

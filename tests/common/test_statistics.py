@@ -1,9 +1,10 @@
 """Against scipy, which knows both by other routes."""
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from autolora.common.statistics import holm, mcnemar, wilson
+from autolora.common.statistics import holm, mcnemar, mean_over_radius, wilson
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (63, 128), (499, 1000), (1, 3)])
@@ -28,3 +29,14 @@ def test_holm(values: list[float]) -> None:
                 break
             rejected.add(i)
         assert {i for i, p in enumerate(holm(values)) if p <= level} == rejected
+
+
+def test_mean_over_radius() -> None:
+    """As many small steps, by numpy; beyond `most` nothing counts, and a curve that ends before stays where it was."""
+    curve = [(0.0, 1.0), (0.5, 0.8), (2.0, 0.1), (1.0, 0.5), (9.0, 0.0)]
+    at = (np.arange(200_000) + 0.5) / 100_000
+    known = sorted(curve)
+    expected = np.interp(at, [r for r, _ in known], [a for _, a in known]).mean()
+    assert mean_over_radius(curve, 2.0) == pytest.approx(expected, abs=1e-6)
+    assert mean_over_radius([(0, 1.0), (1.0, 0.5)], 2.0) == pytest.approx((0.75 + 0.5) / 2)
+    assert mean_over_radius([(0, 0.7)], 2.0) == pytest.approx(0.7)

@@ -28,9 +28,10 @@ from autolora.attacks.autoattack import autoattack
 from autolora.attacks.checks import enough_images
 from autolora.attacks.report import Report
 from autolora.attacks.verdicts import NAMES, Check, ordered
-from autolora.common.files import file_sha256, write_json
+from autolora.common.files import file_sha256, read_json, write_json
 from autolora.common.statistics import mcnemar
 from autolora.threat import Threat
+from stages.evaluation.beyond import Beyond, columns, rows
 from stages.evaluation.provenance_checks import nothing_chosen, splits_apart, weights_match
 from stages.evaluation.sample import ids_sha256
 
@@ -285,3 +286,28 @@ def make_project(folder: Path, name: str) -> None:
     """dvc.yaml as it is in the repository, params.yaml with a name and gates of the run's own."""
     (folder / "params.yaml").write_text(PARAMS.format(name=name))
     shutil.copy(ROOT / "dvc.yaml", folder / "dvc.yaml")
+
+
+def add_also(folder: Path) -> Path:
+    """As with evaluate.also of l2:0.5 and corruptions: some images fall at L2 too, and corruptions as they come."""
+    path, record = folder / "reports/robust_flags.npy", read_json(folder / "reports/robustness.json")
+    flags = np.load(path)
+    rng, n = np.random.default_rng(0), len(flags)
+    found = {}
+    for key in ("robust", "baseline_robust"):
+        report = report_of(flags, "clean", key, 16, "standard")
+        other = replace(report, threat=Threat("l2", 0.5), robust=report.robust & torch.from_numpy(rng.random(n) < 0.9))
+        found[key] = report, Beyond({"l2:0.5": other}, torch.from_numpy(rng.random((n, 15, 5)) < 0.7))
+    (main, ours), (natural, twin) = found.values()
+    record["also"] = rows(ours, twin, (main, natural), side=32)
+    record["expected_robustness"] = {"up_to": 32 / 255, "accuracy": 0.5, "baseline": 0.1, "attack": "apgd-ce-20"}
+    added = columns(ours, twin)
+    kinds = [*flags.dtype.descr, *((name, "?" if v.dtype == bool else "i8") for name, v in added.items())]
+    table = np.zeros(n, dtype=kinds)
+    for name in flags.dtype.names or ():
+        table[name] = flags[name]
+    for name, values in added.items():
+        table[name] = values
+    np.save(path, table)
+    write_json(folder / "reports/robustness.json", record)
+    return folder

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
 from autolora.common.files import read_json, write_json
-from pipelines.registry.gates import champion_findings, gate_findings, paired
+from pipelines.registry.gates import also_findings, champion_findings, gate_findings, paired
 from stages.common.params import Gates
 from stages.evidence.files import Evidence
-from tests.registry.synthetic import make_run
+from tests.registry.synthetic import add_also, make_run
 
 GATES = Gates(clean=0.8, robust=0.3)
 
@@ -53,6 +55,35 @@ def test_unfit_data_is_refused(runs):
 def test_plus_counts_as_standard(runs):
     assert refused(gate_findings(runs("plus", version="plus"), GATES)) == []
     assert refused(gate_findings(runs("strong", version="strong"), GATES)) == []
+
+
+@pytest.fixture(scope="module")
+def with_also(runs):
+    return Evidence(add_also(runs("also").folder))
+
+
+def test_gates_on_other_threats(with_also):
+    """Against what the flags come to, threat by threat; what was not measured is refused."""
+    flags = with_also.flags
+    found = {
+        "l2:0.5": flags["l2:0.5"].mean(),
+        "corruptions": flags["corruptions"].mean() / 75,
+        "union": (flags["l2:0.5"] & flags["robust"]).mean(),
+    }
+    assert refused(gate_findings(with_also, Gates(also=found))) == []
+    for what, share in found.items():
+        assert refused(gate_findings(with_also, Gates(also=found | {what: share + 0.001}))) == [what]
+    assert refused(gate_findings(with_also, Gates(also={"l1:12": 0.0}))) == ["l1:12"]
+
+
+def test_rows_that_the_flags_do_not_bear_out(with_also, tmp_path):
+    record = read_json(with_also.path("reports/robustness.json"))
+    for i, what in enumerate(("l2:0.5", "union", "corruptions")):
+        changed = json.loads(json.dumps(record))
+        changed["also"][i]["accuracy"] += 0.01
+        assert refused(also_findings(changed, with_also.flags, {})) == [f"evidence, accuracy, {what}"]
+    bare = with_also.flags[["id", "robust", "corruptions"]]
+    assert refused(also_findings(record, bare, {"corruptions": 0.0})) == ["evidence, l2:0.5", "evidence, union"]
 
 
 def test_better_is_promoted_worse_and_equal_are_not(runs):

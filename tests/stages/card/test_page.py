@@ -18,8 +18,10 @@ from stages.card.strips import strips
 from stages.card.svg import Axis, Series, lines, percent, standalone
 from stages.evidence.checks import in_words, sixteen, worst
 from stages.evidence.files import ONNX, Evidence
+from stages.register import description
+from stages.tracking.mirror import metrics
 from stages.tracking.serving import signature
-from tests.registry.synthetic import CLASSES, around, attacked, make_flags, make_run
+from tests.registry.synthetic import CLASSES, add_also, around, attacked, make_flags, make_run
 
 
 class Tree(HTMLParser):
@@ -79,6 +81,26 @@ def test_cost_appears_where_it_was_measured(tmp_path):
     text = Tree(page(folder)).text
     assert "2.0 h of work, 2.00 GPU hours of it; the start of Python and its imports come on top" in text
     assert "1,234 images/s" in text
+
+
+def test_other_threats_and_corruptions_where_they_were_measured(html, tmp_path):
+    folder = add_also(make_run(tmp_path / "run"))
+    found = Tree(page(folder))
+    record, text = read_json(folder / "reports/robustness.json"), " ".join(found.text.split())
+    assert 'id="beyond"' not in html
+    names = ("L2 0.5", "both threats", "corruptions, the mean of 15 at 5 severities")
+    for row, name in zip(record["also"], names):
+        low, high = (f"{100 * v:.1f}" for v in row["ci95"])
+        twin = percent(row["baseline"]["accuracy"])
+        assert f"{name}{percent(row['accuracy'])}{low} to {high}{twin}".replace("\u202f", " ") in text
+    fog = next(kind for kind in record["also"][2]["kinds"] if kind["name"] == "fog")
+    shares = [fog["accuracy"], *fog["by_severity"], fog["baseline"]]
+    assert f"fog{''.join(f'{100 * share:.0f}' for share in shares)}" in text
+    assert "strengths of CIFAR-10-C" in text
+    assert "Expected robustness, the mean over all radii up to twice that of the threat model: " in text
+    assert metrics(Evidence(folder))["also_l2_0.5_low"] == record["also"][0]["ci95"][0]
+    assert metrics(Evidence(folder))["expected_robustness"] == 0.5
+    assert f"{100 * record['also'][1]['accuracy']:.1f} % under all threats" in description(Evidence(folder))
 
 
 def test_nothing_is_fetched_from_anywhere(html, tree):

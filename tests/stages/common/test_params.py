@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -203,6 +204,7 @@ def test_no_default_changes_unseen():
         "data.stored_size": None,
         "data.test_fraction": 0.2,
         "data.validation_fraction": 0.05,
+        "evaluate.also": [],
         "evaluate.images": "all",
         "evaluate.precision": "float32",
         "evaluate.version": "standard",
@@ -227,6 +229,7 @@ def test_no_default_changes_unseen():
         "merge.alpha": "auto",
         "merge.soup": "none",
         "merge.toward": "branch",
+        "register.gates.also": {},
         "register.gates.attack": "standard",
         "register.gates.clean": 0.0,
         "register.gates.images": 100,
@@ -237,6 +240,53 @@ def test_no_default_changes_unseen():
         "register.gates.threat": None,
         "seed": 0,
     }
+
+
+def written(tmp_path: Path, also: object, gates: object = None, **data: object) -> Path:
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings["evaluate"]["also"], settings["register"]["gates"]["also"] = also, gates or {}
+    settings["data"] |= data
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_other_threats_are_written_in_one_way(tmp_path):
+    gates = {"l2:0.5": 0.4, "corruptions": 0.6, "union": 0}
+    params = check(written(tmp_path, ["L2:1/2", "l1:12.0", "corruptions"], gates))
+    assert params.evaluate.also == ["l2:0.5", "l1:12", "corruptions"]
+    assert params.evaluate.also_threats == [Threat("l2", 0.5), Threat("l1", 12)]
+    assert params.register.gates.also == gates
+
+
+@pytest.mark.parametrize(
+    ("also", "gates", "data", "said"),
+    [
+        (["l3:1"], {}, {}, r"evaluate\.also is \['l3:1'\]: 'l3:1' is neither a threat such as l2:0\.5 nor corruptions"),
+        (["corruption"], {}, {}, "'corruption' is neither a threat"),
+        (["linf:8"], {}, {}, "larger than the whole pixel range"),
+        (["l2:0.5", "l2:1/2"], {}, {}, "l2:0.5 stands there twice"),
+        (["corruptions", "corruptions"], {}, {}, "corruptions stands there twice"),
+        (["linf:32/510"], {}, {}, "linf:16/255 is the threat itself"),
+        (["corruptions"], {}, {"image_size": 12}, "at least 16 pixels a side, and data.image_size is 12"),
+        ("l2:0.5", {}, {}, "evaluate.also is 'l2:0.5'"),
+        ([0.5], {}, {}, "evaluate.also is 0.5"),
+        (
+            ["l2:0.5"],
+            {"l1:12": 0.4},
+            {},
+            r"asks for l1:12, which is not measured: evaluate\.also is \['l2:0\.5'\]",
+        ),
+        (["corruptions"], {"union": 0.4}, {}, "gates.also asks for union, which is not measured"),
+        (["l2:0.5"], {"l2:0.5": 40}, {}, r"register\.gates\.also is 40: it must be less than or equal to 1"),
+        (["l2:0.5"], {"l2": 0.4}, {}, "'l2' is neither a threat"),
+    ],
+)
+def test_other_threats_that_cannot_be_meant(tmp_path, also, gates, data, said):
+    """One line, before anything runs."""
+    with pytest.raises(StageError, match=said) as caught:
+        check(written(tmp_path, also, gates, **data))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_an_empty_file_reads_well(tmp_path):

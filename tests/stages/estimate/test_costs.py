@@ -112,6 +112,15 @@ def test_what_strong_adds():
     ]  # a gradient is 2 F
 
 
+def test_other_threats_cost_as_much_again():
+    alone, l2, corrupted = (
+        attack_costs.evaluate(EACH, 10, 10, "linf", Evaluate(also=also)) for also in ([], ["l2:0.5"], ["corruptions"])
+    )
+    plan, _ = plan_of("standard", "l2", 10)
+    assert l2 - alone == attack_costs.both(EACH, 10, plan)
+    assert corrupted - alone == 2 * 75 * 10
+
+
 def test_images_that_fall_at_once_cost_the_first_attack():
     plan, _ = plan_of("standard", "linf", classes=10)
     assert attack_costs.autoattack(EACH, 50, plan, standing=0.0) == 50 * 101
