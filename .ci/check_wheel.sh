@@ -7,6 +7,6 @@ uv build --quiet --wheel --out-dir "$folder" .
 uv export --quiet --no-default-groups --no-emit-project --no-hashes --no-annotate --output-file "$folder/requirements.txt"
 uv venv --quiet "$folder/bare"
 uv pip install --quiet --python "$folder/bare" -r "$folder/requirements.txt" "$folder"/*.whl
-cp .ci/use_library.py "$folder"
+cp .ci/use_library.py tests/attacks/colours.py "$folder"
 cd "$folder"
 bare/bin/python use_library.py

@@ -1,7 +1,15 @@
-"""Run where the wheel of `autolora` is installed and nothing of the pipeline: fine-tune, merge, attack, export."""
+"""Run where the wheel of `autolora` is installed and nothing of the pipeline: fine-tune, merge, attack, export.
+
+Then its command on three files that it has not written (colours.py, which lies beside this one).
+"""
 
 import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
 
+import colours
 import numpy as np
 import torch
 
@@ -30,3 +38,13 @@ with torch.no_grad():
 assert np.allclose(logits, expected, atol=1e-4)
 clean, robust_share = np.mean(np.asarray(report.clean)), np.mean(np.asarray(report.robust))
 print(f"the library alone: clean {clean:.2f}, robust {robust_share:.2f}, ONNX agrees")
+
+x, y = colours.images()
+np.savez("colours.npz", x=x, y=y)
+expected = colours.stands(x, y, 8 / 255)
+for form, more in (("float", []), ("nhwc", ["--layout", "nhwc"]), ("softmax", ["--before-softmax"])):
+    path, command = colours.write(Path(f"{form}.onnx"), form), Path(sys.executable).with_name("autolora")
+    told = [command, "attack", path, "--data", "colours.npz", "--eps", "8/255", "--version", "fast", "--out", form]
+    subprocess.run([*told, *more], check=True, stdout=subprocess.DEVNULL)
+    assert json.loads(Path(form, "report.json").read_text())["robust_accuracy"] == expected.mean(), form
+print(f"autolora attack: three foreign files, robust {expected.mean():.2f}, as it must be")

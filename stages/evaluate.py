@@ -39,7 +39,9 @@ from autolora.common.code import code_sha256
 from autolora.common.files import read_json, replacing, write_json, write_text
 from autolora.common.progress import duration
 from autolora.common.statistics import mcnemar, mean_over_radius
+from autolora.data.examples import Examples, write_examples
 from autolora.data.images import TestImages
+from autolora.data.sample import ids_sha256, read_images, stratified
 from autolora.threat import Threat
 from stages.common.command_line import takes_no_arguments
 from stages.common.params import CORRUPTIONS
@@ -50,8 +52,6 @@ from stages.evaluation import beyond
 from stages.evaluation.beyond import Beyond
 from stages.evaluation.contact_sheet import Row, contact_sheet
 from stages.evaluation.provenance_checks import nothing_chosen, read_manifest, splits_apart, weights_match
-from stages.evaluation.sample import ids_sha256, read_images, stratified
-from stages.evidence.examples import Examples, write_examples
 
 TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
 MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")

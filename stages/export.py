@@ -23,6 +23,7 @@ from autolora.attacks.onnx_file import parity
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
 from autolora.common.code import code_sha256
 from autolora.common.files import file_sha256, read_json, replacing_folder, write_json
+from autolora.data.examples import Examples, read_examples
 from autolora.export.notes import notes_in
 from autolora.export.runtime import best_device, logits, onnxruntime, open_session
 from autolora.export.write import evidence, export_onnx, opset
@@ -33,7 +34,6 @@ from stages.common.views import ExportParams, load
 from stages.estimate import announce
 from stages.evaluation.onnx_robustness import measure
 from stages.evaluation.onnx_variants import Ingredients, make
-from stages.evidence.examples import Examples, read_examples
 
 MERGED, ADVERSARIAL = Path("models/merged.safetensors"), Path("models/adversarial.npz")
 ROBUSTNESS, CLASSES = Path("reports/robustness.json"), Path("data/prepared/test/classes.json")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from autolora.attacks.engine.answers import require_logits
 from autolora.attacks.engine.fast_copies import Copies, quick_copies
+from autolora.attacks.engine.file_network import FileNetwork
 from autolora.attacks.engine.journal import Journal
 from autolora.attacks.engine.network import Averaged, Network, predicted
 from autolora.attacks.engine.onnx_network import InOnnxruntime
@@ -118,8 +119,9 @@ class Evaluation:
 
     def runtime(self) -> dict[str, str]:
         """What else computes the number: a version that rounds otherwise does not go on from this one's progress."""
-        model = self.copies.full.model
-        return {"onnxruntime": model.version} if isinstance(model, InOnnxruntime) and model.version else {}
+        answering = self.model if isinstance(self.model, FileNetwork) else self.copies.full.model
+        version = answering.version if isinstance(answering, (InOnnxruntime, FileNetwork)) else ""
+        return {"onnxruntime": version} if version else {}
 
     def drop_copies(self) -> None:
         """With what their sessions hold."""
@@ -138,6 +140,8 @@ def opened(model: Answers, images: TestImages, threat: Threat, settings: Setting
         copies = Copies(network, network)
         if settings.precision == "mixed":
             copies = Copies(*(Network(copy, network.batch) for copy in quick_copies(model, x[:2])))
+        elif isinstance(model, FileNetwork):
+            copies = Copies(*[Network(model.quick, network.batch)] * 2)
         folder = None if settings.progress is None else Path(settings.progress)
         journal = Journal(folder, distributed.process_number(), network.batch)
         yield Evaluation(model, network, copies, images, threat, settings, journal, device)

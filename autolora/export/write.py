@@ -108,11 +108,11 @@ def show(path: str | Path) -> dict[str, Any]:
     said = notes_in(exported)
     if "graph_sha256" in said and said["graph_sha256"] != graph_sha256(exported):
         raise BadModel(f"{path} is damaged: its weights are not those that were exported (graph_sha256 differs)")
-    (image,), (output,) = session.get_inputs(), session.get_outputs()
+    image = session.get_inputs()[0]
     return {
         "file": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)},
         "image": f"{image.type} {image.shape}",
-        output.name: f"{output.type} {output.shape}",
+        **{output.name: f"{output.type} {output.shape}" for output in session.get_outputs()},
         "opset": opset(exported),
         **{key: _parsed(value) for key, value in sorted(said.items())},
     }

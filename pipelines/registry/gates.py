@@ -12,9 +12,9 @@ import numpy as np
 
 from autolora.attacks.verdicts import NAMES
 from autolora.common.statistics import mcnemar, wilson
+from autolora.data.sample import ids_sha256
 from autolora.threat import Threat
 from stages.common.params import CORRUPTIONS, UNION, Gates
-from stages.evaluation.sample import ids_sha256
 from stages.evidence.checks import sixteen
 from stages.evidence.files import Evidence
 

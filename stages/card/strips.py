@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autolora.data.examples import magnified
 from stages.evidence.canaries import answers
-from stages.evidence.examples import magnified
 from stages.evidence.files import ONNX, Evidence
 
 SHOWN = 12

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stages.evidence.examples import magnified
+from autolora.data.examples import magnified
 
 TILE, GAP, LINE, LEFT = 128, 10, 16, 8
 HEADER = ("clean", "perturbation", "adversarial")

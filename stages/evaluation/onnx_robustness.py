@@ -22,10 +22,10 @@ from autolora.attacks.onnx_file import ASCENT, QUERIES, STEPS, TARGETS, Answer, 
 from autolora.common.files import file_sha256
 from autolora.common.progress import bar
 from autolora.common.statistics import wilson
+from autolora.data.examples import Examples
 from autolora.export.runtime import best_device, logits, open_session
 from autolora.export.torch_copy import TorchCopy
 from autolora.threat import Threat
-from stages.evidence.examples import Examples
 
 
 class FileRobustness(NamedTuple):

@@ -14,12 +14,12 @@ import onnx
 
 from autolora.common.errors import first_line
 from autolora.common.files import write_bytes
+from autolora.data.examples import Examples
 from autolora.export.quantise import finished, fp16, int8, known_to_break
 from autolora.export.runtime import logits, open_session
 from autolora.export.write import as_text
 from autolora.threat import Threat
 from stages.evaluation.onnx_robustness import FileRobustness, measure, with_gradients
-from stages.evidence.examples import Examples
 
 
 class Ingredients(NamedTuple):

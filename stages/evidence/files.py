@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from autolora.common.files import file_sha256, read_json
+from autolora.data.examples import Examples, read_examples
 from autolora.export.notes import notes_in
 from stages.common.runner import StageError
-from stages.evidence.examples import Examples, read_examples
 
 ONNX = "models/export/model.onnx"
 EXPORT = "models/export"

@@ -30,10 +30,10 @@ from autolora.attacks.report import Report
 from autolora.attacks.verdicts import NAMES, Check, ordered
 from autolora.common.files import file_sha256, read_json, write_json
 from autolora.common.statistics import mcnemar
+from autolora.data.sample import ids_sha256
 from autolora.threat import Threat
 from stages.evaluation.beyond import Beyond, columns, rows
 from stages.evaluation.provenance_checks import nothing_chosen, splits_apart, weights_match
-from stages.evaluation.sample import ids_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = [str(i) for i in range(10)]

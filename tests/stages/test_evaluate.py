@@ -18,11 +18,11 @@ from autolora.attacks.verdicts import CheckFailed
 from autolora.backbones.classifier import Spec, build, load_classifier, save_classifier
 from autolora.common.files import read_json, write_json
 from autolora.data.images import TestImages
+from autolora.data.sample import read_images, stratified
 from stages import evaluate as stage
 from stages.common.errors import MEND
 from stages.common.views import EvaluateParams, load
 from stages.evaluate import by_class
-from stages.evaluation.sample import read_images, stratified
 
 CLASSES, SIDE, TEST = 4, 16, 24
 OUTS = ("robustness.json", "metrics.json", "robust_flags.npy", "eps_curve.csv", "adversarial.png")

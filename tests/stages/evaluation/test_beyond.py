@@ -21,10 +21,10 @@ from autolora.attacks.versions import Budget
 from autolora.backbones.classifier import load_classifier
 from autolora.common.files import read_json
 from autolora.common.statistics import wilson
+from autolora.data.sample import read_images, stratified
 from pipelines.registry.gates import also_findings
 from stages import evaluate as stage
 from stages.common.params import Gates
-from stages.evaluation.sample import read_images, stratified
 from tests.stages.test_evaluate import workspace  # noqa: F401
 
 ALSO = ["l2:0.8", "linf:16/255", "corruptions"]

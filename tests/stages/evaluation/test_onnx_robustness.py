@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from autolora.attacks.onnx_file import square
+from autolora.data.examples import Examples
 from autolora.data.images import TestImages
 from autolora.export.runtime import logits, open_session
 from autolora.export.write import export_onnx
 from autolora.threat import Threat
 from stages.evaluation.onnx_robustness import measure
-from stages.evidence.examples import Examples
 from tests.export.nets import tiny
 
 

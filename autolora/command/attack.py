@@ -1,0 +1,324 @@
+"""AutoAttack on any classifier: an ONNX file, whoever trained it, or a torch network.
+
+    autolora attack model.onnx --data FOLDER --eps 8/255 --out attacked
+    autolora attack model.onnx --data FOLDER --eps 8/255 --normalised --require-robust 0.5     # in a CI job
+
+MODEL: an ONNX file (float32, float16, static or dynamic 8 bits), a torch.export archive (.pt2), package.module:factory,
+timm:NAME, hf:ID, or models:/NAME@alias of an MLflow server. An attack runs on a torch copy of the file; each success
+counts once onnxruntime is fooled by it on the file itself. DATA: a folder with one folder for each class, an .npz, a
+.csv of paths and labels, or data/prepared/test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from autolora.attacks.autoattack import autoattack_of, black_box
+from autolora.attacks.checks import known_labels, logits_are_numbers, logits_not_softmax
+from autolora.attacks.engine.answers import require_logits
+from autolora.attacks.engine.file_network import Agreement, FileNetwork
+from autolora.attacks.engine.network import Network
+from autolora.attacks.engine.prepare import default_batch
+from autolora.attacks.evaluation import Settings
+from autolora.attacks.report import Report
+from autolora.attacks.verdicts import require
+from autolora.attacks.versions import VERSIONS, Step, plan_of, square_alone
+from autolora.backbones.classifier import IMAGENET_MEAN, IMAGENET_STD
+from autolora.command import result
+from autolora.command.images import Data, read
+from autolora.command.models import Asked, Normalise, Target, target
+from autolora.command.suspicions import look
+from autolora.common import distributed
+from autolora.common.errors import BadArgument
+from autolora.common.files import locked, read_json, write_json
+from autolora.common.progress import duration
+from autolora.data.sample import ids_sha256, stratified
+from autolora.threat import NORMS, Threat, parse_eps
+
+CPU = torch.device("cpu")
+OPTIONS = {"data", "eps", "norm", "weights", "model", "mean", "std", "images", "before-softmax", "classes", "out"}
+ASKED = 256  # images on which the copy is held against the file, and the labels against the answers
+
+
+class Agreed(NamedTuple):
+    """How the attack goes on."""
+
+    agreement: Agreement | None  # of a file with its copy
+    scores_only: str  # why there are no gradients; empty where there are
+
+
+def add_to(commands: Any) -> None:
+    parser = commands.add_parser(
+        "attack",
+        doc=__doc__,
+        help="AutoAttack on a file",
+        reads="MODEL and the images of --data",
+        writes="--out: report.json, robust_flags.npy, adversarial.npz, card.html",
+    )
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--data", required=True, metavar="DATA")
+    parser.add_argument("--eps", required=True, help="the radius in the pixels of the image as given: 8/255, 0.5")
+    parser.add_argument("--norm", default="linf", choices=NORMS)
+    parser.add_argument(
+        "--version", default="standard", choices=(*VERSIONS, "square"), help="square: from scores alone"
+    )
+    parser.add_argument("--images", default="500", help="how many, the same of each class, or all (default 500)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, help="images a forward; the default fits the network")
+    parser.add_argument("--mean", help="of a model that wants normalised pixels: one number, or one for each channel")
+    parser.add_argument("--std", help="the same: 0.229,0.224,0.225 or 1/255")
+    parser.add_argument("--normalised", action="store_true", help="ImageNet's mean and deviation")
+    parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="nhwc: of tf2onnx and Keras")
+    parser.add_argument("--before-softmax", action="store_true", help="attack what the file's last softmax is given")
+    parser.add_argument("--size", type=int, help="pixels a side, where the model takes any")
+    parser.add_argument("--classes", help="names in the model's order: a,b,c or a file with one a line or a JSON list")
+    parser.add_argument("--weights", help="of package.module:factory or timm:NAME: a file, a URL or hf:ID/FILE")
+    parser.add_argument("--budget", type=float, metavar="MINUTES", help="at most so long: fewer images, which is said")
+    parser.add_argument("--require-robust", type=float, metavar="SHARE", help="exit code 1 where fewer stand")
+    parser.add_argument("--out", type=Path, help="the folder that is written (default: attacked-MODEL)")
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Under torchrun the images are shared out, and the first process writes."""
+    with distributed.group():
+        threat, asked = Threat(chosen.norm, chosen.eps), _asked(chosen)
+        count = _count(chosen.images)
+        model = target(asked)
+        out = chosen.out or Path(f"attacked-{model.name.replace(':', '-')}")
+        result.refuse_foreign(out)
+        data = read(chosen.data, count, chosen.seed, model.shape, _classes(chosen.classes) or model.classes)
+        agreed = looked_at(model, data, asked)
+        progress = out.with_name(f"{out.name}.progress")
+        with locked(progress / "lock") if _first() else nullcontext():
+            begin, kept = time.perf_counter(), progress / _key(model, data, threat, chosen)
+            left_out = _within(chosen.budget, model, data, (threat, chosen.version), kept)
+            report = _attacked(model, data, threat, _settings(chosen, model, data, kept), agreed)
+            if _first():
+                notes = {"agreement": agreed.agreement.as_record()} if agreed.agreement else {}
+                record = result.record_of(model, data, report, notes | ({"left_out": left_out} if left_out else {}))
+                result.write(out, record | {"seconds": round(time.perf_counter() - begin, 1)}, report, data)
+        if not _first():
+            return 0
+    shutil.rmtree(progress, ignore_errors=True)
+    print("\n".join(f"{name:<8}{said}" for name, said in report.rows()))
+    print(f"{'written':<8}{out}: card.html, report.json, robust_flags.npy, adversarial.npz")
+    return _ending(chosen.require_robust, report)
+
+
+def _first() -> bool:
+    return distributed.process_number() == 0
+
+
+def _tell(said: str) -> None:
+    if _first():
+        print(f"attack: {said}", flush=True)
+
+
+def _ending(wanted: float | None, report: Report) -> int:
+    if wanted is None or report.robust_accuracy >= wanted:
+        return 0
+    print(f"attack: {report.robust_accuracy:.3f} of the images stand, and --require-robust asks for {wanted:g}")
+    return 1
+
+
+# --- what is asked for ------------------------------------------------------------------------------------------------
+
+
+def _asked(chosen: argparse.Namespace) -> Asked:
+    return Asked(
+        chosen.model,
+        chosen.weights,
+        _normalise(chosen),
+        channels_last=chosen.layout == "nhwc",
+        before_softmax=chosen.before_softmax,
+        scores_only=chosen.version == "square",
+        size=chosen.size,
+    )
+
+
+def _normalise(chosen: argparse.Namespace) -> Normalise | None:
+    if chosen.normalised:
+        if chosen.mean or chosen.std:
+            raise BadArgument("mean", chosen.mean or chosen.std, "--normalised says it already")
+        return IMAGENET_MEAN, IMAGENET_STD
+    if (chosen.mean is None) != (chosen.std is None):
+        raise BadArgument("mean", chosen.mean, "--mean and --std belong together")
+    if chosen.mean is None:
+        return None
+    std = _numbers("std", chosen.std)
+    if min(std) <= 0:
+        raise BadArgument("std", chosen.std, "expected numbers above 0")
+    return _numbers("mean", chosen.mean), std
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    parts = text.split(",")
+    if len(parts) not in (1, 3):
+        raise BadArgument(option, text, "expected one number, or one for each of three channels")
+    try:
+        return tuple(0.0 if float(part.partition("/")[0]) == 0 else parse_eps(part) for part in parts)
+    except ValueError:
+        raise BadArgument(option, text, "expected numbers such as 0.485 or 1/255") from None
+
+
+def _count(text: str) -> int | str:
+    if text != "all" and not (text.isdecimal() and int(text) > 0):
+        raise BadArgument("images", text, "expected a number from 1, or all")
+    return text if text == "all" else int(text)
+
+
+def _classes(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    if not Path(text).is_file():
+        return [name.strip() for name in text.split(",")]
+    written = Path(text).read_text(encoding="utf-8").strip()
+    return [str(n) for n in json.loads(written)] if written.startswith("[") else written.splitlines()
+
+
+# --- before the attack ------------------------------------------------------------------------------------------------
+
+
+def looked_at(model: Target, data: Data, asked: Asked) -> Agreed:
+    """Each fault in one line, before any work is done."""
+    network, x, y = model.network, data.images.pixels()[:ASKED], data.images.labels()[:ASKED]
+    try:
+        require_logits(network, x[:1])
+    except BadArgument:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{asked.model} does not take images {list(x.shape[1:])}: {reason}") from error
+    with torch.no_grad():
+        answered = torch.cat([network(part) for part in x.split(64)])
+    require([logits_are_numbers(answered)])
+    if logits_not_softmax(answered).verdict == "fail":
+        cure = (
+            "--before-softmax attacks what its softmax is given" if model.kind == "ONNX" else "give it without softmax"
+        )
+        raise ValueError(f"{asked.model} answers with probabilities, whose slopes vanish: {cure}")
+    known_labels(data.images.labels(), answered.shape[1])
+    data.classes = data.classes or [str(i) for i in range(answered.shape[1])]
+    if len(data.classes) > answered.shape[1]:
+        raise ValueError(f"{len(data.classes)} classes, and the model answers for {answered.shape[1]}")
+    look(network, x, y, data.classes, normalised=asked.normalise is not None, guessed=data.folders)
+    return _agreed(network, x) if isinstance(network, FileNetwork) else Agreed(None, "")
+
+
+def _agreed(network: FileNetwork, x: Tensor) -> Agreed:
+    if network.copy is None:
+        return Agreed(None, "asked for")
+    found = network.agreement(x[:32])
+    if found.fine:
+        return Agreed(found, "")
+    said = (
+        f"its torch copy differs from onnxruntime by {found.difference:.1e}, more than rounding ({found.allowed:.1e})"
+    )
+    _tell(f"{said}: there are no gradients to trust, and Square goes on alone")
+    return Agreed(found, said)
+
+
+def _key(model: Target, data: Data, threat: Threat, chosen: argparse.Namespace) -> str:
+    """Of all that determines the attack; a budget only says how much of it is done."""
+    said = [
+        model.sha256,
+        str(threat),
+        chosen.version,
+        chosen.seed,
+        chosen.batch,
+        chosen.budget,
+        ids_sha256(data.images.ids),
+    ]
+    said += [chosen.mean, chosen.std, chosen.normalised, chosen.before_softmax, chosen.layout]
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
+
+
+def _within(budget: float | None, model: Target, data: Data, how: tuple[Threat, str], kept: Path) -> str:
+    """`data` becomes as many images as fit; in words what does not. A run that goes on has those that it began with."""
+    if budget is None:
+        return ""
+    n, known = len(data.images), kept / "images.json"
+    if _first() and not known.exists():
+        each = _work(model, data, *how) * _seconds(model, data) / distributed.process_count()
+        write_json(known, {"fit": max(1, min(n, int(60 * budget / each))), "seconds": each})
+    distributed.wait()
+    fit, each = read_json(known)["fit"], read_json(known)["seconds"]
+    if fit >= n:
+        return ""
+    given = f"and {budget:g} min are given"
+    said = f"{n - fit} of {n} images are left out: all would take up to {duration(n * each)}, {given}"
+    _tell(said)
+    data.images = stratified(data.images, fit, 0)
+    return said
+
+
+def _work(model: Target, data: Data, threat: Threat, version: str) -> float:
+    """F for one image that stands to the end."""
+    classes = len(data.classes or [])
+    plan = square_alone(threat.norm, 5000) if version == "square" else partial(plan_of, version, threat.norm)
+    steps: list[Step] = plan(classes)[0]
+    network = Network(model.network, 1)
+    attacks = [(step.attempts, step.attack(network, threat)) for step in steps]
+    return float(sum(attempts * attack.rounds * attack.cost for attempts, attack in attacks))
+
+
+def _seconds(model: Target, data: Data, batch: int = 8) -> float:
+    """Of one F, in gradients, the second time."""
+    x = data.images.pixels()[torch.arange(batch) % len(data.images)]
+    network = Network(getattr(model.network, "quick", model.network), batch)
+    took = 0.0
+    for _ in range(2):
+        begin = time.perf_counter()
+        network.gradient(x, lambda z, rows: z.logsumexp(1))
+        took = time.perf_counter() - begin
+    return took / (2 * batch)
+
+
+# --- the attack -------------------------------------------------------------------------------------------------------
+
+
+def _settings(chosen: argparse.Namespace, model: Target, data: Data, progress: Path) -> Settings:
+    network, x = model.network, data.images.pixels()[:2]
+    batch = chosen.batch
+    if batch is None and isinstance(network, FileNetwork) and network.copy is not None:
+        batch = default_batch(CPU, network.copied, x)
+        if model.graph is not None:
+            network.hasten(model.graph, x)
+    tell = _forecast(len(data.images))
+    return Settings(chosen.version, chosen.seed, batch_size=batch, progress=progress / "found", device=CPU, tell=tell)
+
+
+def _forecast(images: int) -> Callable[[float], None]:
+    return lambda seconds: _tell(f"up to {duration(seconds)} for {images} images")
+
+
+def _attacked(model: Target, data: Data, threat: Threat, settings: Settings, agreed: Agreed) -> Report:
+    if not agreed.scores_only and settings.version != "square":
+        return autoattack_of(model.network, data.images, threat, settings)
+    images = data.images
+    report = black_box(
+        model.network,
+        images.pixels(),
+        images.labels(),
+        threat,
+        seed=settings.seed,
+        ids=images.ids,
+        progress=settings.progress,
+        batch_size=settings.batch_size,
+    )
+    if agreed.agreement is not None:
+        report.deviation = f"Square alone: {agreed.scores_only}"
+    return report

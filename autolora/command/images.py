@@ -1,0 +1,183 @@
+"""DATA: a folder of class folders, an .npz, a .csv of paths and labels, or a part of data/prepared.
+
+Which images are taken is decided by a hash, the same number of each class. Files are decoded by torchvision; where they
+are larger or smaller than the network's images, their short side is resized and the middle is cut out.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.functional import InterpolationMode, center_crop, resize
+
+from autolora.common.errors import BadArgument, first_line
+from autolora.common.files import read_json
+from autolora.data.images import TestImages
+from autolora.data.sample import read_images, stratified
+
+READ = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp"}
+PAIRS = (("x", "y"), ("x_test", "y_test"), ("images", "labels"), ("data", "labels"), ("arr_0", "arr_1"))
+Shape = tuple[int, int, int]
+
+
+@dataclass
+class Data:
+    """The images that are attacked."""
+
+    name: str
+    images: TestImages
+    of: int  # how many there were to choose from
+    classes: list[str] | None  # in the order of the labels
+    folders: bool = False  # whether the order of the classes is that of their folders' names, and so a guess
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Listed:
+    """Images that lie as files."""
+
+    root: Path
+    names: list[str]  # relative to root
+    labels: list[str]
+
+
+def read(text: str, count: int | str, seed: int, shape: Shape | None, classes: Sequence[str] | None) -> Data:
+    path = Path(text)
+    if not path.exists():
+        raise BadArgument("data", text, "there is no such file or folder")
+    if path.suffix == ".npz":
+        return _arrays(path, count, seed, shape, classes)
+    if path.suffix == ".csv":
+        return _files(path, _table(path), count, seed, (shape, classes))
+    if path.is_dir() and (path / "images.npy").is_file():
+        return _prepared(path, count, seed, shape)
+    if path.is_dir():
+        return _files(path, _folders(path), count, seed, (shape, classes))
+    raise BadArgument(
+        "data", text, "expected a folder with one folder for each class, an .npz, a .csv or data/prepared/test"
+    )
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _prepared(path: Path, count: int | str, seed: int, shape: Shape | None) -> Data:
+    every = read_images(path)
+    images = stratified(every, count, seed)
+    _same_size(images.x, shape, path)
+    return Data(str(path), images, len(every), read_json(path / "classes.json"))
+
+
+def _arrays(path: Path, count: int | str, seed: int, shape: Shape | None, classes: Sequence[str] | None) -> Data:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise BadArgument("data", str(path), f"it is no .npz of arrays ({first_line(error)})") from error
+    names = next((pair for pair in PAIRS if set(pair) <= set(held)), None)
+    if names is None:
+        raise BadArgument("data", str(path), f"it holds {', '.join(held)}: expected x and y")
+    x, y = held[names[0]], held[names[1]]
+    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    _in_range(x, path)
+    every = TestImages.of(x, y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y, held.get("ids"))
+    _same_size(every.x, shape, path)
+    return Data(str(path), stratified(every, count, seed), len(every), list(classes) if classes else None)
+
+
+def _in_range(x: np.ndarray, path: Path) -> None:
+    if x.dtype == np.uint8 or x.size == 0:
+        return
+    if not np.issubdtype(x.dtype, np.floating):
+        raise BadArgument("data", str(path), f"images of {x.dtype}: expected uint8, or floats in [0,1]")
+    low, high = float(x.min()), float(x.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise BadArgument("data", str(path), "the images hold NaN or infinite values")
+    if low >= 0 and 1 < high <= 255:
+        raise BadArgument(
+            "data", str(path), f"pixels from {low:g} to {high:g}: divide them by 255, or save them as uint8"
+        )
+    if low < 0 or high > 1:
+        raise BadArgument("data", str(path), f"pixels from {low:g} to {high:g}: expected [0,1], before any normalising")
+
+
+def _same_size(x: np.ndarray, shape: Shape | None, path: Path) -> None:
+    if shape is not None and tuple(x.shape[1:]) != shape:
+        has, takes = "x".join(map(str, x.shape[1:])), "x".join(map(str, shape))
+        raise BadArgument("data", str(path), f"its images are {has}, and the model takes {takes}")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _folders(path: Path) -> Listed:
+    found = [
+        (str(file.relative_to(path)), folder.name)
+        for folder in sorted(path.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in READ
+    ]
+    if not found:
+        raise BadArgument("data", str(path), f"no image lies in a class folder (read are {', '.join(sorted(READ))})")
+    return Listed(path, [name for name, _ in found], [label for _, label in found])
+
+
+def _table(path: Path) -> Listed:
+    with open(path, newline="", encoding="utf-8-sig") as lines:
+        rows = list(csv.DictReader(lines))
+    if not rows or not {"path", "label"} <= set(rows[0]):
+        raise BadArgument("data", str(path), "expected the columns path and label, and a row for each image")
+    for number, row in enumerate(rows, 2):
+        if not row["path"] or not row["label"]:
+            raise BadArgument("data", str(path), f"line {number} lacks a path or a label")
+    return Listed(path.parent, [row["path"] for row in rows], [row["label"] for row in rows])
+
+
+def _files(
+    path: Path, listed: Listed, count: int | str, seed: int, wanted: tuple[Shape | None, Sequence[str] | None]
+) -> Data:
+    shape, names = wanted
+    classes = list(names) if names else _in_order(set(listed.labels))
+    if unknown := sorted(set(listed.labels) - set(classes)):
+        raise BadArgument("data", str(path), f"{unknown[0]!r} is no class of the model: {', '.join(classes[:8])}, ...")
+    labels = np.array([classes.index(label) for label in listed.labels])
+    chosen = stratified(TestImages(np.zeros(len(labels)), labels, listed.names), count, seed)
+    pictures, sizes = zip(*(_decoded(listed.root / name, shape) for name in chosen.ids))
+    if len({picture.shape for picture in pictures}) > 1:
+        raise BadArgument("data", str(path), "images of several sizes, and the model takes any: choose one with --size")
+    resized = sum(size != picture.shape[1:] for size, picture in zip(sizes, pictures))
+    notes = {"resized": resized} if resized else {}
+    images = TestImages.of(np.stack(pictures), chosen.y)
+    return Data(str(path), images, len(labels), classes, folders=names is None, notes=notes)
+
+
+def _in_order(labels: Iterable[str]) -> list[str]:
+    """Numbers by their value: 10 comes after 9."""
+    found = list(labels)
+    key: Callable[[str], Any] = int if all(label.isdecimal() for label in found) else str
+    return sorted(found, key=key)
+
+
+def _decoded(path: Path, shape: Shape | None) -> tuple[np.ndarray, tuple[int, ...]]:
+    """uint8 [3,h,w], and the size as it was."""
+    try:
+        picture = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
+    except RuntimeError as error:
+        raise BadArgument("data", str(path), f"it cannot be decoded ({first_line(error)})") from error
+    size = tuple(picture.shape[1:])
+    if shape is None or size == shape[1:]:
+        return picture.numpy(), size
+    h, w = shape[1:]
+    scale = max(h / size[0], w / size[1])
+    short = [max(round(size[0] * scale), h), max(round(size[1] * scale), w)]
+    picture = resize(picture, short, InterpolationMode.BICUBIC, antialias=True)
+    return center_crop(picture, [h, w]).to(torch.uint8).numpy(), size

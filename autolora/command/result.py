@@ -1,0 +1,73 @@
+"""What an attack has come to, as files: one folder, whole or absent, each file with its hash in the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autolora.attacks.report import Report
+from autolora.command.card import page
+from autolora.command.images import Data
+from autolora.command.models import Target
+from autolora.common.errors import BadArgument
+from autolora.common.files import file_sha256, replacing_folder, write_json, write_text
+from autolora.data.examples import Examples, write_examples
+from autolora.data.sample import ids_sha256
+
+REPORT, FLAGS, EXAMPLES, CARD = "report.json", "robust_flags.npy", "adversarial.npz", "card.html"
+
+
+def refuse_foreign(out: Path) -> None:
+    """A folder is replaced as a whole: not one that holds something else."""
+    if out.exists() and not (out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))):
+        raise BadArgument("out", str(out), "it is there already, and no attack wrote it: name another folder")
+
+
+def record_of(model: Target, data: Data, report: Report, notes: dict[str, Any]) -> dict[str, Any]:
+    """As docs/architecture.md says; what needs a twin or our own training is null."""
+    return report.as_record() | {
+        "model": {"name": model.name, "kind": model.kind, "sha256": model.sha256, **model.notes, **notes},
+        "data": {
+            "name": Path(data.name).name,
+            "split": None,
+            "n": len(data.images),
+            "of": data.of,
+            "ids_sha256": ids_sha256(data.images.ids),
+            "stratified": True,
+            **data.notes,
+        },
+        "weights_sha256": model.sha256,
+        "alpha": None,
+        "baseline": None,
+        "mcnemar": None,
+        "by_class": by_class(report, data.classes or []),
+    }
+
+
+def by_class(report: Report, names: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    for label in report.y.unique().tolist():
+        of = report.y == label
+        shares = {"clean": report.clean[of], "robust": report.robust[of]}
+        name = names[label] if label < len(names) else str(label)
+        rows.append({"class": name, "n": int(of.sum())} | {k: v.double().mean().item() for k, v in shares.items()})
+    return rows
+
+
+def flags(report: Report) -> np.ndarray:
+    table = np.zeros(len(report.ids), dtype=[("id", "S64"), ("label", "i8"), ("clean", "?"), ("robust", "?")])
+    table["id"], table["label"] = [i.encode() for i in report.ids], report.y.numpy()
+    table["clean"], table["robust"] = report.clean.numpy(), report.robust.numpy()
+    return table
+
+
+def write(out: Path, record: dict[str, Any], report: Report, data: Data) -> None:
+    examples = Examples(data.images, report.adversarial.numpy(), report.found.numpy())
+    with replacing_folder(out) as part:
+        np.save(part / FLAGS, flags(report))
+        write_examples(part / EXAMPLES, examples, str(report.threat))
+        hashes = {name: file_sha256(part / name) for name in (FLAGS, EXAMPLES)}
+        write_json(part / REPORT, record | {"files": hashes})
+        write_text(part / CARD, page(record | {"files": hashes}, report, examples, data.classes or []))

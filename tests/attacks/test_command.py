@@ -1,0 +1,304 @@
+"""`autolora attack`: forms of files and data against what is known of the file, and each bad input in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor
+from torchvision.io import write_png
+
+from autolora.attacks.autoattack import autoattack_of
+from autolora.attacks.engine.file_network import FileNetwork
+from autolora.attacks.evaluation import Settings
+from autolora.command import attack, result
+from autolora.command.main import main
+from autolora.data.examples import read_examples
+from autolora.data.images import TestImages
+from autolora.export.runtime import logits, open_session
+from autolora.threat import Threat
+from tests.attacks import colours
+from tests.export.quantiser import quantised_file
+
+EPS = 8 / 255
+X, Y = colours.images()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "data.npz"
+    np.savez(path, x=X, y=Y)
+    return path
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def attacked(tmp_path: Path, model: Path, data: Path, *more: object, version: str = "fast") -> np.ndarray:
+    """The flags, in the order of the data."""
+    out = tmp_path / "out"
+    assert run("attack", model, "--data", data, "--eps", "8/255", "--version", version, "--out", out, *more) == 0
+    flags = np.load(out / result.FLAGS)
+    order = {image: i for i, image in enumerate(TestImages.of(X, Y).ids)}
+    found = np.zeros(len(X), bool)
+    found[[order[image.decode()] for image in flags["id"]]] = flags["robust"]
+    return found
+
+
+@pytest.mark.slow
+def test_what_stands_is_what_must_stand(tmp_path: Path, data: Path) -> None:
+    """Standard AutoAttack on a file, and all that is written."""
+    found = attacked(tmp_path, colours.write(tmp_path / "model.onnx"), data, version="standard")
+    assert (found == colours.stands(X, Y, EPS)).all()
+    assert 0 < found.sum() < len(X)
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert record["robust_accuracy"] == found.mean()
+    assert [one["name"] for one in record["attacks"]] == ["apgd-ce", "fab-t", "square"]
+    assert record["model"]["agreement"]["label_flips"] == 0
+    assert record["versions"]["onnxruntime"]
+    examples = read_examples(tmp_path / "out" / "adversarial.npz")
+    answers = logits(open_session(tmp_path / "model.onnx"), examples.adversarial).argmax(1)
+    assert (answers[examples.found] != examples.images.y[examples.found]).all()
+    page = (tmp_path / "out" / "card.html").read_text()
+    assert "Adversarial images" in page
+    assert "://" not in page
+    assert not (tmp_path / "out.progress").exists()
+    assert run("verify", tmp_path / "out") == 0
+    assert run("show", tmp_path / "out") == 0
+    np.save(tmp_path / "out" / result.FLAGS, np.load(tmp_path / "out" / result.FLAGS)[::-1])
+    assert run("verify", tmp_path / "out") == 1
+
+
+FORMS: list[tuple[str, int | str, list[str]]] = [
+    ("float", "n", []),
+    ("float", 1, []),
+    ("float", 5, []),
+    ("half", "n", []),
+    ("nhwc", "n", ["--layout", "nhwc"]),
+    ("bytes", "n", []),
+    ("softmax", "n", ["--before-softmax"]),
+    ("wants255", "n", ["--mean", "0", "--std", "1/255"]),
+]
+
+
+@pytest.mark.parametrize(("form", "batch", "options"), FORMS)
+def test_forms_of_files(tmp_path: Path, data: Path, form: str, batch: int | str, options: list[str]) -> None:
+    found = attacked(tmp_path, colours.write(tmp_path / "model.onnx", form, batch), data, *options)
+    apart = found != colours.stands(X, Y, EPS)
+    assert apart.sum() <= (1 if form in ("half", "bytes") else 0)  # half precision and bytes move the boundary
+
+
+@pytest.mark.parametrize("form", ["QDQ", "dynamic"])
+def test_eight_bits(tmp_path: Path, data: Path, form: str) -> None:
+    """Never weaker than the float file's own adversarial images, shown to it."""
+    model, few = colours.write(tmp_path / "model.onnx"), ["--images", 9, "--batch", 9]
+    path = quantised_file(model, X.astype(np.float32) / 255, form)
+    found = attacked(tmp_path, path, data, *few)
+    attacked(tmp_path, model, data, *few)
+    examples = read_examples(tmp_path / "out" / "adversarial.npz")
+    replayed = logits(open_session(path), examples.adversarial, 1).argmax(1) == examples.images.y
+    assert found.sum() <= replayed.sum() < 9
+
+
+def test_data_in_every_form(tmp_path: Path) -> None:
+    model, expected = colours.write(tmp_path / "model.onnx"), colours.stands(X, Y, EPS)
+    rows = ["path,label"]
+    for i, (x, y) in enumerate(zip(X, Y)):
+        folder = tmp_path / "images" / colours.NAMES[y]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_png(torch.from_numpy(x), str(folder / f"{i}.png"))
+        rows.append(f"images/{colours.NAMES[y]}/{i}.png,{colours.NAMES[y]}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    (tmp_path / "names.txt").write_text("\n".join(colours.NAMES))
+    prepared = tmp_path / "test"
+    prepared.mkdir()
+    np.save(prepared / "images.npy", X)
+    np.save(prepared / "labels.npy", Y)
+    np.save(prepared / "ids.npy", np.array([i.encode() for i in TestImages.of(X, Y).ids], "S64"))
+    (prepared / "classes.json").write_text(json.dumps(colours.NAMES))
+    order = ["--classes", ",".join(colours.NAMES)]
+    for data, options in (("images", order), ("table.csv", ["--classes", str(tmp_path / "names.txt")]), ("test", [])):
+        assert (attacked(tmp_path, model, tmp_path / data, *options) == expected).all()
+
+
+def test_networks_of_torch(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_network.py").write_text(
+        "import torch\n"
+        "class Colours(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.scale = torch.nn.Parameter(torch.ones(3))\n"
+        "    def forward(self, x):\n"
+        "        return 25.5 * x.mean((2, 3)) * self.scale\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "weights.pt"
+    torch.save({"state_dict": {"scale": torch.ones(3)}}, weights)
+    expected = colours.stands(X, Y, EPS)
+    assert (attacked(tmp_path, "own_network:Colours", data, "--weights", weights) == expected).all()  # type: ignore[arg-type]
+    module = __import__("own_network").Colours().eval()
+    shape = ({0: torch.export.Dim("n")},)
+    torch.export.save(torch.export.export(module, (torch.rand(2, 3, 8, 8),), dynamic_shapes=shape), "model.pt2")
+    assert (attacked(tmp_path, Path("model.pt2"), data) == expected).all()
+
+
+# --- who judges -------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_file_says_what_is_broken(tmp_path: Path) -> None:
+    """A copy that is fooled everywhere, and knows the way, breaks what the file is fooled by."""
+    network = FileNetwork(onnx.load(colours.write(tmp_path / "model.onnx")))
+    images = TestImages.of(X, Y)
+
+    def gullible(x: Tensor) -> Tensor:
+        assert network.copy is not None
+        true = network.copy(x)
+        return true - (2 * true).detach()
+
+    network.derivable = gullible
+    report = autoattack_of(network, images, Threat("linf", EPS), Settings(version="fast", show=False))
+    assert (report.robust.numpy() == colours.stands(X, Y, EPS)).all()
+
+
+def test_a_copy_that_is_another_network_is_not_used(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileNetwork, "copied", lambda self, x: self.answers(x) + 1)
+    few = ["--images", 3]
+    attacked(tmp_path, colours.write(tmp_path / "model.onnx"), data, *few)
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert record["version"] == "square"
+    assert record["deviation"].startswith("Square alone: its torch copy differs from onnxruntime by 1.0e+00")
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out = colours.write(tmp_path / "model.onnx"), tmp_path / "out"
+    told = ("attack", model, "--data", data, "--eps", "8/255", "--version", "fast", "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(result, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*told) == 130
+    assert not out.exists()
+    kept = list((tmp_path / "out.progress").rglob("apgd-ce.*.npz"))
+    assert kept
+    monkeypatch.setattr("autolora.attacks.engine.slots.Slots.run", lambda self, jobs, *_: jobs and pytest.fail("again"))
+    assert (attacked(tmp_path, model, data) == colours.stands(X, Y, EPS)).all()
+
+
+def test_a_budget_says_what_was_left_out(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attack, "_seconds", lambda *_: 0.01)
+    attacked(tmp_path, colours.write(tmp_path / "model.onnx"), data, "--budget", "0.2")
+    record = json.loads((tmp_path / "out" / "report.json").read_text())
+    left = 24 - record["data"]["n"]
+    assert left == 24 - int(12 / (0.01 * 202))  # APGD: 101 gradients
+    assert record["model"]["left_out"].startswith(f"{left} of 24 images are left out")
+
+
+def test_too_few_that_stand(tmp_path: Path, data: Path) -> None:
+    model = colours.write(tmp_path / "model.onnx")
+    told = ("attack", model, "--data", data, "--eps", "8/255", "--version", "fast", "--out", tmp_path / "out")
+    assert run(*told, "--require-robust", "0.99") == 1
+    assert run(*told, "--require-robust", "0.2") == 0
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def refused(capsys: pytest.CaptureFixture, tmp_path: Path, *arguments: object, says: str) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert run("attack", *arguments, "--eps", "8/255", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert said.startswith("attack: ")
+    assert says in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "says"),
+    [
+        ("softmax", [], "answers with probabilities, whose slopes vanish: --before-softmax"),
+        ("nan", [], "NaN or infinite at 24 of 24 images"),
+        ("nhwc", [], "channels last: say so with --layout nhwc"),
+        ("float", ["--layout", "nhwc"], "channels first: leave --layout nhwc out"),
+        ("float", ["--before-softmax"], "its output is made by Gemm"),
+        ("float", ["--mean", "0.5"], "--mean and --std belong together"),
+        ("float", ["--mean", "x", "--std", "1"], "--mean is 'x': expected numbers such as"),
+        ("float", ["--images", "0"], "--images is '0': expected a number from 1, or all"),
+    ],
+)
+def test_files_that_cannot_be_attacked(
+    capsys: pytest.CaptureFixture, tmp_path: Path, data: Path, form: str, options: list[str], says: str
+) -> None:
+    refused(capsys, tmp_path, colours.write(tmp_path / "m.onnx", form), "--data", data, *options, says=says)
+
+
+def saved(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
+    np.savez(path, x=x, y=y)
+    return path
+
+
+def test_data_that_cannot_be_meant(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    model = colours.write(tmp_path / "m.onnx")
+    for x, y, says in (
+        (X.astype(np.float32), Y, "divide them by 255"),
+        (X.astype(np.float32) / 128 - 1, Y, "expected [0,1], before any normalising"),
+        (X[..., :6, :6], Y, "its images are 3x6x6, and the model takes 3x8x8"),
+        (X, Y + 1, "labels from 1 to 3, and the network answers for 3 classes"),
+        (
+            X,
+            (Y + 1) % 3,
+            "the labels seem to be in another order than the model's (images of '0' are taken for class 2",
+        ),
+        (X, (Y + np.arange(24) // 3) % 3, "random weights, other pixels than [0,1]"),
+    ):
+        refused(capsys, tmp_path, model, "--data", saved(tmp_path / "d.npz", x, y), says=says)
+    refused(capsys, tmp_path, model, "--data", tmp_path / "none", says="there is no such file or folder")
+    refused(capsys, tmp_path, tmp_path / "none.onnx", "--data", tmp_path / "d.npz", says="there is no such file")
+
+
+def test_folders_in_another_order(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    for i, (x, y) in enumerate(zip(X, Y)):
+        (folder := tmp_path / "images" / colours.NAMES[y]).mkdir(parents=True, exist_ok=True)
+        write_png(torch.from_numpy(x), str(folder / f"{i}.png"))
+    says = "the folders seem to be in another order than the model's"
+    refused(capsys, tmp_path, colours.write(tmp_path / "m.onnx"), "--data", tmp_path / "images", says=says)
+
+
+def test_pixels_that_the_model_does_not_expect(capsys: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
+    """A file that subtracts 127 and looks which colours are left."""
+    path = colours.write(tmp_path / "m.onnx", "wants255")
+    model = onnx.load(path)
+    model.graph.node.insert(0, onnx.helper.make_node("Relu", ["moved"], ["left"]))
+    model.graph.node.insert(0, onnx.helper.make_node("Sub", ["image", "level"], ["moved"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(100), "level"))
+    model.graph.node[2].input[0] = "left"
+    onnx.save(model, str(path))
+    refused(capsys, tmp_path, path, "--data", data, says="with --mean 0 --std 1/255 it is 24")
+
+
+def test_graphs_that_have_no_copy(capsys: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
+    path = colours.write(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("Det", ["logits"], ["d"]))
+    onnx.save(model, str(path))
+    refused(capsys, tmp_path, path, "--data", data, says="no rule for Det in torch, so there are no gradients")
+    path.write_bytes(path.read_bytes()[:-40])
+    refused(capsys, tmp_path, path, "--data", data, says="is no ONNX file, or it is damaged")
+    with open(path, "wb") as file:
+        file.truncate(2**31 + 10)  # no byte of it is on the disk
+    refused(capsys, tmp_path, path, "--data", data, says="holds 2.1 GB: one ONNX file holds 2.1 GB at most")
+
+
+def test_a_folder_that_is_somebody_elses(capsys: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    says = "it is there already, and no attack wrote it"
+    refused(capsys, tmp_path, colours.write(tmp_path / "m.onnx"), "--data", data, says=says)
