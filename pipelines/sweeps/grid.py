@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,17 +81,19 @@ def parse(content: Any, name: str) -> Sweep:
         raise GridError(f"sweep {name}: expected a mapping with `grid`, as in pipelines/sweeps/grid.py")
     if unknown := set(content) - KEYS:
         raise GridError(
-            f"sweep {name}: unknown key {', '.join(sorted(unknown))}: allowed are {', '.join(sorted(KEYS))}"
+            f"sweep {name}: unknown key {_listed(sorted(map(str, unknown)))}: allowed are {_listed(sorted(KEYS))}"
         )
     _refuse_types(name, content)
     axes = {str(axis): _values(name, axis, values) for axis, values in content["grid"].items()}
-    over, baseline = content.get("over"), {k: str(v) for k, v in (content.get("baseline") or {}).items()}
+    over, baseline = content.get("over"), {str(k): str(v) for k, v in (content.get("baseline") or {}).items()}
     for axis in [*([over] if over else []), *baseline]:
         if axis not in axes:
-            raise GridError(f"sweep {name}: {axis} is no axis of the grid: the axes are {', '.join(axes)}")
+            raise GridError(f"sweep {name}: {short(axis)} is no axis of the grid: the axes are {_listed(axes)}")
     for axis, value in baseline.items():
         if value not in axes[axis]:
-            raise GridError(f"sweep {name}: baseline {axis} is {value}: the grid has {', '.join(axes[axis])}")
+            raise GridError(
+                f"sweep {name}: baseline {short(axis)} is {short(value)}: the grid has {_listed(axes[axis])}"
+            )
     return Sweep(
         name,
         content.get("title", name),
@@ -102,6 +104,10 @@ def parse(content: Any, name: str) -> Sweep:
         baseline,
         [_cell(axes, chosen) for chosen in itertools.product(*axes.values())],
     )
+
+
+def _listed(names: Iterable[str]) -> str:
+    return short(", ".join(names))
 
 
 def _refuse_types(name: str, content: dict[str, Any]) -> None:
@@ -126,7 +132,7 @@ def _values(name: str, axis: str, values: Any) -> dict[str, dict[str, Any]]:
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
         return {str(key): value for key, value in values.items()}
     raise GridError(
-        f"sweep {name}: axis {axis} is {short(repr(values))}: expected a list of values, or names with overrides"
+        f"sweep {name}: axis {short(axis)} is {short(repr(values))}: expected a list of values, or names with overrides"
     )
 
 

@@ -41,6 +41,12 @@ def test_cells_are_the_product_of_the_axes():
             "baseline finetune.method is vanila: the grid has vanilla, autolora",
         ),
         ({"grid": {"seed": 3}}, "axis seed is 3: expected a list"),
+        ({8: 1, "gird": 1}, "unknown key 8, gird: allowed are"),  # YAML knows keys that are no text
+        ({"baseline": {8: 1}}, "8 is no axis of the grid"),
+        (
+            {"baseline": {"seed": "a" * 5_000}},
+            "baseline seed is a{400}\\.\\.\\.: the grid has 0, 1, 2",
+        ),  # found by fuzzing
     ],
 )
 def test_bad_grids(change, message):
