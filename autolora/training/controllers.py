@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any, NamedTuple, Protocol
 
 FIRST_CHECK, INTERVAL = 5, 4  # checkpoints after epochs 5, 9, 13, ...: 57 is the last of 60
@@ -36,7 +36,7 @@ class Measured(NamedTuple):
     epoch: int  # counted from 1
     steps: int  # optimiser steps so far
     score: float  # what the method is selected by: validation RA (natural and linear: validation SA)
-    right: Sequence[bool] = ()  # the same per validation image, always in the same order, for paired tests
+    right: Sequence[bool] | None = ()  # the same per validation image, always in the same order; None: nobody looked
 
 
 class Verdict(NamedTuple):
@@ -54,6 +54,8 @@ class Verdict(NamedTuple):
 
 class Controller(Protocol):
     rate: float
+
+    def wants(self, epoch: int) -> bool: ...  # a look at the validation images after it?
 
     def observe(self, measured: Measured) -> Verdict: ...
 
@@ -97,6 +99,9 @@ class AutoRate:
     epochs: int
     stalled: Callable[[Trace], bool] = stalled_as_published
     trace: Trace = field(default_factory=Trace)
+
+    def wants(self, epoch: int) -> bool:
+        return True
 
     def observe(self, measured: Measured) -> Verdict:
         trace, score = self.trace, measured.score
@@ -153,8 +158,15 @@ class PairedRate:
     seen: int = 0  # epochs of this window
     checked: int = 0  # steps at the last check
     cooling: int = 0  # epochs of the cooldown that are over
+    every: int = 1  # epochs from one look at the validation images to the next
+
+    def wants(self, epoch: int) -> bool:
+        return epoch % self.every == 0 or epoch == self.epochs or self.cooling == self._length()
 
     def observe(self, measured: Measured) -> Verdict:
+        if measured.right is None:
+            cooling = self.cooling or measured.epoch >= self.epochs - self._length()
+            return self._cool(best=False) if cooling else Verdict()
         right = [float(r) for r in measured.right]
         worse = bool(self.kept) and (rise(self.kept, right) < -SURE or rise(self.peak, right) < -SURER)
         self.kept = self.kept if worse else right
@@ -192,6 +204,53 @@ class PairedRate:
         vars(self).update(state)
 
 
+LOOKING = 0.1  # the share of training's cost that validation may have
+FEWEST_LOOKS = 8  # in a run, whatever they cost
+COST_OF_LOOK, COST_OF_STEP = 31, 10  # forwards of an image: PGD-10 and a judgement; one gradient and two passes
+
+
+def between_looks(trained: int, validated: int, epochs: int) -> int:
+    """Epochs between two looks at the validation images, where training itself attacks with one gradient."""
+    needed = ceil(COST_OF_LOOK * validated / (LOOKING * COST_OF_STEP * trained))
+    return max(1, min(needed, epochs // FEWEST_LOOKS))
+
+
+@dataclass
+class SlowStart:
+    """Slow start, fast decay (Jeddi et al., 2020): ten levels, five up to the rate on a straight line, five halvings.
+
+    Level u of 0..9 has the rate times (u + 1) / 5, and from the sixth on times 2^(4 - u). The published schedule has
+    ten epochs; of more, each level gets its share.
+    """
+
+    peak: float
+    epochs: int
+    rate: float = 0.0
+    best: float = -1.0
+
+    def __post_init__(self) -> None:
+        self.rate = self._of(1)
+
+    def wants(self, epoch: int) -> bool:
+        return True
+
+    def observe(self, measured: Measured) -> Verdict:
+        best = measured.score > self.best
+        self.best = max(self.best, measured.score)
+        self.rate = self._of(min(measured.epoch + 1, self.epochs))
+        return Verdict(best)
+
+    def _of(self, epoch: int) -> float:
+        level = 10 * (epoch - 1) // self.epochs
+        return self.peak * ((level + 1) / 5 if level <= 4 else 2.0 ** (4 - level))
+
+    def state(self) -> dict[str, Any]:
+        return {"rate": self.rate, "best": self.best}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.rate, self.best = state["rate"], state["best"]
+
+
 @dataclass
 class StepRate:
     """A tenth after half of the epochs, and again after five sixths: 30 and 50 of 60. The baselines' schedule."""
@@ -199,6 +258,9 @@ class StepRate:
     rate: float
     epochs: int
     best: float = -1.0
+
+    def wants(self, epoch: int) -> bool:
+        return True
 
     def observe(self, measured: Measured) -> Verdict:
         best = measured.score > self.best

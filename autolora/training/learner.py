@@ -15,19 +15,20 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from autolora.attacks.pgd import pgd, random_in_ball
+from autolora.attacks.pgd import pgd
 from autolora.backbones.fold_batchnorm import Folded, has_bfloat16
 from autolora.backbones.frozen import frozen
 from autolora.common import distributed
 from autolora.common.errors import BadArgument
 from autolora.data.batches import augmentation, centre, place, take, to_pixels
+from autolora.training.attack import STEPS, TrainingAttack, View
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
-from autolora.training.controllers import Controller, scalars
+from autolora.training.controllers import Controller, PairedRate, between_looks, scalars
+from autolora.training.low_rank import dense, with_low_rank
 from autolora.training.objectives import METHODS, REFERENCES, Losses, Method, Reference
 from autolora.training.settings import Settings, Split, StoredImages
-
-ATTACK_STEPS = 10
-View = Callable[[Tensor], Tensor]
+from autolora.training.single_step import single_step
+from autolora.training.weight_attack import weights_of_layers, worst_direction
 
 
 class Learner:
@@ -41,7 +42,8 @@ class Learner:
         *,
         image_memory: float | None = None,
     ) -> None:
-        self.settings, self.device, self.gamma = settings, device, settings.gamma
+        self.settings, self.device = settings, device
+        self.gamma, self.smoothing = settings.gamma, settings.smoothing
         self.method: Method = METHODS[settings.method]
         self.reference: Reference = REFERENCES[settings.reference]
         self.objective = (settings.reference == "released" and self.method.released) or self.method.objective
@@ -63,7 +65,11 @@ class Learner:
         self.attack_view, self.call = self._views()
         self.weights = scalars(0.0)  # of the coming epoch
         self.global_batch = settings.batch_size
-        self.noise = torch.Generator(device)
+        self.attacker = TrainingAttack(settings, device, self.speed.layout)
+        self.perturbs = False  # weights too, in this epoch
+        self.bend = torch.zeros((), device=device)  # of the last batch's losses, this process' part
+        self.shift: dict[str, Tensor] = {}  # of the weights under attack, in the plain view
+        self.scratch: dict[str, Tensor] = {}  # batch-norm statistics that move in place of the network's
         self.losses = distributed.with_added_gradients(LossModule(self))
 
     def _add_parts(self) -> None:
@@ -71,6 +77,8 @@ class Learner:
         draw = generator(self.settings.seed, "branch")
         self.branch = Branch(self.reference.layers(self.model), generator=draw) if "branch" in parts else None
         self.norms = Norms(self.model) if "norms" in parts else None
+        if self.settings.trains == "lora":
+            with_low_rank(self.model, self.reference.layers(self.model), self.head, draw)
         self.average = None
         if decay is not None:
             self.average = AveragedModel(self.model, multi_avg_fn=following(decay), use_buffers=True)
@@ -79,10 +87,13 @@ class Learner:
 
     def _controller(self) -> Controller:
         rate = self.method.rate if self.settings.rate is None else self.settings.rate
-        return (self.method.controller or self.reference.controller)(rate, self.settings.epochs)
+        controller = (self.method.controller or self.reference.controller)(rate, self.settings.epochs)
+        if self.settings.attack == "single" and isinstance(controller, PairedRate):
+            controller.every = between_looks(len(self.labels), len(self.val_labels), self.settings.epochs)
+        return controller
 
     def _optimiser(self) -> torch.optim.SGD:
-        if self.method.head_only:
+        if self.method.head_only or self.settings.trains == "head":
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name in self.head)
         self.trained = [p for m in self.modules() if m is not self.average for p in m.parameters() if p.requires_grad]
@@ -110,23 +121,37 @@ class Learner:
         return x.contiguous(memory_format=self.speed.layout)
 
     def attack(self, x: Tensor, y: Tensor) -> Tensor:
-        """PGD-10 on the branch-off network as it is now, in eval; the images themselves where a method knows none."""
+        """On the branch-off network as it is now, in eval; the images themselves where a method knows no attack."""
         if not self.method.attacked:
             return x
         self.folded.refresh()
-        shape = (self.global_batch, *x.shape[1:])
-        noise = random_in_ball(x.new_empty(()).expand(shape), self.settings.threat, self.noise)
-        noise = self.laid_out(noise[distributed.process_number() :: distributed.process_count()])
-        return pgd(self.attack_view, x, y, self.settings.threat, ATTACK_STEPS, noise=noise)
+        return self.attacker(self.attack_view, x, y)
+
+    def begin(self, seed: int, batch: int) -> None:
+        """A step on a global batch of so many images."""
+        self.global_batch = batch
+        self.attacker.begin(seed, batch)
+
+    def perturb_weights(self, x: Tensor, attacked: Tensor, y: Tensor) -> None:
+        """From here on the plain view has the weights that raise this batch's loss most."""
+        gamma, layers = self.settings.weight_attack, weights_of_layers(self.model)
+        assert gamma is not None
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            self.shift, self.scratch = {}, Statistics(self.model).values()
+            total = self.objective(self, x, attacked, y, self.weights).total
+        self.shift, self.scratch = worst_direction(total, layers, gamma), {}
 
     # what objectives ask for
 
     def plain(self, x: Tensor) -> Tensor:
-        return self.call({}, x)
+        if self.settings.trains == "head":
+            return self.still(x)
+        weights = dict(self.model.named_parameters()) if self.shift else {}
+        return self.call({name: weights[name] + v for name, v in self.shift.items()} | self.scratch, x)
 
     def natural(self, x: Tensor) -> Tensor:
         assert self.branch is not None
-        return self.call(natural_weights(self.model, self.branch, self.head), x)
+        return self.call(natural_weights(self.model, self.branch, self.head) | self.scratch, x)
 
     def still(self, x: Tensor) -> Tensor:
         with evaluating(self.model):
@@ -153,6 +178,10 @@ class Learner:
     def shipped(self) -> nn.Module:
         """The network that would ship now: the last weights, or their average."""
         return self.model if self.average is None else self.average.module
+
+    def finished(self) -> nn.Module:
+        """The same in its usual form, at rest."""
+        return dense(self.shipped()).eval().requires_grad_(False)
 
     @torch.no_grad()
     def natural_hits(self) -> Tensor:
@@ -181,11 +210,23 @@ class Learner:
         for index in distributed.mine(torch.arange(len(labels))).split(size):
             x, at = self.pixels(take(images, index, self.device)), index.to(self.device)
             if attacked is not None:
-                x = pgd(attacked, x, labels[at], self.settings.threat, ATTACK_STEPS, random_start=False)
+                x = pgd(attacked, x, labels[at], self.settings.threat, STEPS, random_start=False)
             with torch.no_grad():
                 right[at] = (view(x).argmax(1) == labels[at]).float()
         distributed.add([right])
         return right.bool().cpu()
+
+    def withstood(self, count: int) -> tuple[list[float], list[float]]:
+        """Which of the first training images withstand one step from where they are, and which PGD-10."""
+        index = torch.arange(min(count, len(self.labels)))
+        x, y = self.pixels(take(self.images, index, self.device)), self.labels[index.to(self.device)]
+        self.folded_shipped.refresh()
+        view, threat = partial(self._in, self.speed.attack, self.folded_shipped.view), self.settings.threat
+        one = single_step(view, x, y, threat, torch.zeros_like(x))
+        ten = pgd(view, x, y, threat, STEPS, random_start=False)
+        with torch.no_grad():
+            once, often = ((view(attacked).argmax(1) == y).tolist() for attacked in (one, ten))
+        return distributed.of_the_first((once, often))
 
     # state
 
@@ -209,8 +250,13 @@ class LossModule(nn.Module):
         self.learner = learner
 
     def forward(self, x: Tensor, attacked: Tensor, y: Tensor) -> Losses:
-        learner = self.learner
-        return learner.objective(learner, x, attacked, y, learner.weights)
+        learner, straight = self.learner, self.learner.attacker.straight
+        losses = learner.objective(learner, x, attacked, y, learner.weights)
+        if straight is None or not learner.attacker.single:
+            return losses
+        bend = learner.mean(learner.attacker.bend(learner.still, x, y))
+        learner.bend = bend.detach().clone()
+        return losses._replace(total=losses.total + straight.weight * bend)
 
 
 class Speed(NamedTuple):

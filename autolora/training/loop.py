@@ -14,11 +14,11 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +31,24 @@ from autolora.common.progress import bar as progress_bar
 from autolora.data.batches import moved, stream, to_pixels
 from autolora.threat import Threat
 from autolora.training.branch import Branch
-from autolora.training.controllers import Measured, scalars
+from autolora.training.controllers import Measured, Verdict, scalars
 from autolora.training.learner import Learner, evaluating, generator, number
 from autolora.training.resume import Record, RunState, alone, checkpoint_file, keep, restore
-from autolora.training.settings import Settings, as_split, check_call, check_settings, check_splits, decided
+from autolora.training.settings import (
+    Settings,
+    Split,
+    as_split,
+    check_call,
+    check_settings,
+    check_splits,
+    decided,
+)
+from autolora.training.single_step import collapsed
+from autolora.training.weight_attack import WAITS
 
 DIVERGED = 1e4  # a loss above this never comes back
+WATCHED = 32  # training images on which the single step is compared with ten
+HEAD_RATE = 0.1  # the first one, of the head alone
 LOOK = 50  # steps between two looks at the losses: each look waits for the device
 TERMS = ("loss", "loss_natural", "loss_adversarial", "loss_kl", "batch_accuracy")
 
@@ -56,6 +68,7 @@ class Tuned:
     method: str
     settings: Settings
     checkpoint: Path | None = None
+    head: list[Record] | None = None  # of the epochs before, in which the head alone was tuned
 
     @property
     def best(self) -> Record:
@@ -114,13 +127,44 @@ def finetune(
     check_splits(model, train, val)
     chosen = decided(chosen, train)
     with distributed.group(), freed_memory_kept():
-        where = pick_device(device)
-        file = checkpoint_file(checkpoints, model, train, val, chosen, where)
-        with alone(file), torch.random.fork_rng([where] if where.type == "cuda" else []):
-            learner = Learner(model, train, val, chosen, where, image_memory=image_memory)
-            return fit(
-                learner, file, on_epoch or (lambda record: None), show=progress and distributed.process_number() == 0
-            )
+        first = progress and distributed.process_number() == 0
+        way = Way(checkpoints, pick_device(device), on_epoch or (lambda record: None), first, image_memory)
+        if chosen.start == "robust_head":
+            return after_robust_head(model, train, val, chosen, way)
+        return run(model, train, val, chosen, way)
+
+
+class Way(NamedTuple):
+    """How a run is made, which does not change what it comes to."""
+
+    checkpoints: str | Path | None
+    device: torch.device
+    on_epoch: Callable[[Record], None]
+    show: bool
+    memory: float | None
+
+
+def run(model: nn.Module, train: Split, val: Split, settings: Settings, way: Way) -> Tuned:
+    file = checkpoint_file(way.checkpoints, model, train, val, settings, way.device)
+    with alone(file), torch.random.fork_rng([way.device] if way.device.type == "cuda" else []):
+        learner = Learner(model, train, val, settings, way.device, image_memory=way.memory)
+        return fit(learner, file, way.on_epoch, show=way.show)
+
+
+def after_robust_head(model: nn.Module, train: Split, val: Split, settings: Settings, way: Way) -> Tuned:
+    """RoLI (Hua et al., 2024): first the head on attacked images, the body as pre-trained and in eval; then the method.
+
+    A linear probe is safe to train on one gradient an image, whatever the rest is trained on.
+    """
+    attack = "single" if settings.threat.norm == "linf" else "pgd"
+    first = replace(
+        settings, method="madry", trains="head", attack=attack, reference="best", rate=HEAD_RATE, decay=None,
+        epochs=max(1, settings.epochs // 2), eps_schedule="constant", weight_attack=None, average=None,
+    )  # fmt: skip
+    head = run(model, train, val, first, way._replace(on_epoch=lambda record: None))
+    tuned = run(head.model, train, val, settings, way)
+    tuned.head = head.history
+    return tuned
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -156,15 +200,16 @@ def finish(learner: Learner, done: RunState, file: Path | None) -> Tuned:
     learner.load(done.best)
     if not learner.method.attacked:  # no attack takes part in these methods: one number, for the best state
         done.history[done.best_epoch - 1]["val_robust"] = fraction(learner.robust_hits())
-    model = learner.shipped().eval().requires_grad_(False)
     settings = learner.settings
-    return Tuned(model, learner.branch, done.history, done.best_epoch, settings.method, settings, file)
+    return Tuned(learner.finished(), learner.branch, done.history, done.best_epoch, settings.method, settings, file)
 
 
 def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) -> Record:
     """Train, measure, and do what the controller says."""
     start, epoch = time.perf_counter(), done.epoch + 1
     rate, weights = learner.controller.rate, learner.weights
+    learner.attacker.reach = reach(learner.settings, epoch)
+    learner.perturbs = learner.settings.weight_attack is not None and epoch > learner.settings.epochs // WAITS
     losses, cosine = train_epoch(learner, epoch, rate, bar, file)
     check_weights(learner, epoch, file)
     means = dict(zip(TERMS, losses.mean(0).tolist()))
@@ -172,16 +217,8 @@ def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) ->
     if learner.branch is not None:
         accuracy = fraction(learner.natural_hits())
         learner.weights = scalars(accuracy)  # of the network as trained: a restore below does not change it
-    clean = learner.clean_hits()
-    robust = learner.robust_hits() if learner.method.attacked else None
-    score = clean if robust is None else robust
     done.epoch, done.steps = epoch, done.steps + len(losses)
-    verdict = learner.controller.observe(Measured(epoch, done.steps, fraction(score), tuple(score.tolist())))
-    if verdict.best:
-        done.best, done.best_epoch = copy.deepcopy(learner.state()), epoch
-    if verdict.restore:
-        learner.load(done.best)
-    done.stopped = verdict.stop
+    clean, robust, event = judge_epoch(learner, done)
     seconds = time.perf_counter() - start
     record = {
         "epoch": epoch,
@@ -190,16 +227,62 @@ def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) ->
         "lambda2": weights.lambda2 if learner.branch else None,
         **means,
         "natural_accuracy": accuracy,
-        "val_clean": fraction(clean),
+        "val_clean": None if clean is None else fraction(clean),
         "val_robust": None if robust is None else fraction(robust),
         "gradient_cosine": cosine,
-        "event": verdict.event,
+        "event": event,
         "seconds": seconds,
         "images_per_second": len(learner.labels) / seconds,
         "peak_memory_mb": peak_memory(learner.device),
     }
     done.history.append(record)
     return record
+
+
+def judge_epoch(learner: Learner, done: RunState) -> tuple[Tensor | None, Tensor | None, str]:
+    """Look at the validation images where the controller wants it, and do what it says: what was right, the event."""
+    epoch, controller = done.epoch, learner.controller
+    if learner.attacker.reach < 1:
+        return None, None, ""  # not the threat yet, which is what states are compared under
+    if not controller.wants(epoch):
+        return None, None, act(learner, done, controller.observe(Measured(epoch, done.steps, 0.0, None)))
+    clean = learner.clean_hits()
+    robust = learner.robust_hits() if learner.method.attacked else None
+    right = (clean if robust is None else robust).tolist()
+    if learner.attacker.single and collapsed(done.kept, right, *learner.withstood(WATCHED)):
+        return clean, robust, give_up_single(learner, done)
+    verdict = controller.observe(Measured(epoch, done.steps, sum(right) / len(right), tuple(right)))
+    if verdict.best:
+        done.kept = right
+    return clean, robust, act(learner, done, verdict)
+
+
+def act(learner: Learner, done: RunState, verdict: Verdict) -> str:
+    if verdict.best:
+        done.best, done.best_epoch = copy.deepcopy(learner.state()), done.epoch
+    if verdict.restore:
+        learner.load(done.best)
+    done.stopped = verdict.stop
+    return verdict.event
+
+
+def give_up_single(learner: Learner, done: RunState) -> str:
+    """Catastrophic overfitting: back to the kept state, and on with PGD-10."""
+    verdict = learner.controller.observe(Measured(done.epoch, done.steps, 0.0, None))
+    done.stopped = verdict.stop
+    learner.attacker.single = False
+    if done.best:
+        learner.load(done.best)
+    else:
+        done.best, done.best_epoch = copy.deepcopy(learner.state()), done.epoch
+    return "collapsed"
+
+
+def reach(settings: Settings, epoch: int) -> float:
+    """Which share of eps the attack has in this epoch: `ramp` is 0 for a quarter, then a straight line for a half."""
+    if settings.eps_schedule != "ramp":
+        return 1.0
+    return min(1.0, max(0.0, (epoch / settings.epochs - 0.25) / 0.5))
 
 
 def batches(learner: Learner, epoch: int) -> list[Tensor]:
@@ -238,8 +321,7 @@ def train_epoch(learner: Learner, epoch: int, rate: float, bar: tqdm, file: Path
 def prepare(learner: Learner, stored: Tensor, index: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
     """This process' part of a global batch: augmented pixels and labels. Draws are for the whole batch."""
     seed = learner.settings.seed
-    learner.global_batch = len(index)
-    learner.noise.manual_seed(number(seed, "attack", epoch, step))
+    learner.begin(number(seed, "attack", epoch, step), len(index))
     draws = learner.augment.draw(len(index), generator(seed, "augment", epoch, step))
     x = learner.laid_out(to_pixels(learner.augment.apply(stored, distributed.mine(draws))).to(learner.dtype))
     return x, learner.labels[moved(distributed.mine(index), learner.device)]
@@ -250,11 +332,16 @@ def one_step(
 ) -> tuple[Tensor, float | None]:
     """One backward, one SGD step; the losses of the batch, and what `look` saw between the two."""
     with distributed.global_norms():
+        if learner.perturbs:
+            learner.perturb_weights(x, attacked, y)
         losses = learner.losses(x, attacked, y)
         learner.optimiser.zero_grad()
         losses.total.backward()
     seen = look() if look else None
     learner.optimiser.step()
+    if (straight := learner.attacker.straight) is not None and learner.attacker.single:
+        distributed.add([learner.bend])
+        straight.observe(learner.bend.item())
     if learner.average is not None:
         learner.average.update_parameters(learner.model)
     return torch.stack([t.detach().float() for t in losses]), seen

@@ -1,4 +1,4 @@
-"""One small function per method, and the table of methods. A sixth is one function and one line in METHODS.
+"""One small function per method, and the table of methods. A further one is one function and one line in METHODS.
 
 An objective gets the network in training, a batch (images, the same under attack, labels) and the loss weights, and
 returns its `Losses`. Means are taken over the global batch (`net.mean`), so that several processes add up to what one
@@ -21,12 +21,15 @@ from autolora.training.controllers import (
     Controller,
     PairedRate,
     Scalars,
+    SlowStart,
     StepRate,
     stalled_as_published,
     stalled_as_released,
 )
 
 BETA = 6.0  # the weight of the KL term in TRADES and TWINS
+MART_BETA = 5.0
+AROW_LAMBDA = 7.0  # [code]: twice the text's 3.5
 
 
 class Losses(NamedTuple):
@@ -41,6 +44,7 @@ class Network(Protocol):
     """What an objective may ask of the network in training."""
 
     gamma: float  # TWINS' weight of the frozen half
+    smoothing: float  # of the labels in every cross-entropy that is trained on
 
     def plain(self, x: Tensor) -> Tensor: ...  # h(x; theta1, theta2): branch off
 
@@ -56,7 +60,7 @@ class Network(Protocol):
 
 
 def cross_entropy(net: Network, z: Tensor, y: Tensor) -> Tensor:
-    return net.mean(F.cross_entropy(wide(z), y, reduction="none"))
+    return net.mean(F.cross_entropy(wide(z), y, reduction="none", label_smoothing=net.smoothing))
 
 
 def wide(z: Tensor) -> Tensor:
@@ -70,8 +74,18 @@ def accuracy(net: Network, z: Tensor, y: Tensor) -> Tensor:
 
 def divergence(net: Network, z: Tensor, z_adv: Tensor) -> Tensor:
     """KL(softmax z || softmax z~), batch mean; the soft label from z is not detached."""
+    return net.mean(divergences(z, z_adv))
+
+
+def divergences(z: Tensor, z_adv: Tensor) -> Tensor:
+    """The same of each image."""
     log_p, log_q = F.log_softmax(wide(z), 1), F.log_softmax(wide(z_adv), 1)
-    return net.mean(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1))
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def of_label(z: Tensor, y: Tensor) -> Tensor:
+    """softmax(z)[y] of each image."""
+    return F.softmax(wide(z), 1).gather(1, y[:, None])[:, 0]
 
 
 def autolora(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
@@ -116,6 +130,37 @@ def _twins(net: Network, x: Tensor, attacked: Tensor, y: Tensor, beta: float) ->
     )
 
 
+def madry(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """Adversarial training (Madry et al., 2018): CE(h(x~), y). The natural images take no part."""
+    z_adv = net.plain(attacked)
+    loss = cross_entropy(net, z_adv, y)
+    return Losses(loss, loss.new_zeros(()), loss.detach(), loss.new_zeros(()), accuracy(net, z_adv, y))
+
+
+def mart(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """MART (Wang et al., 2020): -log p~[y] - log(1 - max_{k != y} p~[k]) + 5 * mean[KL(p || p~) * (1 - p[y])].
+
+    The small constants are the released code's, and its weight 1 - p[y] is not detached.
+    """
+    z, z_adv = net.plain(x), net.plain(attacked)
+    p_adv = F.softmax(wide(z_adv), 1)
+    others = p_adv.scatter(1, y[:, None], 0.0).amax(1)
+    margin = net.mean(-torch.log(1.0001 - others + 1e-12))
+    kl = net.mean(divergences(z, z_adv) * (1.0000001 - of_label(z, y)))
+    adversarial = cross_entropy(net, z_adv, y) + margin
+    natural = cross_entropy(net, z, y).detach()
+    return Losses(adversarial + MART_BETA * kl, natural, adversarial.detach(), kl, accuracy(net, z, y))
+
+
+def arow(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """ARoW (Yang et al., 2023): CE(z, y) + 7 * mean[KL(p || p~) * (1 - p~[y])]: more weight where x~ is less sure."""
+    z, z_adv = net.plain(x), net.plain(attacked)
+    natural = cross_entropy(net, z, y)
+    kl = net.mean(divergences(z, z_adv) * (1 - of_label(z_adv, y)))
+    adversarial = cross_entropy(net, z_adv, y).detach()
+    return Losses(natural + AROW_LAMBDA * kl, natural, adversarial, kl, accuracy(net, z, y))
+
+
 def natural(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
     """Plain fine-tuning: what accuracy costs nothing to have."""
     z = net.plain(x)
@@ -145,6 +190,7 @@ REFERENCES: dict[str, Reference] = {
     "paper": Reference(all_layers, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_published)),
     "released": Reference(last_blocks, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_released)),
     "best": Reference(all_layers, PairedRate),
+    "slow_start": Reference(all_layers, SlowStart),
 }
 
 Objective = Callable[[Network, Tensor, Tensor, Tensor, Scalars], Losses]  # images, under attack, labels
@@ -166,6 +212,9 @@ METHODS: dict[str, Method] = {
     "autolora": Method(autolora, 0.01, controller=None, parts=("branch",)),
     "vanilla": Method(vanilla, 0.003),
     "twins": Method(twins, 0.003, released=twins_released, parts=("norms",)),
+    "madry": Method(madry, 0.01, controller=None),
+    "mart": Method(mart, 0.01, controller=None),
+    "arow": Method(arow, 0.01, controller=None),
     "natural": Method(natural, 0.01, attacked=False),
     "linear": Method(linear, 0.01, attacked=False, head_only=True),
 }

@@ -30,7 +30,7 @@ from autolora.training.objectives import METHODS
 from autolora.training.settings import Settings, Split
 
 Record = dict[str, Any]
-PARTS = {"modules", "optimiser", "controller", "weights", "progress"}  # of a saved state
+PARTS = {"modules", "optimiser", "controller", "attacker", "weights", "progress"}  # of a saved state
 LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their version, or by the files here
 
 
@@ -43,6 +43,7 @@ class RunState:
     stopped: bool = False
     best_epoch: int = 0
     best: dict[str, Any] = field(default_factory=dict)
+    kept: list[bool] = field(default_factory=list)  # which validation images that state has right
     history: list[Record] = field(default_factory=list)
 
 
@@ -93,6 +94,7 @@ def keep(learner: Learner, done: RunState, file: Path | None) -> None:
             "modules": learner.state(),
             "optimiser": learner.optimiser.state_dict(),
             "controller": learner.controller.state(),
+            "attacker": learner.attacker.state(),
             "weights": tuple(learner.weights),
             "progress": {**vars(done)},
         }
@@ -126,6 +128,7 @@ def restore(learner: Learner, file: Path | None) -> RunState:
         learner.load(saved["modules"])
         learner.optimiser.load_state_dict(saved["optimiser"])
         learner.controller.load(saved["controller"])
+        learner.attacker.load(saved["attacker"])
         learner.weights = Scalars(*saved["weights"])
     return done
 

@@ -20,6 +20,10 @@ from autolora.training.objectives import METHODS, REFERENCES
 Split = tuple[StoredImages, Tensor]
 PRECISIONS = ("auto", "float32", "bfloat16")
 SWITCH = ("auto", True, False)
+STARTS = ("pretrained", "robust_head")
+ATTACKS = ("pgd", "single", "auto")
+TRAINS = ("all", "lora", "head")
+EPS_SCHEDULES = ("constant", "ramp", "auto")
 OTHER_WORDS = {  # what others call our settings
     "lr": "rate",
     "learning_rate": "rate",
@@ -47,6 +51,12 @@ class Settings:
     augmentation: str = "auto"
     rate: float | None = None  # None: the method's own; for searches over the baselines' learning rate
     decay: float | None = None
+    start: str = "pretrained"  # robust_head: the head alone first, on attacked images
+    attack: str = "pgd"  # single: one gradient an image; auto: `decided` below
+    trains: str = "all"  # lora: a low-rank change of each layer, norms and head; head: nothing else
+    weight_attack: float | None = None  # how far each layer's weights are moved against the step, in their own norm
+    smoothing: float = 0.0  # of the labels in every cross-entropy
+    eps_schedule: str = "constant"  # ramp: 0 at first, then on a straight line to eps
     gamma: float = 1.0  # TWINS only
     average: float | None = None  # decay of averaged weights, validated and shipped in place of the last ones
     precision: str = "auto"
@@ -72,6 +82,10 @@ def check_settings(settings: Settings) -> None:
         ("method", METHODS),
         ("reference", ("auto", *REFERENCES)),
         ("augmentation", AUGMENTATIONS),
+        ("start", STARTS),
+        ("attack", ATTACKS),
+        ("trains", TRAINS),
+        ("eps_schedule", EPS_SCHEDULES),
         ("precision", PRECISIONS),
         ("compile", SWITCH),
         ("channels_last", SWITCH),
@@ -85,13 +99,39 @@ def check_settings(settings: Settings) -> None:
         raise BadArgument("average", settings.average, "expected a decay between 0 and 1, such as 0.995")
     if settings.threat.norm == "l1":
         raise BadArgument("norm", "l1", "training knows linf and l2; evaluate l1 with AutoAttack")
+    for key, most in (("smoothing", 0.3), ("weight_attack", 0.1)):
+        value = getattr(settings, key)
+        if value is not None and not 0 <= value <= most:
+            raise BadArgument(key, value, f"expected a number from 0 to {most}")
+    check_together(settings)
+
+
+def check_together(settings: Settings) -> None:
+    """What excludes each other, with both keys."""
+    method = METHODS[settings.method]
+    attacked = {"attack": "single", "start": "robust_head", "eps_schedule": "ramp"}
+    for key, value in attacked.items():
+        if not method.attacked and getattr(settings, key) == value:
+            raise BadArgument(key, value, f"method {settings.method} has no attack")
+    if not method.attacked and settings.weight_attack is not None:
+        raise BadArgument("weight_attack", settings.weight_attack, f"method {settings.method} has no attack")
+    if settings.attack == "single" and settings.threat.norm != "linf":
+        raise BadArgument("attack", "single", f"norm is {settings.threat.norm}: one step is enough for linf alone")
+    if settings.trains != "all" and (method.parts or method.head_only):
+        raise BadArgument("trains", settings.trains, f"method {settings.method} says itself what is trained")
+    if settings.trains == "lora" and settings.weight_attack is not None:
+        raise BadArgument("weight_attack", settings.weight_attack, "trains is lora: the weights themselves stay")
+    if settings.eps_schedule == "ramp" and settings.reference in ("paper", "released"):
+        said = f"reference {settings.reference} judges progress from the first epoch on: set reference to best"
+        raise BadArgument("eps_schedule", "ramp", said)
 
 
 def decided(settings: Settings, train: Split) -> Settings:
     """`auto` is `best` on small data and `paper` on large; the record of the run says which."""
-    if settings.reference != "auto":
-        return settings
-    return replace(settings, reference="best" if len(train[1]) < SMALL else "paper")
+    if settings.reference == "auto":
+        small = len(train[1]) < SMALL or settings.eps_schedule == "ramp"
+        settings = replace(settings, reference="best" if small else "paper")
+    return settings
 
 
 def as_split(split: tuple[Any, Any], name: str) -> Split:

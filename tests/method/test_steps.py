@@ -33,7 +33,7 @@ def batch(learner, step):
     """A batch and the attack's noise, drawn as the learner will draw it."""
     x = torch.rand(BATCH, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
     y = torch.randint(0, 3, (BATCH,), generator=torch.Generator().manual_seed(step))
-    learner.noise.manual_seed(step)
+    learner.begin(step, BATCH)
     noise = torch.rand(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(step)) * 2 - 1
     return x, y, noise * EPS
 

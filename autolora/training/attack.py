@@ -1,0 +1,68 @@
+"""The attack inside training: how far it reaches in this epoch, with one gradient or ten, and its draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autolora.attacks.pgd import pgd, random_in_ball
+from autolora.common import distributed
+from autolora.threat import Threat
+from autolora.training.objectives import wide
+from autolora.training.settings import Settings
+from autolora.training.single_step import NOISE, STRAIGHT_UP_TO, Straight, bends, single_step
+
+STEPS = 10  # of PGD, in training and in validation
+View = Callable[[Tensor], Tensor]
+
+
+class TrainingAttack:
+    """Draws are made for the global batch, and each process takes its part of them."""
+
+    def __init__(self, settings: Settings, device: torch.device, layout: torch.memory_format) -> None:
+        self.threat, self.reach = settings.threat, 1.0  # of eps, in this epoch
+        self.single = settings.attack == "single"
+        self.straight = Straight() if self.single and settings.threat.eps > STRAIGHT_UP_TO + 1e-9 else None
+        self.noise, self.batch, self.layout = torch.Generator(device), settings.batch_size, layout
+
+    def begin(self, seed: int, batch: int) -> None:
+        """The draws of a step, for so many images over all processes."""
+        self.noise.manual_seed(seed)
+        self.batch = batch
+
+    def __call__(self, view: View, x: Tensor, y: Tensor) -> Tensor:
+        if self.reach == 0:
+            return x
+        threat = self.threat if self.reach == 1 else Threat(self.threat.norm, self.reach * self.threat.eps)
+        noise = self._mine(random_in_ball(x.new_empty(()).expand(self.batch, *x.shape[1:]), threat, self.noise))
+        noise = noise.contiguous(memory_format=self.layout)
+        if self.single:
+            return single_step(view, x, y, threat, NOISE * noise)
+        return pgd(view, x, y, threat, STEPS, noise=noise)
+
+    def bend(self, view: View, x: Tensor, y: Tensor) -> Tensor:
+        """How far the loss of each image is from a straight line between two points of its ball."""
+        draws = torch.stack([self._mine(2 * self._uniform(x, *x.shape[1:]) - 1) for _ in range(2)])
+
+        def losses(points: Tensor) -> Tensor:
+            return F.cross_entropy(wide(view(points)), y.repeat(3), reduction="none")
+
+        return bends(losses, x, draws, self._mine(self._uniform(x)), self.reach * self.threat.eps)
+
+    def _uniform(self, like: Tensor, *shape: int) -> Tensor:
+        return torch.rand(self.batch, *shape, generator=self.noise, device=like.device, dtype=like.dtype)
+
+    def _mine(self, batch: Tensor) -> Tensor:
+        return batch[distributed.process_number() :: distributed.process_count()]
+
+    def state(self) -> dict[str, Any]:
+        return {"single": self.single, "straight": asdict(self.straight) if self.straight else None}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.single = state["single"]
+        self.straight = Straight(**state["straight"]) if state["straight"] else None

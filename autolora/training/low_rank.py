@@ -1,0 +1,43 @@
+"""Training only a low-rank change of each layer: W = W0 + BA / r, with W0 as pre-trained (`trains: lora`).
+
+torch's parametrizations replace the weight itself, so attack, validation and the objective all see W; at the end it is
+folded into one dense weight. What else is trained: the affine parameters of norms, and the head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from autolora.training.branch import RANK, Layers, factor_shapes
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+class LowRank(nn.Module):
+    def __init__(self, layer: nn.Conv2d | nn.Linear, generator: torch.Generator, rank: int = RANK) -> None:
+        super().__init__()
+        a, b = factor_shapes(layer, rank)
+        self.rank = rank
+        self.A = nn.Parameter(torch.randn(a, generator=generator).to(layer.weight))
+        self.B = nn.Parameter(layer.weight.new_zeros(b))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.B @ self.A).view(weight.shape) / self.rank
+
+
+def with_low_rank(model: nn.Module, layers: Layers, head: set[str], generator: torch.Generator) -> None:
+    """In place: these layers get a low-rank change, and all else but norms and head is frozen."""
+    trained = {f"{n}.{p}" for n, m in model.named_modules() if isinstance(m, NORMS) for p, _ in m.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head or name in trained)
+    for _, layer in layers:
+        parametrize.register_parametrization(layer, "weight", LowRank(layer, generator))
+
+
+def dense(model: nn.Module) -> nn.Module:
+    """In place: W0 + BA / r as one weight, under the name that it had."""
+    for module in [m for m in model.modules() if parametrize.is_parametrized(m)]:
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return model

@@ -1,0 +1,32 @@
+"""Adversarial weight perturbation (Wu, Xia & Wang, 2020): each step is taken against weights moved to raise the loss.
+
+    v_l = gamma * |w_l| * g_l / |g_l|     g = grad_w L(w),  l: each convolution and linear layer, the head too
+    w  <- w - rate * grad_w L(w + v)
+
+The branch is left out of v: it sees natural images alone. A gamma of 0 is the plain method, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from autolora.common import distributed
+
+WAITS = 20  # the first epochs / WAITS are plain: early learning is slowed by it
+
+
+def weights_of_layers(model: nn.Module) -> dict[str, Tensor]:
+    """Of convolutions and linear layers that are trained, by the name under which a call replaces them."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)}
+    return {f"{name}.weight": m.weight for name, m in layers.items() if m.weight.requires_grad}
+
+
+def worst_direction(total: Tensor, weights: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:
+    """v, from this process' part of the loss; the same in every process."""
+    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    gradients = {name: gradient for name, gradient in zip(weights, found) if gradient is not None}
+    distributed.add(gradients.values())  # before any norm
+    return {n: gamma * weights[n].detach().norm() * g / (g.norm() + 1e-20) for n, g in gradients.items()}

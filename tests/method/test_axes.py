@@ -1,0 +1,169 @@
+"""Where the head starts, what is trained, how the threat and the rate begin: what each axis promises."""
+
+import pytest
+import torch
+
+from autolora.common.files import weights_sha256
+from autolora.threat import Threat
+from autolora.training import loop
+from autolora.training.branch import head_parameters
+from autolora.training.controllers import Measured, SlowStart
+from autolora.training.learner import Learner
+from autolora.training.loop import finetune, one_step, reach
+from autolora.training.settings import Settings
+from tests.method.small import QUICK, THREAT, images, network
+
+
+def tune(method="autolora", threat=THREAT, **changes):
+    settings = {**QUICK, "method": method, "reference": "best", **changes}
+    return finetune(network(), images(48), images(12, 1), threat, **settings)
+
+
+# --- the head first --------------------------------------------------------------------------------------------------
+
+
+def test_a_robust_head_first_and_the_body_untouched(monkeypatch):
+    given = []
+    learner = loop.Learner
+    monkeypatch.setattr(loop, "Learner", lambda model, *a, **k: given.append(model) or learner(model, *a, **k))
+    tuned = tune(start="robust_head", epochs=4)
+    before, after = (model.state_dict() for model in given)
+    head = head_parameters(network())
+    assert {name for name in before if not torch.equal(before[name], after[name])} == head
+    assert len(tuned.head) == 2
+    assert len(tuned.history) == 4
+    assert tune(epochs=1).head is None
+
+
+def test_a_run_killed_in_either_phase_ends_as_one_that_was_not(tmp_path):
+    whole = tune(start="robust_head", epochs=4)
+    for killed_in, after in (("head", 1), ("body", 2)):
+        folder = tmp_path / killed_in
+        stop_after(after, folder, in_head=killed_in == "head")
+        assert weights_sha256(tune(start="robust_head", epochs=4, checkpoints=folder).model.state_dict()) == (
+            weights_sha256(whole.model.state_dict())
+        )
+
+
+def stop_after(epoch, folder, *, in_head):
+    keep = loop.keep
+
+    def kept(learner, done, file):
+        keep(learner, done, file)
+        if done.epoch == epoch and (learner.settings.trains == "head") == in_head:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "keep", kept)
+        tune(start="robust_head", epochs=4, checkpoints=folder)
+
+
+# --- a low-rank change alone -----------------------------------------------------------------------------------------
+
+
+def low_rank(dtype=torch.float64):
+    torch.manual_seed(0)
+    x, y = torch.rand(6, 3, 8, 8, dtype=dtype), torch.arange(6) % 3
+    settings = Settings(THREAT, "vanilla", "best", batch_size=6, precision="float32", trains="lora")
+    learner = Learner(network().to(dtype), (x, y), (x, y), settings, torch.device("cpu"))
+    learner.model.train()
+    return learner, x, y
+
+
+def test_low_rank_training_starts_as_the_backbone_and_leaves_its_weights():
+    learner, x, y = low_rank()
+    model = network().double().eval()
+    assert torch.allclose(learner.model.eval()(x), model(x), atol=1e-12)
+    learner.model.train()
+    learner.begin(0, 6)
+    one_step(learner, x, learner.attack(x, y), y)
+    kept = {n: p for n, p in learner.model.named_parameters() if n.endswith("original")}
+    before = dict(model.named_parameters())
+    assert len(kept) == 4  # of the blocks: not of stem and head
+    for name, weight in kept.items():
+        assert torch.equal(weight, before[name.replace("parametrizations.", "").replace(".original", "")]), name
+    assert torch.equal(learner.model.stem.weight, model.stem.weight)
+    moved = {n for n, p in learner.model.named_parameters() if n.endswith(".B") and p.abs().max() > 0}
+    assert len(moved) == 4
+
+
+def test_the_attack_sees_the_change_and_the_fold_keeps_the_function():
+    learner, x, _ = low_rank()
+    for name, parameter in learner.model.named_parameters():
+        if name.endswith(".B"):
+            parameter.data.normal_(0, 0.3)
+    learner.model.eval()
+    learner.folded.refresh()
+    changed = learner.model(x)
+    assert not torch.allclose(changed, network().double().eval()(x), atol=1e-3)
+    assert torch.allclose(learner.attack_view(x), changed)
+    names = set(network().state_dict())
+    dense = learner.finished()
+    assert torch.allclose(dense(x), changed, atol=1e-12)
+    assert set(dense.state_dict()) == names
+
+
+def test_low_rank_runs_end_to_end_as_a_plain_network():
+    tuned = tune("madry", trains="lora")
+    assert set(tuned.model.state_dict()) == set(network().state_dict())
+    assert tuned.branch is None
+
+
+# --- the threat and the rate at the beginning ------------------------------------------------------------------------
+
+
+def test_the_ramp_is_nothing_then_a_line_then_the_threat():
+    settings = Settings(THREAT, epochs=20, eps_schedule="ramp")
+    assert [round(reach(settings, e), 10) for e in (1, 5, 6, 10, 15, 16, 20)] == [0, 0, 0.1, 0.5, 1, 1, 1]
+    assert {reach(Settings(THREAT, epochs=20), e) for e in range(1, 21)} == {1.0}
+
+
+def test_states_are_compared_under_the_whole_threat_alone():
+    tuned = tune(epochs=8, eps_schedule="ramp")
+    seen = [record["val_robust"] is not None for record in tuned.history]
+    assert seen == [False] * 5 + [True] * 3
+    assert tuned.best_epoch >= 6
+
+
+def test_slow_start_fast_decay():
+    rule = SlowStart(0.05, 10)
+    rates = []
+    for epoch in range(1, 11):
+        rates.append(rule.rate)
+        rule.observe(Measured(epoch, epoch, 0.1))
+    expected = [0.01, 0.02, 0.03, 0.04, 0.05, 0.025, 0.0125, 0.00625, 0.003125, 0.0015625]
+    assert rates == pytest.approx(expected)
+    long, again = SlowStart(1.0, 60), SlowStart(1.0, 60)
+    levels = []
+    for epoch in range(1, 61):
+        levels.append(long.rate)
+        long.observe(Measured(epoch, epoch, 0.1))
+        again.load(long.state())
+        assert again.rate == long.rate
+    assert all(len(set(levels[i : i + 6])) == 1 for i in range(0, 60, 6))  # each level for six epochs
+    assert levels.count(max(levels)) == 6
+
+
+# --- what excludes each other ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "natural", "attack": "single"}, "attack is 'single': method natural has no attack"),
+        ({"method": "linear", "eps_schedule": "ramp"}, "eps_schedule is 'ramp': method linear has no attack"),
+        ({"method": "linear", "start": "robust_head"}, "start is 'robust_head': method linear has no attack"),
+        ({"method": "natural", "weight_attack": 0.01}, "weight_attack is 0.01: method natural has no attack"),
+        ({"attack": "single", "threat": Threat("l2", 0.5)}, "attack is 'single': norm is l2"),
+        ({"trains": "lora"}, "trains is 'lora': method autolora says itself what is trained"),
+        ({"method": "madry", "trains": "lora", "weight_attack": 0.01}, "weight_attack is 0.01: trains is lora"),
+        ({"eps_schedule": "ramp", "reference": "paper"}, "eps_schedule is 'ramp': reference paper judges"),
+        ({"smoothing": 0.5}, "smoothing is 0.5: expected a number from 0 to 0.3"),
+        ({"weight_attack": -1.0}, r"weight_attack is -1.0: expected a number from 0 to 0.1"),
+        ({"attack": "fgsm"}, "attack is 'fgsm': expected one of pgd, single, auto"),
+        ({"start": "random"}, "start is 'random': expected one of pretrained, robust_head"),
+    ],
+)
+def test_refused_before_the_first_step_with_both_keys(changes, message):
+    with pytest.raises(ValueError, match=message):
+        tune(**changes)

@@ -1,0 +1,160 @@
+"""Training on one gradient an image: the attack, ELLE-A's weight and bend, looks at validation, and the guard."""
+
+from statistics import mean, pstdev
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from autolora.threat import Threat
+from autolora.training import attack as training_attack
+from autolora.training import loop
+from autolora.training.controllers import Measured, PairedRate, between_looks
+from autolora.training.loop import finetune
+from autolora.training.single_step import Straight, bends, collapsed, single_step
+from tests.method.small import QUICK, THREAT, images, network
+
+
+def tune(method="autolora", epochs=3, threat=THREAT, **changes):
+    settings = {**QUICK, "method": method, "epochs": epochs, "reference": "best", "attack": "single", **changes}
+    return finetune(network(), images(48), images(12, 1), threat, **settings)
+
+
+def test_one_gradient_from_the_noisy_point_and_no_projection():
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(6, 3, 8, 8, dtype=torch.float64, generator=draw), torch.arange(6) % 3
+    noise = (torch.rand(x.shape, dtype=x.dtype, generator=draw) * 2 - 1) * 2 * THREAT.eps
+    asked = []
+    model = network().double().eval()
+
+    def logits(point):
+        asked.append(point.detach().clone())
+        return model(point)
+
+    found = single_step(logits, x, y, THREAT, noise)
+    (point,) = asked
+    assert torch.equal(point, (x + noise).clamp(0, 1))
+    point.requires_grad_(True)
+    slope = torch.autograd.grad(sum(F.cross_entropy(model(point)[i : i + 1], y[i : i + 1]) for i in range(6)), point)[0]
+    assert torch.equal(found, (point.detach() + THREAT.eps * slope.sign()).clamp(0, 1))
+    reach = (found - x).abs().max() / THREAT.eps
+    assert 1 < reach <= 3 + 1e-9
+
+
+def test_elle_a_waits_for_an_outlier_and_forgets_it_slowly():
+    seen, weight = [], 0.0
+    straight = Straight()
+    for bend in [1.0, 1.1, 0.9, 1.0, 5.0, 1.0, 1.2, 0.8, 9.0, 1.0]:
+        outlier = len(seen) > 2 and bend > mean(seen) + 2 * pstdev(seen)
+        weight = 4000.0 if outlier else 0.99 * weight
+        seen.append(bend)
+        straight.observe(bend)
+        assert straight.weight == pytest.approx(weight)
+    assert straight.weight == pytest.approx(4000 * 0.99)
+
+
+def test_a_straight_loss_has_no_bend_and_twice_the_loss_four_times_as_much():
+    draw = torch.Generator().manual_seed(0)
+    x, draws = torch.rand(4, 3, 5, 5, generator=draw), torch.rand(2, 4, 3, 5, 5, generator=draw) * 2 - 1
+    share = torch.rand(4, generator=draw)
+    slope = torch.randn(3, 5, 5, generator=draw)
+    straight = bends(lambda points: (points * slope).sum((1, 2, 3)), x, draws, share, 0.1)
+    assert straight.abs().max() < 1e-10
+    once, twice = (bends(lambda p, k=k: k * p.square().sum((1, 2, 3)), x, draws, share, 0.1) for k in (1, 2))
+    assert once.min() > 0
+    assert torch.allclose(twice, 4 * once)
+
+
+def test_above_eight_the_loss_has_the_term_and_at_eight_it_has_not(monkeypatch):
+    asked = []
+    bend = training_attack.TrainingAttack.bend
+    monkeypatch.setattr(training_attack.TrainingAttack, "bend", lambda *a: asked.append(1) or bend(*a))
+    tune("madry", epochs=1)
+    assert not asked
+    tune("madry", epochs=1, threat=Threat("linf", "16/255"))
+    assert len(asked) == 3  # a step each
+
+
+# --- looks at the validation images ----------------------------------------------------------------------------------
+
+
+def test_validation_costs_at_most_a_tenth():
+    assert between_looks(1294, 144, 60) == 4  # 31 * 144 / 4 <= 0.1 * 10 * 1294 < 31 * 144 / 3
+    assert between_looks(10_000, 100, 60) == 1
+    assert between_looks(1294, 144, 20) == 2  # but eight times in a run at least
+
+
+def test_the_rate_rule_goes_on_without_looks():
+    """Between two of them nothing is judged; the cooldown runs as with them, and its last epoch is looked at."""
+    rule = PairedRate(0.1, 20, every=3)
+    looked = [epoch for epoch in range(1, 21) if _observe(rule, epoch)]
+    assert looked == [3, 6, 9, 12, 15, 18, 20]
+    every = PairedRate(0.1, 20)
+    for epoch in range(1, 21):
+        _observe(every, epoch)
+    assert rule.rate == every.rate
+
+
+def _observe(rule, epoch):
+    wanted = rule.wants(epoch)
+    right = [True, False, epoch % 2 == 0, True] if wanted else None
+    verdict = rule.observe(Measured(epoch, 8 * epoch, 0.5, right))
+    assert verdict.stop == (epoch == 20)
+    return wanted
+
+
+def test_an_epoch_without_a_look_has_empty_records_and_the_kept_state_is_one_that_was_seen():
+    tuned = tune(epochs=17)
+    seen = [record["val_robust"] is not None for record in tuned.history]
+    assert seen[:4] == [False, True, False, True]
+    assert seen[-1]
+    assert seen[tuned.best_epoch - 1]
+
+
+# --- the guard -------------------------------------------------------------------------------------------------------
+
+
+def test_what_counts_as_a_collapse():
+    stand, fall = [True] * 32, [False] * 32
+    assert not collapsed([], stand, stand, stand)
+    assert not collapsed(stand, stand[:28] + fall[:4], stand, stand)  # four of 32 is noise
+    assert collapsed(stand, stand[:20] + fall[:12], stand, stand)  # surely fewer than the kept state has
+    assert collapsed([], stand, stand, fall)  # one step is withstood, ten are not
+    assert not collapsed([], stand, stand[:7] + fall[:25], fall)  # too few to say
+
+
+def test_what_the_guard_sees_makes_it_go_back_and_on_with_pgd(monkeypatch):
+    watched = []
+    withstood = loop.Learner.withstood
+
+    def planted(self, count):
+        one, ten = withstood(self, count)
+        watched.append(len(one))
+        return ([True] * count, [False] * count) if len(watched) == 2 else (one, ten)
+
+    monkeypatch.setattr(loop.Learner, "withstood", planted)
+    tuned = tune(epochs=12)
+    events = [record["event"] for record in tuned.history]
+    (at,) = [i for i, event in enumerate(events) if event == "collapsed"]
+    assert len(watched) == 2  # not asked any more
+    assert tuned.history[at]["val_robust"] is not None
+    assert tuned.best_epoch != at + 1
+
+
+def test_resuming_after_a_collapse_goes_on_with_pgd(tmp_path, monkeypatch):
+    withstood = loop.Learner.withstood
+    monkeypatch.setattr(loop.Learner, "withstood", lambda self, count: ([True] * count, [False] * count))
+    whole = tune(epochs=5, checkpoints=tmp_path / "whole")
+
+    def stop(record):
+        if record["epoch"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(epochs=5, checkpoints=tmp_path / "killed", on_epoch=stop)
+    monkeypatch.setattr(loop.Learner, "withstood", withstood)
+    resumed = tune(epochs=5, checkpoints=tmp_path / "killed")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name]), name
+    assert [r["event"] for r in whole.history] == [r["event"] for r in resumed.history]
+    assert "collapsed" in whole.history[0]["event"]
