@@ -23,7 +23,7 @@ SWITCH = ("auto", True, False)
 STARTS = ("pretrained", "robust_head")
 ATTACKS = ("pgd", "single", "auto")
 TRAINS = ("all", "lora", "head")
-EPS_SCHEDULES = ("constant", "ramp", "auto")
+EPS_SCHEDULES = ("constant", "ramp")
 OTHER_WORDS = {  # what others call our settings
     "lr": "rate",
     "learning_rate": "rate",

@@ -132,8 +132,15 @@ else:
 
 
 class Finetune(Section):
-    method: Literal["autolora", "vanilla", "twins", "natural", "linear"] = "autolora"
-    reference: Literal["auto", "paper", "released", "best"] = "auto"
+    recipe: Annotated[str | None, none_in_words("none")] = None
+    method: Literal["autolora", "vanilla", "twins", "madry", "mart", "arow", "natural", "linear"] = "autolora"
+    reference: Literal["auto", "paper", "released", "best", "slow_start"] = "auto"
+    start: Literal["pretrained", "robust_head"] = "pretrained"
+    attack: Literal["pgd", "single", "auto"] = "pgd"
+    trains: Literal["all", "lora", "head"] = "all"
+    weight_attack: Annotated[float, Field(ge=0, le=0.1)] | None = None
+    smoothing: Annotated[float, Field(ge=0, le=0.3)] = 0.0
+    eps_schedule: Literal["constant", "ramp"] = "constant"
     epochs: int = Field(60, ge=1)
     batch_size: int = Field(128, ge=2)
     augmentation: Literal["auto", "crop_flip", "crop", "rrc_flip", "none"] = "auto"
