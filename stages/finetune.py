@@ -44,6 +44,7 @@ FINETUNED, TRAINING = Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
 KEYS = ("reference", "batch_size", "augmentation", "average", "precision", "compile", "channels_last")
 SEARCHED = ("rate", "decay", "gamma")  # for searches over the baselines; never of the naturally tuned twin
+AXES = ("start", "attack", "trains", "weight_attack", "smoothing", "eps_schedule")  # nor these
 COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"]
 
 
@@ -105,7 +106,7 @@ def tuned(
         checkpoints=work,
         on_epoch=on_epoch,
         **{key: getattr(section, key) for key in KEYS},
-        **({key: getattr(section, key) for key in SEARCHED} if method != "natural" else {}),
+        **({key: getattr(section, key) for key in (*SEARCHED, *AXES)} if method != "natural" else {}),
     )
 
 

@@ -127,7 +127,11 @@ def check_together(settings: Settings) -> None:
 
 
 def decided(settings: Settings, train: Split) -> Settings:
-    """`auto` is `best` on small data and `paper` on large; the record of the run says which."""
+    """`reference: auto` is `best` on small data and `paper` on large, `attack: auto` one gradient where that is enough;
+    the record of the run says which."""
+    if settings.attack == "auto":
+        one = settings.threat.norm == "linf" and METHODS[settings.method].attacked
+        settings = replace(settings, attack="single" if one else "pgd")
     if settings.reference == "auto":
         small = len(train[1]) < SMALL or settings.eps_schedule == "ramp"
         settings = replace(settings, reference="best" if small else "paper")

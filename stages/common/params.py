@@ -30,6 +30,7 @@ from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
 from stages.common.errors import StageError
+from stages.common.recipes import with_recipe
 from stages.common.scrub import scrubbed
 from stages.common.yaml_text import short
 
@@ -286,7 +287,8 @@ def exclusions(params: Params) -> Iterator[str]:
 
 def _read(path: str | Path) -> Params:
     try:
-        params = Params.model_validate(yaml.load(Path(path).read_text(encoding="utf-8"), Loader))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
+        params = Params.model_validate(with_recipe(content, {"finetune": Finetune, "merge": Merge}))
     except RecursionError:
         raise StageError(f"{path} is nested too deeply to be read") from None
     except UnicodeDecodeError as error:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autolora.training.controllers import between_looks
 from stages.common.params import Finetune, Merge
 
 TRAINING_ATTACK, DIAL_ATTACK = 10, 20  # steps of PGD
-ATTACKED = ("autolora", "vanilla", "twins")
-STEPS = {"autolora": 2, "vanilla": 2, "twins": 2, "natural": 1, "linear": 0.5}  # training passes over an image
+PLAIN = ("natural", "linear")  # trained without an attack
+STEPS = {"madry": 1, "natural": 1, "linear": 0.5}  # training passes over an image; of the other methods two
+WATCHED = 32  # training images that are attacked both ways, where training takes one gradient an image
 DIAL, DIRECTIONS = 5, 2  # points of the dial in each direction
 CRITICAL_IMAGES, ASCENT = 512, 11  # and gradients of each layer's weight on all of them, for merge.toward: critical
 TUNING_EPOCHS, TUNING_STEPS, TUNING_BATCH = 10, 1000, 128  # of the one layer: whichever is more
@@ -45,17 +47,31 @@ class Counts:
         return self.train + self.val + self.test
 
 
-def epoch(price: Price, counts: Counts, method: str) -> float:
-    attacked = TRAINING_ATTACK * (method in ATTACKED)
-    measured = 1 * (method == "autolora")  # the natural branch's accuracy on the training images
-    train = price.of(gradients=attacked, steps=STEPS[method], forwards=measured)
-    judged = price.of(forwards=1 + (method in ATTACKED), gradients=attacked)
-    return counts.train * train + counts.val * judged
+def epoch(price: Price, counts: Counts, section: Finetune) -> float:
+    steps = STEPS.get(section.method, 2)
+    if section.method in PLAIN:
+        return counts.train * price.of(steps=steps) + counts.val * price.of(forwards=1)
+    measured = 1 * (section.method == "autolora")  # the natural branch's accuracy on the training images
+    perturbed = 0 if section.weight_attack is None else steps  # the gradient that finds the perturbation
+    single = section.attack != "pgd"
+    gradients = 1 if single else TRAINING_ATTACK
+    train = price.of(gradients=gradients, steps=steps + perturbed, forwards=measured)
+    judged = counts.val * price.of(forwards=2, gradients=TRAINING_ATTACK)
+    if single:
+        judged += min(WATCHED, counts.train) * price.of(forwards=2, gradients=TRAINING_ATTACK + 1)
+        judged /= between_looks(counts.train, counts.val, section.epochs)
+    return counts.train * train + judged
 
 
 def finetune(price: Price, counts: Counts, section: Finetune) -> tuple[float, float]:
     """Of the method, all its members, and of the naturally tuned twin."""
-    robust, twin = (section.epochs * epoch(price, counts, method) for method in (section.method, "natural"))
+    robust, twin = (
+        section.epochs * epoch(price, counts, section.model_copy(update={"method": method}))
+        for method in (section.method, "natural")
+    )
+    if section.start == "robust_head":
+        first = section.model_copy(update={"method": "linear"})
+        robust += section.epochs // 2 * (epoch(price, counts, first) + counts.train * price.of(gradients=1))
     return section.members * robust, twin
 
 

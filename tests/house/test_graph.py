@@ -23,6 +23,7 @@ PLUMBING = frozenset(
         Path("stages/estimate/costs.py"),
         Path("stages/common/errors.py"),
         Path("stages/common/params.py"),
+        Path("stages/common/recipes.py"),
         Path("stages/common/views.py"),
         Path("stages/common/runner.py"),
         Path("stages/common/scrub.py"),

@@ -45,26 +45,33 @@ def images(n: int, classes: int = 4) -> tuple[Tensor, Tensor]:
     return torch.rand(n, 3, 8, 8, generator=draw), torch.arange(n) % classes
 
 
-@pytest.mark.parametrize("method", ["autolora", "vanilla", "twins", "natural"])
-def test_an_epoch_makes_as_many_passes_as_are_counted(seen, method):
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        *((method, {}) for method in ("autolora", "vanilla", "twins", "madry", "arow", "natural")),
+        ("vanilla", {"attack": "single"}),
+        ("madry", {"weight_attack": 0.01}),
+    ],
+)
+def test_an_epoch_makes_as_many_passes_as_are_counted(seen, method, changes):
     """The same but for what is looked at once, at the start and the end."""
     counts, counted = Counts(64, 32), []
     for epochs in (1, 3):
         before = seen()
         autolora.finetune(
             Counting(), images(64), images(32), Threat("linf", "1/255"), method=method, epochs=epochs, batch_size=16,
-            precision="float32", progress=False,
+            precision="float32", progress=False, **changes,
         )  # fmt: skip
         counted.append(seen() - before)
     one = (counted[1] - counted[0]) / 2
-    assert one - 2 * 16 <= costs.epoch(EACH, counts, method) <= one  # two gradients of one batch, for their cosine
+    assert one - 2 * 16 <= costs.epoch(EACH, counts, Finetune(method=method, **changes)) <= one  # two gradients of one batch, for their cosine
 
 
 def test_a_fine_tuning_is_its_epochs_and_the_twins():
     section, counts = Finetune(epochs=7), Counts(1000, 100)
     robust, twin = costs.finetune(EACH, counts, section)
-    assert robust == 7 * costs.epoch(EACH, counts, "autolora")
-    assert twin == 7 * costs.epoch(EACH, counts, "natural")
+    assert robust == 7 * costs.epoch(EACH, counts, section)
+    assert twin == 7 * costs.epoch(EACH, counts, Finetune(epochs=7, method="natural"))
     assert costs.finetune(EACH, counts, Finetune(epochs=7, members=3)) == (3 * robust, twin)
 
 

@@ -1,0 +1,53 @@
+"""A recipe is a paper in a few words: values of `finetune` and `merge`, in presets/recipes/NAME.yaml.
+
+finetune.recipe: awp2020 fills in what params.yaml leaves at its default; what it sets otherwise stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from autolora.common.command_line import nearest
+from stages.common.errors import StageError
+from stages.common.yaml_text import NotYaml, parsed, short
+
+FOLDER = Path(__file__).resolve().parents[2] / "presets" / "recipes"
+SECTIONS = ("finetune", "merge")
+NONE = "none"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def recipe(name: str) -> dict[str, dict[str, Any]]:
+    if name not in names():
+        near = nearest(name, names())
+        meant = f"did you mean {near}? " if near else ""
+        raise StageError(f"finetune.recipe is {short(repr(name))}: {meant}there are {', '.join(names())}")
+    file = FOLDER / f"{name}.yaml"
+    try:
+        content = parsed(file.read_bytes())
+    except NotYaml as error:
+        raise StageError(f"presets/recipes/{file.name} {error}") from None
+    if not isinstance(content, dict) or not set(content) <= set(SECTIONS):
+        raise StageError(f"presets/recipes/{file.name}: expected the sections {' and '.join(SECTIONS)}, and no others")
+    return content
+
+
+def with_recipe(params: Any, models: Mapping[str, type[BaseModel]]) -> Any:
+    """The content of a params.yaml, with the values of the recipe that it names. `models` know the defaults."""
+    asked = params.get("finetune") if isinstance(params, dict) else None
+    name = asked.get("recipe") if isinstance(asked, dict) else None
+    if not isinstance(name, str) or name == NONE:
+        return params
+    filled = dict(params)
+    for section, values in recipe(name).items():
+        fields, written = models[section].model_fields, params.get(section) or {}
+        own = {k: v for k, v in written.items() if k not in fields or v != fields[k].default}
+        filled[section] = written | values | own
+    return filled
