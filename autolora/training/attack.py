@@ -66,3 +66,10 @@ class TrainingAttack:
     def load(self, state: dict[str, Any]) -> None:
         self.single = state["single"]
         self.straight = Straight(**state["straight"]) if state["straight"] else None
+
+
+def reach(settings: Settings, epoch: int) -> float:
+    """Which share of eps the attack has in this epoch: `ramp` is 0 for a quarter, then a straight line for a half."""
+    if settings.eps_schedule != "ramp":
+        return 1.0
+    return min(1.0, max(0.0, (epoch / settings.epochs - 0.25) / 0.5))

@@ -9,7 +9,6 @@ has no way in.
 
 from __future__ import annotations
 
-import copy
 import resource
 import sys
 import time
@@ -30,8 +29,10 @@ from autolora.common.malloc import freed_memory_kept
 from autolora.common.progress import bar as progress_bar
 from autolora.data.batches import moved, stream, to_pixels
 from autolora.threat import Threat
+from autolora.training.attack import reach
 from autolora.training.branch import Branch
-from autolora.training.controllers import Measured, Verdict, scalars
+from autolora.training.controllers import scalars
+from autolora.training.judgement import judge_epoch
 from autolora.training.learner import Learner, evaluating, generator, number
 from autolora.training.resume import Record, RunState, alone, checkpoint_file, keep, restore
 from autolora.training.settings import (
@@ -43,11 +44,9 @@ from autolora.training.settings import (
     check_splits,
     decided,
 )
-from autolora.training.single_step import collapsed
 from autolora.training.weight_attack import WAITS
 
 DIVERGED = 1e4  # a loss above this never comes back
-WATCHED = 32  # training images on which the single step is compared with ten
 HEAD_RATE = 0.1  # the first one, of the head alone
 LOOK = 50  # steps between two looks at the losses: each look waits for the device
 TERMS = ("loss", "loss_natural", "loss_adversarial", "loss_kl", "batch_accuracy")
@@ -237,52 +236,6 @@ def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) ->
     }
     done.history.append(record)
     return record
-
-
-def judge_epoch(learner: Learner, done: RunState) -> tuple[Tensor | None, Tensor | None, str]:
-    """Look at the validation images where the controller wants it, and do what it says: what was right, the event."""
-    epoch, controller = done.epoch, learner.controller
-    if learner.attacker.reach < 1:
-        return None, None, ""  # not the threat yet, which is what states are compared under
-    if not controller.wants(epoch):
-        return None, None, act(learner, done, controller.observe(Measured(epoch, done.steps, 0.0, None)))
-    clean = learner.clean_hits()
-    robust = learner.robust_hits() if learner.method.attacked else None
-    right = (clean if robust is None else robust).tolist()
-    if learner.attacker.single and collapsed(done.kept, right, *learner.withstood(WATCHED)):
-        return clean, robust, give_up_single(learner, done)
-    verdict = controller.observe(Measured(epoch, done.steps, sum(right) / len(right), tuple(right)))
-    if verdict.best:
-        done.kept = right
-    return clean, robust, act(learner, done, verdict)
-
-
-def act(learner: Learner, done: RunState, verdict: Verdict) -> str:
-    if verdict.best:
-        done.best, done.best_epoch = copy.deepcopy(learner.state()), done.epoch
-    if verdict.restore:
-        learner.load(done.best)
-    done.stopped = verdict.stop
-    return verdict.event
-
-
-def give_up_single(learner: Learner, done: RunState) -> str:
-    """Catastrophic overfitting: back to the kept state, and on with PGD-10."""
-    verdict = learner.controller.observe(Measured(done.epoch, done.steps, 0.0, None))
-    done.stopped = verdict.stop
-    learner.attacker.single = False
-    if done.best:
-        learner.load(done.best)
-    else:
-        done.best, done.best_epoch = copy.deepcopy(learner.state()), done.epoch
-    return "collapsed"
-
-
-def reach(settings: Settings, epoch: int) -> float:
-    """Which share of eps the attack has in this epoch: `ramp` is 0 for a quarter, then a straight line for a half."""
-    if settings.eps_schedule != "ramp":
-        return 1.0
-    return min(1.0, max(0.0, (epoch / settings.epochs - 0.25) / 0.5))
 
 
 def batches(learner: Learner, epoch: int) -> list[Tensor]:

@@ -39,15 +39,15 @@ def recipe(name: str) -> dict[str, dict[str, Any]]:
     return content
 
 
-def with_recipe(params: Any, models: Mapping[str, type[BaseModel]]) -> Any:
+def with_recipe(content: Any, models: Mapping[str, type[BaseModel]]) -> Any:
     """The content of a params.yaml, with the values of the recipe that it names. `models` know the defaults."""
-    asked = params.get("finetune") if isinstance(params, dict) else None
+    asked = content.get("finetune") if isinstance(content, dict) else None
     name = asked.get("recipe") if isinstance(asked, dict) else None
     if not isinstance(name, str) or name == NONE:
-        return params
-    filled = dict(params)
+        return content
+    filled = dict(content)
     for section, values in recipe(name).items():
-        fields, written = models[section].model_fields, params.get(section) or {}
+        fields, written = models[section].model_fields, content.get(section) or {}
         own = {k: v for k, v in written.items() if k not in fields or v != fields[k].default}
         filled[section] = written | values | own
     return filled

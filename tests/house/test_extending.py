@@ -56,14 +56,14 @@ class Small(nn.Module):
 
 
 def test_the_method_trains(monkeypatch, digits):
-    monkeypatch.setitem(objectives.METHODS, "madry", objectives.METHODS["natural"])  # and gone after the test
+    monkeypatch.setitem(objectives.METHODS, "pairing", objectives.METHODS["natural"])  # and gone after the test
     ran("A method of fine-tuning")
     threat = autolora.Threat("linf", 0.05)
-    settings = {"method": "madry", "epochs": 8, "batch_size": 16, "augmentation": "none"}
+    settings = {"method": "pairing", "epochs": 8, "batch_size": 16, "augmentation": "none"}
     tuned = autolora.finetune(Small(), digits, digits, threat, **settings)
     losses = [record["loss"] for record in tuned.history]
     assert losses[-1] < losses[0]
-    assert tuned.history[-1]["loss_adversarial"] == pytest.approx(losses[-1])
+    assert 0 < tuned.history[-1]["loss_adversarial"] < losses[-1]
 
 
 def test_the_source_finds_images_in_order(monkeypatch, tmp_path):

@@ -6,10 +6,11 @@ import torch
 from autolora.common.files import weights_sha256
 from autolora.threat import Threat
 from autolora.training import loop
+from autolora.training.attack import reach
 from autolora.training.branch import head_parameters
 from autolora.training.controllers import Measured, SlowStart
 from autolora.training.learner import Learner
-from autolora.training.loop import finetune, one_step, reach
+from autolora.training.loop import finetune, one_step
 from autolora.training.settings import Settings
 from tests.method.small import QUICK, THREAT, images, network
 
@@ -53,9 +54,10 @@ def stop_after(epoch, folder, *, in_head):
         if done.epoch == epoch and (learner.settings.trains == "head") == in_head:
             raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "keep", kept)
-        tune(start="robust_head", epochs=4, checkpoints=folder)
+        with pytest.raises(KeyboardInterrupt):
+            tune(start="robust_head", epochs=4, checkpoints=folder)
 
 
 # --- a low-rank change alone -----------------------------------------------------------------------------------------

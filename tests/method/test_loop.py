@@ -70,16 +70,16 @@ def test_linear_moves_the_head_alone():
     assert moved == {"head.weight", "head.bias"}
 
 
-def test_a_sixth_method_is_one_function_and_one_line(monkeypatch):
-    """Adversarial training (Madry): neither the loop nor the learner knows of it."""
+def test_a_further_method_is_one_function_and_one_line(monkeypatch):
+    """Adversarial training: neither the loop nor the learner knows of it."""
 
-    def madry(net, x, attacked, y, weights):
+    def mine(net, x, attacked, y, weights):
         z = net.plain(attacked)
         loss = cross_entropy(net, z, y)
         return Losses(loss, loss.new_zeros(()), loss.detach(), loss.new_zeros(()), objectives.accuracy(net, z, y))
 
-    monkeypatch.setitem(objectives.METHODS, "madry", Method(madry, 0.05, controller=StepRate))
-    tuned = tune("madry", epochs=4)
+    monkeypatch.setitem(objectives.METHODS, "mine", Method(mine, 0.05, controller=StepRate))
+    tuned = tune("mine", epochs=4)
     assert tuned.history[-1]["loss"] < tuned.history[0]["loss"]
     assert tuned.branch is None
 

@@ -43,13 +43,15 @@ def test_what_params_allow_is_what_the_registries_hold():
     from autolora.attacks.versions import VERSIONS
     from autolora.data.batches import AUGMENTATIONS
     from autolora.training.objectives import METHODS, REFERENCES
-    from autolora.training.settings import PRECISIONS
+    from autolora.training.settings import ATTACKS, EPS_SCHEDULES, PRECISIONS, STARTS, TRAINS
     from stages.dataset.sources import SOURCES
 
     allowed = {name: set(get_args(field.annotation)) for name, field in Finetune.model_fields.items()}
     assert allowed["method"] == set(METHODS)
     assert allowed["reference"] == {"auto", *REFERENCES}
     assert allowed["augmentation"] == set(AUGMENTATIONS)
+    for key, values in (("start", STARTS), ("attack", ATTACKS), ("trains", TRAINS), ("eps_schedule", EPS_SCHEDULES)):
+        assert allowed[key] == set(values)
     assert allowed["precision"] == set(PRECISIONS)
     evaluation = {name: set(get_args(field.annotation)) for name, field in Evaluate.model_fields.items()}
     assert evaluation["precision"] == set(EVALUATED_IN)
@@ -213,6 +215,7 @@ def test_no_default_changes_unseen():
         "export.license": None,
         "export.max_robust_drop": 1.0,
         "export.variants": [],
+        "finetune.attack": "pgd",
         "finetune.augmentation": "auto",
         "finetune.average": None,
         "finetune.batch_size": 128,
@@ -239,6 +242,12 @@ def test_no_default_changes_unseen():
         "register.gates.significance": 0.05,
         "register.gates.threat": None,
         "seed": 0,
+        "finetune.eps_schedule": "constant",
+        "finetune.recipe": None,
+        "finetune.smoothing": 0.0,
+        "finetune.start": "pretrained",
+        "finetune.trains": "all",
+        "finetune.weight_attack": None,
     }
 
 

@@ -64,7 +64,9 @@ def test_an_epoch_makes_as_many_passes_as_are_counted(seen, method, changes):
         )  # fmt: skip
         counted.append(seen() - before)
     one = (counted[1] - counted[0]) / 2
-    assert one - 2 * 16 <= costs.epoch(EACH, counts, Finetune(method=method, **changes)) <= one  # two gradients of one batch, for their cosine
+    assert (
+        one - 2 * 16 <= costs.epoch(EACH, counts, Finetune(method=method, epochs=3, **changes)) <= one
+    )  # two gradients of one batch, for their cosine
 
 
 def test_a_fine_tuning_is_its_epochs_and_the_twins():

@@ -1,0 +1,53 @@
+"""What is made of an epoch: what is right on the validation images, whether its state is kept, what the rate does."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor
+
+from autolora.training.controllers import Measured, Verdict
+from autolora.training.learner import Learner
+from autolora.training.resume import RunState
+from autolora.training.single_step import collapsed
+
+WATCHED = 32  # training images on which the single step is compared with ten
+
+
+def judge_epoch(learner: Learner, done: RunState) -> tuple[Tensor | None, Tensor | None, str]:
+    """Look at the validation images where the controller wants it, and do what it says: what was right, the event."""
+    epoch, controller = done.epoch, learner.controller
+    if learner.attacker.reach < 1:
+        return None, None, ""  # not the threat yet, which is what states are compared under
+    if not controller.wants(epoch):
+        return None, None, act(learner, done, controller.observe(Measured(epoch, done.steps, 0.0, None)))
+    clean = learner.clean_hits()
+    robust = learner.robust_hits() if learner.method.attacked else None
+    right = (clean if robust is None else robust).tolist()
+    if learner.attacker.single and collapsed(done.kept, right, *learner.withstood(WATCHED)):
+        return clean, robust, give_up_single(learner, done)
+    verdict = controller.observe(Measured(epoch, done.steps, sum(right) / len(right), tuple(right)))
+    if verdict.best:
+        done.kept = right
+    return clean, robust, act(learner, done, verdict)
+
+
+def act(learner: Learner, done: RunState, verdict: Verdict) -> str:
+    if verdict.best:
+        done.best, done.best_epoch = copy.deepcopy(learner.state()), done.epoch
+    if verdict.restore:
+        learner.load(done.best)
+    done.stopped = verdict.stop
+    return verdict.event
+
+
+def give_up_single(learner: Learner, done: RunState) -> str:
+    """Catastrophic overfitting: back to the kept state, and on with PGD-10."""
+    verdict = learner.controller.observe(Measured(done.epoch, done.steps, 0.0, None))
+    done.stopped = verdict.stop
+    learner.attacker.single = False
+    if done.best:
+        learner.load(done.best)
+    else:
+        done.best, done.best_epoch = copy.deepcopy(learner.state()), done.epoch
+    return "collapsed"

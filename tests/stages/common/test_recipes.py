@@ -1,0 +1,77 @@
+"""finetune.recipe: a file of presets/recipes fills in what params.yaml leaves at its default."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from stages.common import recipes
+from stages.common.errors import StageError
+from stages.common.params import Finetune, Merge, check
+from tests.house.imports import ROOT
+
+
+def with_finetune(tmp_path, merge=None, **keys):
+    """The shipped params.yaml with other keys of finetune and merge, checked."""
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["finetune"] |= keys
+    tree["merge"] |= merge or {}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return check(path)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_recipe_is_right_and_is_what_its_file_says(tmp_path, name):
+    params = with_finetune(tmp_path, recipe=name, epochs=60)
+    for section, values in recipes.recipe(name).items():
+        for key, value in values.items():
+            assert getattr(getattr(params, section), key) == value, f"{section}.{key}"
+    first = (recipes.FOLDER / f"{name}.yaml").read_text().splitlines()[0]
+    assert re.match("# [A-Z]", first)  # what it is, and whose
+
+
+def test_a_key_that_is_set_stands_and_a_default_is_the_recipes(tmp_path):
+    params = with_finetune(tmp_path, recipe="awp2020", epochs=20, weight_attack=0.01)
+    assert params.finetune.epochs == 20
+    assert params.finetune.weight_attack == 0.01
+    assert params.finetune.method == "vanilla"  # params.yaml says autolora, which is the default
+    assert with_finetune(tmp_path, recipe="awp2020", method="arow").finetune.method == "arow"
+    assert with_finetune(tmp_path, {"toward": "critical"}, recipe="wise-ft").merge.toward == "critical"
+
+
+def test_none_is_no_recipe(tmp_path):
+    params = with_finetune(tmp_path, recipe="none")
+    assert params.finetune.recipe is None
+    assert params.finetune.method == "autolora"
+
+
+def test_one_that_does_not_exist_is_refused_with_those_that_do(tmp_path):
+    with pytest.raises(StageError, match=r"finetune.recipe is 'awp2021': did you mean awp2020\? there are arow2023, "):
+        with_finetune(tmp_path, recipe="awp2021")
+
+
+def test_a_file_that_says_something_else_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    (tmp_path / "mine.yaml").write_text("evaluate: {version: fast}")
+    with pytest.raises(StageError, match=r"presets/recipes/mine.yaml: expected the sections finetune and merge"):
+        with_finetune(tmp_path, recipe="mine")
+    (tmp_path / "mine.yaml").write_text("finetune: {method: autolore}")
+    with pytest.raises(StageError, match=r"finetune.method is 'autolore'.*did you mean autolora"):
+        with_finetune(tmp_path, recipe="mine")
+
+
+def test_the_page_lists_what_there_is():
+    page = (ROOT / "docs/recipes.md").read_text()
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \|", page.partition("## The recipes")[2], re.M)
+    assert sorted(listed) == recipes.names()
+    axes = page.partition("## The recipes")[0]
+    for key in ("method", "start", "attack", "trains", "weight_attack", "smoothing", "eps_schedule", "reference"):
+        assert f"`finetune.{key}`" in axes
+    sweep = yaml.safe_load((ROOT / "presets/sweeps/recipes.yaml").read_text())
+    assert sorted(sweep["grid"]["finetune.recipe"]) == recipes.names()
+    assert {*recipes.SECTIONS} == {"finetune", "merge"}
+    assert Finetune.model_fields.keys() >= {"recipe"}
+    assert "toward" in Merge.model_fields
