@@ -141,7 +141,7 @@ def decided(settings: Settings, train: Split) -> Settings:
 def as_split(split: tuple[Any, Any], name: str) -> Split:
     """Images of a shape, type and range that training can use, and as many labels."""
     images, labels = _two(split, name)
-    labels = np.array(labels)
+    labels = labels.numpy(force=True) if isinstance(labels, Tensor) else np.array(labels)
     if not np.issubdtype(labels.dtype, np.number):
         raise ValueError(f"{name} labels are {labels.dtype}: expected {len(images)} whole numbers")
     labels = torch.as_tensor(labels)
