@@ -43,7 +43,7 @@ RUN = [
     "cp presets/folder.yaml params.yaml",
 ]
 NOT_RUN = {
-    "uv run autolora attack model.onnx --data images/ --eps 8/255": "docs/attack.md's commands have a test of their own",
+    "uv run autolora attack model.onnx --data images/ --eps 8/255": "tests/user/test_attack_page.py runs such commands",
     "pip install uv": "needs a package index",
     "uv run pytest -n auto": "this very run",
     "python3 -m venv ~/.uv": "needs a package index",
