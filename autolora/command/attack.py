@@ -18,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +34,12 @@ from autolora.attacks.engine.network import Network
 from autolora.attacks.engine.prepare import default_batch
 from autolora.attacks.evaluation import Settings
 from autolora.attacks.report import Report
+from autolora.attacks.under_corruptions import under_corruptions
 from autolora.attacks.verdicts import require
 from autolora.attacks.versions import VERSIONS, Step, plan_of, square_alone
 from autolora.backbones.classifier import IMAGENET_MEAN, IMAGENET_STD
 from autolora.command import result
+from autolora.command.also import WORD, measured, words
 from autolora.command.images import Data, read
 from autolora.command.models import Asked, Normalise, Target, target
 from autolora.command.suspicions import look
@@ -48,7 +51,20 @@ from autolora.data.sample import ids_sha256, stratified
 from autolora.threat import NORMS, Threat, parse_eps
 
 CPU = torch.device("cpu")
-OPTIONS = {"data", "eps", "norm", "weights", "model", "mean", "std", "images", "before-softmax", "classes", "out"}
+OPTIONS = {
+    "data",
+    "eps",
+    "norm",
+    "weights",
+    "model",
+    "mean",
+    "std",
+    "images",
+    "before-softmax",
+    "classes",
+    "out",
+    "also",
+}
 ASKED = 256  # images on which the copy is held against the file, and the labels against the answers
 
 
@@ -75,6 +91,7 @@ def add_to(commands: Any) -> None:
         "--version", default="standard", choices=(*VERSIONS, "square"), help="square: from scores alone"
     )
     parser.add_argument("--images", default="500", help="how many, the same of each class, or all (default 500)")
+    parser.add_argument("--also", metavar="LIST", help="more, on the same images: l2:0.5,linf:4/255,corruptions")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, help="images a forward; the default fits the network")
     parser.add_argument("--mean", help="of a model that wants normalised pixels: one number, or one for each channel")
@@ -100,20 +117,32 @@ def run(chosen: argparse.Namespace) -> int:
         out = chosen.out or Path(f"attacked-{model.name.replace(':', '-')}")
         result.refuse_foreign(out)
         data = read(chosen.data, count, chosen.seed, model.shape, _classes(chosen.classes) or model.classes)
+        also = words(chosen.also, threat, data.images.x.shape[1:])
         agreed = looked_at(model, data, asked)
         progress = out.with_name(f"{out.name}.progress")
         with locked(progress / "lock") if _first() else nullcontext():
             begin, kept = time.perf_counter(), progress / _key(model, data, threat, chosen)
-            left_out = _within(chosen.budget, model, data, (threat, chosen.version), kept)
-            report = _attacked(model, data, threat, _settings(chosen, model, data, kept), agreed)
+            threats = [threat, *(Threat.parse(word) for word in also if word != WORD)]
+            left_out = _within(chosen.budget, model, data, (threats, chosen.version), kept)
+            settings = _settings(chosen, model, data, kept)
+            report = _attacked(model, data, threat, settings, agreed)
+            found = measured(
+                also,
+                lambda other, name: _attacked(model, data, other, _beside(settings, kept, name), agreed),
+                lambda name: under_corruptions(model.network, data.images, _beside(settings, kept, name)),
+            )
             if _first():
                 notes = {"agreement": agreed.agreement.as_record()} if agreed.agreement else {}
                 record = result.record_of(model, data, report, notes | ({"left_out": left_out} if left_out else {}))
-                result.write(out, record | {"seconds": round(time.perf_counter() - begin, 1)}, report, data)
+                record |= {"also": found.rows(report, min(data.images.x.shape[2:]))} if also else {}
+                record |= {"seconds": round(time.perf_counter() - begin, 1)}
+                result.write(out, record, (report, found), data)
         if not _first():
             return 0
     shutil.rmtree(progress, ignore_errors=True)
     print("\n".join(f"{name:<8}{said}" for name, said in report.rows()))
+    for row in record.get("also", []):
+        print(f"{'also':<8}{row['what']}: {100 * row['accuracy']:.1f} %")
     print(f"{'written':<8}{out}: card.html, report.json, robust_flags.npy, adversarial.npz")
     return _ending(chosen.require_robust, report)
 
@@ -242,11 +271,11 @@ def _key(model: Target, data: Data, threat: Threat, chosen: argparse.Namespace) 
         chosen.budget,
         ids_sha256(data.images.ids),
     ]
-    said += [chosen.mean, chosen.std, chosen.normalised, chosen.before_softmax, chosen.layout]
+    said += [chosen.also, chosen.mean, chosen.std, chosen.normalised, chosen.before_softmax, chosen.layout]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
-def _within(budget: float | None, model: Target, data: Data, how: tuple[Threat, str], kept: Path) -> str:
+def _within(budget: float | None, model: Target, data: Data, how: tuple[list[Threat], str], kept: Path) -> str:
     """`data` becomes as many images as fit; in words what does not. A run that goes on has those that it began with."""
     if budget is None:
         return ""
@@ -265,8 +294,12 @@ def _within(budget: float | None, model: Target, data: Data, how: tuple[Threat, 
     return said
 
 
-def _work(model: Target, data: Data, threat: Threat, version: str) -> float:
-    """F for one image that stands to the end."""
+def _work(model: Target, data: Data, threats: list[Threat], version: str) -> float:
+    """F for one image that stands every threat to the end."""
+    return sum(_work_of(model, data, threat, version) for threat in threats)
+
+
+def _work_of(model: Target, data: Data, threat: Threat, version: str) -> float:
     classes = len(data.classes or [])
     plan = square_alone(threat.norm, 5000) if version == "square" else partial(plan_of, version, threat.norm)
     steps: list[Step] = plan(classes)[0]
@@ -299,6 +332,11 @@ def _settings(chosen: argparse.Namespace, model: Target, data: Data, progress: P
             network.hasten(model.graph, x)
     tell = _forecast(len(data.images))
     return Settings(chosen.version, chosen.seed, batch_size=batch, progress=progress / "found", device=CPU, tell=tell)
+
+
+def _beside(settings: Settings, kept: Path, name: str) -> Settings:
+    """For something else on the same images, with progress of its own."""
+    return replace(settings, progress=kept / name, tell=None)
 
 
 def _forecast(images: int) -> Callable[[float], None]:

@@ -51,7 +51,8 @@ def page(record: dict[str, Any], report: Report, examples: Examples, names: list
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(model['name'])} under attack</title><style>{CSS}</style>"
-        f"<body>{head}{figures}{_attacks(record)}{_strips(report, examples, names)}{_classes(record)}{_checks(record)}"
+        f"<body>{head}{figures}{_attacks(record)}{_also(record)}{_strips(report, examples, names)}"
+        f"{_classes(record)}{_checks(record)}"
         "</body></html>\n"
     )
 
@@ -75,6 +76,17 @@ def _attacks(record: dict[str, Any]) -> str:
         for name, share in shares
     )
     return f"<section><h2>Attacks</h2><p class=note>{escape('; '.join(said))}</p><table>{rows}</table></section>"
+
+
+def _also(record: dict[str, Any]) -> str:
+    if not record.get("also"):
+        return ""
+    rows = "".join(
+        f"<tr><th scope=row>{escape(row['what'])}<td>{_percent(row['accuracy'])}"
+        f"<td class=detail>95 %: {_percent(row['ci95'][0])} to {_percent(row['ci95'][1])}"
+        for row in record["also"]
+    )
+    return f"<section><h2>Beyond the threat</h2><table>{rows}</table></section>"
 
 
 def _strips(report: Report, examples: Examples, names: list[str]) -> str:

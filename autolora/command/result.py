@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from autolora.attacks.report import Report
+from autolora.command.also import Also
 from autolora.command.card import page
 from autolora.command.images import Data
 from autolora.command.models import Target
@@ -56,17 +57,21 @@ def by_class(report: Report, names: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def flags(report: Report) -> np.ndarray:
-    table = np.zeros(len(report.ids), dtype=[("id", "S64"), ("label", "i8"), ("clean", "?"), ("robust", "?")])
+def flags(report: Report, also: Also) -> np.ndarray:
+    more = also.columns()
+    known = [("id", "S64"), ("label", "i8"), ("clean", "?"), ("robust", "?")]
+    table = np.zeros(len(report.ids), dtype=known + [(what, column.dtype.str) for what, column in more.items()])
     table["id"], table["label"] = [i.encode() for i in report.ids], report.y.numpy()
-    table["clean"], table["robust"] = report.clean.numpy(), report.robust.numpy()
+    for what, column in {"clean": report.clean.numpy(), "robust": report.robust.numpy(), **more}.items():
+        table[what] = column
     return table
 
 
-def write(out: Path, record: dict[str, Any], report: Report, data: Data) -> None:
+def write(out: Path, record: dict[str, Any], found: tuple[Report, Also], data: Data) -> None:
+    report, also = found
     examples = Examples(data.images, report.adversarial.numpy(), report.found.numpy())
     with replacing_folder(out) as part:
-        np.save(part / FLAGS, flags(report))
+        np.save(part / FLAGS, flags(report, also))
         write_examples(part / EXAMPLES, examples, str(report.threat))
         hashes = {name: file_sha256(part / name) for name in (FLAGS, EXAMPLES)}
         write_json(part / REPORT, record | {"files": hashes})

@@ -17,6 +17,7 @@ from autolora.attacks.autoattack import autoattack_of
 from autolora.attacks.engine.file_network import FileNetwork
 from autolora.attacks.evaluation import Settings
 from autolora.command import attack, result
+from autolora.command.also import Also
 from autolora.command.main import main
 from autolora.data.examples import read_examples
 from autolora.data.images import TestImages
@@ -79,7 +80,7 @@ def test_what_stands_is_what_must_stand(tmp_path: Path, data: Path) -> None:
 
 FORMS: list[tuple[str, int | str, list[str]]] = [
     ("float", "n", []),
-    ("float", 1, []),
+    ("float", 1, ["--batch", "8"]),
     ("float", 5, []),
     ("half", "n", []),
     ("nhwc", "n", ["--layout", "nhwc"]),
@@ -130,7 +131,7 @@ def test_data_in_every_form(tmp_path: Path) -> None:
 
 
 def test_networks_of_torch(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "own_network.py").write_text(
+    (tmp_path / "colour_network.py").write_text(
         "import torch\n"
         "class Colours(torch.nn.Module):\n"
         "    def __init__(self):\n"
@@ -143,8 +144,8 @@ def test_networks_of_torch(tmp_path: Path, data: Path, monkeypatch: pytest.Monke
     weights = tmp_path / "weights.pt"
     torch.save({"state_dict": {"scale": torch.ones(3)}}, weights)
     expected = colours.stands(X, Y, EPS)
-    assert (attacked(tmp_path, "own_network:Colours", data, "--weights", weights) == expected).all()  # type: ignore[arg-type]
-    module = __import__("own_network").Colours().eval()
+    assert (attacked(tmp_path, "colour_network:Colours", data, "--weights", weights) == expected).all()  # type: ignore[arg-type]
+    module = __import__("colour_network").Colours().eval()
     shape = ({0: torch.export.Dim("n")},)
     torch.export.save(torch.export.export(module, (torch.rand(2, 3, 8, 8),), dynamic_shapes=shape), "model.pt2")
     assert (attacked(tmp_path, Path("model.pt2"), data) == expected).all()
@@ -201,6 +202,31 @@ def test_a_budget_says_what_was_left_out(tmp_path: Path, data: Path, monkeypatch
     assert record["model"]["left_out"].startswith(f"{left} of 24 images are left out")
 
 
+def test_other_threats_on_the_same_images(tmp_path: Path, data: Path) -> None:
+    model = colours.write(tmp_path / "model.onnx")
+    attacked(tmp_path, model, data, "--also", "linf:16/255,l2:0.2")
+    rows = {row["what"]: row for row in json.loads((tmp_path / "out" / "report.json").read_text())["also"]}
+    flags = np.load(tmp_path / "out" / result.FLAGS)
+    assert set(rows) == {"linf:16/255", "l2:0.2", "union"}
+    assert rows["linf:16/255"]["accuracy"] == colours.stands(X, Y, 16 / 255).mean()
+    assert rows["union"]["accuracy"] == (flags["robust"] & flags["linf:16/255"] & flags["l2:0.2"]).mean()
+    assert rows["union"]["accuracy"] <= min(row["accuracy"] for row in rows.values())
+    page = (tmp_path / "out" / "card.html").read_text()
+    assert "Beyond the threat" in page
+
+
+def test_corruptions_count_each_image_once() -> None:
+    right = torch.ones(4, 15, 5, dtype=torch.bool)
+    right[0] = False
+    right[1, 3, 2:] = False
+    also = Also({}, right)
+    (row,) = also.rows(None, 32)  # type: ignore[arg-type]  # no threat, no union
+    assert row["what"] == "corruptions"
+    assert row["accuracy"] == 1 - (75 + 3) / 300
+    assert row["kinds"][3] == {"name": "defocus_blur", "accuracy": 0.6, "by_severity": [0.75, 0.75, 0.5, 0.5, 0.5]}
+    assert also.columns()["corruptions"].tolist() == [0, 72, 75, 75]
+
+
 def test_too_few_that_stand(tmp_path: Path, data: Path) -> None:
     model = colours.write(tmp_path / "model.onnx")
     told = ("attack", model, "--data", data, "--eps", "8/255", "--version", "fast", "--out", tmp_path / "out")
@@ -231,6 +257,8 @@ def refused(capsys: pytest.CaptureFixture, tmp_path: Path, *arguments: object, s
         ("float", ["--before-softmax"], "its output is made by Gemm"),
         ("float", ["--mean", "0.5"], "--mean and --std belong together"),
         ("float", ["--mean", "x", "--std", "1"], "--mean is 'x': expected numbers such as"),
+        ("float", ["--also", "linf:8/255"], "linf:8/255 is the threat itself"),
+        ("float", ["--also", "corruptions"], "corruptions need images of three channels and 16 pixels a side"),
         ("float", ["--images", "0"], "--images is '0': expected a number from 1, or all"),
     ],
 )
