@@ -40,6 +40,7 @@ def params(**data: object) -> None:
     """This repository's params.yaml, with other data."""
     content = yaml.safe_load((ROOT / "params.yaml").read_text())
     content["data"] |= {"path": "raw", "image_size": 8, **data}
+    content["backbone"]["weights"] = None  # they lie in the repository, and prepare looks for them first
     Path("params.yaml").write_text(yaml.safe_dump(content))
 
 

@@ -21,6 +21,7 @@ class Workspace:
         self.raw.mkdir(parents=True)
         shutil.copy(root / "dvc.yaml", folder)
         self.params = yaml.safe_load((root / "params.yaml").read_text())
+        self.params["backbone"]["weights"] = None  # they lie in the checkout, and prepare looks for them first
         self.set(source="folder", path="data/raw", image_size=32, test_fraction=0.2, validation_fraction=0.2)
 
     def set(self, **data) -> None:

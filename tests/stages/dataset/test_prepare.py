@@ -245,6 +245,7 @@ def _peak(folder: Path, root: Path, n: int) -> int:
     np.savez(folder / "data/raw/set.npz", x=x, y=np.arange(n) % 4)
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["data"] |= {"source": "npz", "image_size": 72}
+    params["backbone"]["weights"] = None
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     (folder / "dvc.yaml").write_bytes((root / "dvc.yaml").read_bytes())
     code = "from stages.prepare import prepare; prepare(); print(open('/proc/self/status').read())"
