@@ -95,15 +95,14 @@ def beyond(evidence: Evidence) -> dict[str, Any] | None:
         ],
         "strengths": corrupted and corrupted["strengths"],
         "kinds": [_kind(kind) for kind in corrupted["kinds"]] if corrupted else [],
-        "warnings": [
-            f"{radius(row)}: {said}" for row in r["also"] for said in row.get("warnings", []) if not few(said)
-        ],
+        "warnings": [f"{radius(row)}: {said}" for row in r["also"] for said in objections(row)],
     }
 
 
-def few(warning: str) -> bool:
-    """That there are few images: the interval says it."""
-    return warning.startswith(NAMES[11])
+def objections(row: dict[str, Any]) -> list[str]:
+    """Of the checks under this threat; that there are few images, the interval says."""
+    found = [c for c in sixteen(row.get("objections", [])) if c.number != 11]
+    return [f"{c.title}: {c.detail}" for c in found]
 
 
 def _kind(kind: dict[str, Any]) -> tuple[str, ...]:

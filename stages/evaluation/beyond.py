@@ -73,7 +73,8 @@ def _share(what: str, flags: np.ndarray) -> dict[str, Any]:
 
 def _of_threat(report: Report) -> dict[str, Any]:
     known = report.as_record()
-    return {key: known[key] for key in ("threat", "version", "deviation", "attacks", "warnings")}
+    kept = {key: known[key] for key in ("threat", "version", "deviation", "attacks")}
+    return kept | {"objections": [check for check in known["checks"] if check["verdict"] == "warn"]}
 
 
 def _kinds(ours: Tensor, twin: Tensor) -> list[dict[str, Any]]:

@@ -88,6 +88,10 @@ def test_other_threats_and_corruptions_where_they_were_measured(html, tmp_path):
     found = Tree(page(folder))
     record, text = read_json(folder / "reports/robustness.json"), " ".join(found.text.split())
     assert 'id="beyond"' not in html
+    said = {"number": 9, "name": "black box does not beat white box", "verdict": "warn", "detail": "planted"}
+    record["also"][0]["objections"].append(said)
+    write_json(folder / "reports/robustness.json", record)
+    assert "L2 0.5: black box beats white box: planted" in page(folder)
     names = ("L2 0.5", "both threats", "corruptions, the mean of 15 at 5 severities")
     for row, name in zip(record["also"], names):
         low, high = (f"{100 * v:.1f}" for v in row["ci95"])
