@@ -57,7 +57,7 @@ TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
 MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")
 FINETUNED = Path("models/finetuned/finetuned.json")
 REPORTS, ADVERSARIAL = Path("reports"), Path("models/adversarial.npz")
-MADE_OF = ("soup", "soup_members", "critical_layer")  # notes of a merge that is not the default one
+MADE_OF = ("soup", "soup_members", "critical_layer", "mix")  # notes of a merge that is not the default one
 SHOWN = 6  # rows of the contact sheet
 
 
@@ -91,7 +91,7 @@ def check_provenance(images: TestImages) -> list[Check]:
     """Checks 12, 14 and 15, before any work is done."""
     recorded = recorded_weights()
     merged, natural = load_network(MERGED)[1], load_network(NATURAL)[1]
-    as_tuned = merged["alpha"] == "0" and "soup" not in merged
+    as_tuned = merged["alpha"] == "0" and not {"soup", "mix"} & merged.keys()
     robust = merged["weights_sha256"] if as_tuned else merged.get("robust_sha256", "none")
     evaluated = {"robust": robust, "natural": natural["weights_sha256"]}
     if "soup" in merged:

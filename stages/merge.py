@@ -46,6 +46,13 @@ class Ends(NamedTuple):
     notes: dict[str, str]  # on how they were made; none of the default
 
 
+class Shipped(NamedTuple):
+    network: Classifier
+    point: Point  # on the validation part
+    why: str
+    notes: dict[str, str]
+
+
 def merge() -> None:
     params = load(MergeParams)
     validation = Validation(params.threat)
@@ -56,10 +63,13 @@ def merge() -> None:
         along = [point for point in curve if point.toward == toward]
         chosen, why = choose(along) if asked == "auto" else (_find(along, float(asked)), "set in params.yaml")
         network = _network(ends, chosen.toward, chosen.alpha)
-        digest = _write(network, chosen, params.threat, why, ends.notes)
-        _write_curve(curve, chosen)
-        record |= {"weights_sha256": digest, "alpha": chosen.alpha, "why": why, **ends.notes}
         print(f"merge: alpha = {chosen.alpha:g} toward {chosen.toward}: {why}")
+        shipped = Shipped(network, chosen, why, ends.notes)
+        if params.merge.mix == "nuts":
+            shipped = _mixed(shipped, ends.natural, validation)
+        digest = _write(shipped, params.threat)
+        _write_curve(curve, chosen)
+        record |= {"weights_sha256": digest, "alpha": chosen.alpha, "why": shipped.why, **shipped.notes}
 
 
 def _read_ends(params: MergeParams, validation: Validation) -> Ends:
@@ -112,15 +122,28 @@ def _mark(ends: Ends, toward: str) -> str:
     return "" if made is None else f"-{weights_sha256(made.state_dict())[:16]}"
 
 
+def _mixed(alone: Shipped, natural: Classifier, validation: Validation) -> Shipped:
+    """With the natural twin in one network; or alone, where a mixture makes no sense."""
+    mixture, why = validation.mixture(alone.network, natural)
+    if mixture is None:
+        print(f"merge: no mixture, the robust network ships alone: {why}")
+        return alone._replace(why=f"{alone.why}; no mixture: {why}")
+    print(f"merge: mixed with the natural twin: {why}")
+    flags = validation.judged(f"mixture-{weights_sha256(mixture.state_dict())[:16]}", lambda: mixture)
+    point = Point(alone.point.toward, alone.point.alpha, *flags)
+    return Shipped(mixture.cpu(), point, f"{alone.why}; mixture: {why}", alone.notes | {"mix": "nuts"})
+
+
 def _find(points: list[Point], alpha: float) -> Point:
     return next(point for point in points if point.alpha == alpha)
 
 
-def _write(network: Classifier, chosen: Point, threat: Threat, why: str, made_of: dict[str, str]) -> str:
-    clean, robust = chosen.accuracies
-    notes = {"alpha": f"{chosen.alpha:g}", "toward": chosen.toward, "threat": str(threat), "why": why, **made_of}
+def _write(shipped: Shipped, threat: Threat) -> str:
+    point, (clean, robust) = shipped.point, shipped.point.accuracies
+    notes = {"alpha": f"{point.alpha:g}", "toward": point.toward, "threat": str(threat), "why": shipped.why}
+    notes |= shipped.notes
     notes["robust_sha256"] = read_notes(ROBUST)["weights_sha256"]  # what was fine-tuned; stages.evaluate compares
-    return save_classifier(network, MERGED, **notes, val_clean=f"{clean:.6f}", val_robust=f"{robust:.6f}")
+    return save_classifier(shipped.network, MERGED, **notes, val_clean=f"{clean:.6f}", val_robust=f"{robust:.6f}")
 
 
 def _write_curve(curve: list[Point], chosen: Point) -> None:

@@ -26,6 +26,7 @@ from autolora.attacks.confirmation import attack
 from autolora.attacks.engine.network import from_session, predicted
 from autolora.attacks.engine.prepare import device_of
 from autolora.attacks.evaluation import Answers, Evaluation, Settings, claim, forecast, opened
+from autolora.attacks.mixture import is_mixture, three_ways, with_a_gradient
 from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.verdicts import ordered, require
 from autolora.attacks.versions import VERSIONS, Budget, Plan, Step, plan_of, square_alone
@@ -93,8 +94,10 @@ def autoattack_of(model: Answers, images: TestImages, threat: Threat, settings: 
     """`autoattack` on images that are shared with others."""
     _among("version", settings.version, VERSIONS)
     _among("precision", settings.precision, PRECISIONS)
-    plan = partial(plan_of, settings.version, threat.norm, budget=settings.budget)
-    return _checked(model, images, threat, settings, plan)
+    plan: Plan = partial(plan_of, settings.version, threat.norm, budget=settings.budget)
+    if is_mixture(model):
+        plan = three_ways(model, plan, settings.precision)  # type: ignore[arg-type]
+    return _checked(with_a_gradient(model), images, threat, settings, plan)
 
 
 def _among(argument: str, value: str, allowed: Sequence[str]) -> None:

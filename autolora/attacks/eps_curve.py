@@ -16,6 +16,7 @@ from autolora.attacks.checks import huge, in_advance, pixels
 from autolora.attacks.engine.prepare import device_of
 from autolora.attacks.engine.slots import Job, Slots
 from autolora.attacks.evaluation import Answers, Evaluation, Settings, opened
+from autolora.attacks.mixture import with_a_gradient
 from autolora.attacks.verdicts import require
 from autolora.common import distributed
 from autolora.data.images import TestImages
@@ -50,7 +51,7 @@ def curve_of(model: Answers, images: TestImages, threat: Threat, settings: Setti
     """`eps_curve` on images that are shared with others."""
     require(in_advance(model, gradients=False))
     wanted = radii(threat, images.x[0].size)
-    with opened(model, images, threat, settings) as e:
+    with opened(with_a_gradient(model), images, threat, settings) as e:
         require([pixels(e.x)])
         mine = wanted[distributed.process_number() :: distributed.process_count()]
         points = distributed.gathered({eps: accuracy_at(e, eps) for eps in mine})

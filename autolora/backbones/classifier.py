@@ -11,6 +11,7 @@ A `Classifier` knows its own `Spec`, so that one safetensors file is enough to b
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import importlib
@@ -31,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autolora.backbones.layers import first_convolutions, head_name, head_names, submodule
+from autolora.backbones.mixture import Mapping, Mixture, View
 from autolora.common.errors import BadArgument
 from autolora.common.files import replacing, weights_sha256
 
@@ -55,9 +57,11 @@ class Spec:
     std: tuple[float, ...] = IMAGENET_STD
     channels: int = 3  # of the images
     trained_for: str | None = None  # the threat, in pixels, that the starting weights were trained for: "linf:2/255"
+    mixture: dict[str, float | None] | None = None  # of two such networks (mixture.Mapping's fields)
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        fields = dataclasses.asdict(self)
+        return json.dumps({k: v for k, v in fields.items() if k != "mixture" or v is not None}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
@@ -85,6 +89,28 @@ class Classifier(nn.Module):
         return self.body((x - self.mean) / self.std)
 
 
+def mix(robust: Classifier, accurate: Classifier, mapping: Mapping) -> Classifier:
+    """Two classifiers of one kind as one, in eval."""
+    pair = [dataclasses.replace(model.spec, trained_for=None) for model in (robust, accurate)]
+    if pair[0] != pair[1]:
+        raise ValueError(f"two networks of one kind can be mixed: {pair[0].arch} and {pair[1].arch} are not")
+    spec = dataclasses.replace(robust.spec, mixture=dataclasses.asdict(mapping))
+    return Classifier(Mixture(robust.body, accurate.body, mapping), spec).to(robust.mean.device).eval()
+
+
+def seen(model: Classifier, view: View) -> Classifier:
+    """A mixture with another gradient; it shares the weights."""
+    assert isinstance(model.body, Mixture)
+    return Classifier(model.body.seen(view), model.spec).to(model.mean.device).train(model.training)
+
+
+def robust_part(model: Classifier) -> Classifier:
+    """Of a mixture; it shares the weights."""
+    assert isinstance(model.body, Mixture)
+    spec = dataclasses.replace(model.spec, mixture=None)
+    return Classifier(model.body.robust, spec).to(model.mean.device).train(model.training)
+
+
 # --- spec -> network --------------------------------------------------------------------------------------------------
 
 
@@ -92,9 +118,15 @@ def build(spec: Spec, seed: int = 0) -> Classifier:
     """The network that a spec describes, with fresh weights from `seed`; torch's global generator is untouched."""
     check_spec(spec)
     with drawn_from(seed):
-        body = _body(spec)
-        adapt_stem(body, spec.stem)
-    return Classifier(body, spec)
+        bodies = [adapt_stem(_body(spec), spec.stem) for _ in range(1 if spec.mixture is None else 2)]
+    return _of_bodies(bodies, spec)
+
+
+def _of_bodies(bodies: list[nn.Module], spec: Spec) -> Classifier:
+    if spec.mixture is None:
+        return Classifier(bodies[0], spec)
+    mapping: dict[str, Any] = spec.mixture
+    return Classifier(Mixture(bodies[0], bodies[1], Mapping(**mapping)), spec)
 
 
 def check_spec(spec: Spec) -> None:
@@ -328,7 +360,11 @@ def load_classifier(path: str | Path, body: nn.Module | None = None) -> Classifi
     spec = Spec.from_json(metadata["spec"])
     if body is None:
         _refuse_foreign_module(path, spec.arch)
-    model = build(spec) if body is None else Classifier(body, spec)
+    model = (
+        build(spec)
+        if body is None
+        else _of_bodies([body] if spec.mixture is None else [body, copy.deepcopy(body)], spec)
+    )
     state = safetensors.torch.load_file(path)
     if weights_sha256(state) != metadata["weights_sha256"]:
         raise ValueError(f"{path}: the weights are not those that were saved (sha256 differs)")

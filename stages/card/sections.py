@@ -36,7 +36,8 @@ def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _made_of(r: dict[str, Any]) -> str:
     soup = f", from a {r['soup']} soup of member {r['soup_members']}" if "soup" in r else ""
-    return soup + (f", toward a natural {r['critical_layer']}" if "critical_layer" in r else "")
+    layer = f", toward a natural {r['critical_layer']}" if "critical_layer" in r else ""
+    return soup + layer + (", mixed with the natural twin (MixedNUTS)" if "mix" in r else "")
 
 
 def _gates(gates: dict[str, Any]) -> str:

@@ -159,6 +159,7 @@ class Merge(Section):
     alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] | Annotated[int, Field(ge=0, le=1)] = "auto"
     toward: Literal["branch", "natural", "critical"] = "branch"
     soup: Literal["none", "uniform", "greedy", "stock"] = "none"
+    mix: Literal["none", "nuts"] = "none"
 
 
 CORRUPTIONS, UNION = "corruptions", "union"  # words that stand beside threats
@@ -283,6 +284,14 @@ def exclusions(params: Params) -> Iterator[str]:
         yield f"merge.soup is {params.merge.soup}, but finetune.members is 1: a soup needs at least 2"
     if params.merge.toward == "critical" and params.finetune.method == "natural":
         yield "merge.toward is critical, but finetune.method is natural: there is no robustness that a layer could keep"
+    if params.merge.mix == "none":
+        return
+    if params.finetune.method == "natural":
+        yield f"merge.mix is {params.merge.mix}, but finetune.method is natural: two natural networks would be mixed"
+    if params.evaluate.precision != "float32":
+        yield f"merge.mix is {params.merge.mix}, but evaluate.precision is mixed: a mixture is attacked in float32"
+    if params.export.variants:
+        yield f"merge.mix is {params.merge.mix}, but export.variants is not empty: no attack fits a quantised mixture"
 
 
 def _read(path: str | Path) -> Params:

@@ -53,7 +53,7 @@ def _greedy(members: list[Member], validation: Validation) -> Soup:
 
         def measure(chosen: tuple[int, ...]) -> Point:
             name = "members-" + "+".join(str(i + 1) for i in chosen)
-            flags = validation.judged(name, lambda: uniform(members, chosen).network, shown.update)
+            flags = validation.judged(name, lambda: cast(Classifier, uniform(members, chosen).network), shown.update)
             return Point("soup", 0.0, *flags)
 
         return greedy(members, measure)

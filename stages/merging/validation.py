@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
+from autolora.backbones.classifier import Classifier
 from autolora.common.code import code_sha256
 from autolora.common.files import file_sha256, replacing
 from autolora.threat import Threat
+from autolora.training import nuts
 from autolora.training.dial import judge
 from stages.common.runner import work_dir
 
@@ -38,15 +39,21 @@ class Validation:
         return self.images.shape[-1]
 
     def judged(
-        self, name: str, network: Callable[[], nn.Module], on_batch: Callable[[int], object] = lambda n: None
+        self, name: str, network: Callable[[], Classifier], on_batch: Callable[[int], object] = lambda n: None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which images are right, and which stay right under attack; `network` is made where nobody has asked yet."""
         kept = self.folder / f"{name}.npy"
         if kept.exists():
             on_batch(len(self))
         else:
-            flags = judge(network().to(self.device), self.images, self.labels, self.threat, on_batch=on_batch)
+            model = network().to(self.device)
+            by = nuts.judged if model.spec.mixture is not None else judge
+            flags = by(model, self.images, self.labels, self.threat, on_batch=on_batch)
             with replacing(kept) as part, open(part, "wb") as file:
                 np.save(file, np.stack(flags))
         clean, robust = np.load(kept)
         return clean, robust
+
+    def mixture(self, robust: Classifier, natural: Classifier) -> tuple[Classifier | None, str]:
+        pair = robust.to(self.device), natural.to(self.device)
+        return nuts.mixture(*pair, self.images, self.labels, self.threat)

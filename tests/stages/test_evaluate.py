@@ -155,6 +155,10 @@ def test_a_soup_is_followed_to_its_members(workspace: Path) -> None:
     runs = [{"weights_sha256": "b"}, {"weights_sha256": "c"}]
     write_json("models/finetuned/finetuned.json", record | {"members": {"runs": runs}})
     assert [check.verdict for check in stage.check_provenance(images)] == ["pass"] * 3
+    mixed = {"alpha": "0", "mix": "nuts", "robust_sha256": "a" * 64}
+    save_classifier(classifier(0), "models/merged.safetensors", **mixed)
+    assert [check.verdict for check in stage.check_provenance(images)] == ["pass"] * 3
+    save_classifier(classifier(0), "models/merged.safetensors", **notes)
     for others in (runs[:1], runs[::-1]):
         write_json("models/finetuned/finetuned.json", record | {"members": {"runs": others}})
         with pytest.raises(CheckFailed, match="members has the weights b c"):

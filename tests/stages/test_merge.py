@@ -148,3 +148,25 @@ def test_a_soup_of_members_that_are_not_there(finetuned) -> None:
     Path("models/finetuned/members/2.safetensors").rename("models/finetuned/members/4.safetensors")
     with pytest.raises(StageError, match=r"members/2.safetensors is missing: run `dvc repro finetune`"):
         finetuned(alpha=0, toward="branch", soup="uniform")
+
+
+def test_a_mixture_with_the_natural_twin(finetuned, capsys: pytest.CaptureFixture[str]) -> None:
+    finetuned(alpha=0, toward="branch")
+    alone = read_notes("models/merged.safetensors")
+    finetuned(alpha=0, toward="branch", mix="nuts")
+    assert "the robust network ships alone: 30 validation images are fewer than 100" in capsys.readouterr().out
+    assert read_notes("models/merged.safetensors")["weights_sha256"] == alone["weights_sha256"]
+    x = np.random.default_rng(1).integers(0, 256, (120, 3, 8, 8), dtype=np.uint8)
+    y = tiny(0)(torch.from_numpy(x) / 255).argmax(1).numpy()
+    y[:20] = (y[:20] + 1) % 10
+    np.save("data/prepared/val/images.npy", x)
+    np.save("data/prepared/val/labels.npy", y)
+    finetuned(alpha=0, toward="branch", mix="nuts")
+    merged, notes = load_classifier("models/merged.safetensors"), read_notes("models/merged.safetensors")
+    assert notes["mix"] == "nuts"
+    assert notes["robust_sha256"] == alone["robust_sha256"]
+    for part, network in ((merged.body.robust, tiny(0)), (merged.body.accurate, tiny(1))):
+        assert all(torch.equal(v, part.state_dict()[n]) for n, v in network.body.state_dict().items())
+    clean = (merged(torch.from_numpy(x) / 255).argmax(1).numpy() == y).mean()
+    assert float(notes["val_clean"]) == pytest.approx(clean, abs=1e-6)
+    assert float(notes["val_robust"]) <= float(notes["val_clean"])

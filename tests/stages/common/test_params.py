@@ -100,6 +100,18 @@ def test_a_fault_is_named(tmp_path, key, value, words):
             {"merge.toward": "critical", "finetune.method": "natural"},
             "merge.toward is critical, but finetune.method is natural: there is no robustness that a layer could keep",
         ),
+        (
+            {"merge.mix": "nuts", "finetune.method": "natural"},
+            "merge.mix is nuts, but finetune.method is natural: two natural networks would be mixed",
+        ),
+        (
+            {"merge.mix": "nuts", "evaluate.precision": "mixed"},
+            "merge.mix is nuts, but evaluate.precision is mixed: a mixture is attacked in float32",
+        ),
+        (
+            {"merge.mix": "nuts", "export.variants": ["int8"]},
+            "merge.mix is nuts, but export.variants is not empty: no attack fits a quantised mixture",
+        ),
     ],
 )
 def test_values_that_exclude_each_other(tmp_path, changes, words):
@@ -151,7 +163,7 @@ def test_a_stage_sees_only_what_it_declares():
         "seed": 0,
         "threat": {"norm": "linf", "eps": "16/255"},
         "finetune": params.finetune.model_dump(),
-        "merge": {"alpha": "auto", "toward": "branch", "soup": "none"},
+        "merge": {"alpha": "auto", "toward": "branch", "soup": "none", "mix": "none"},
     }
 
 
@@ -230,6 +242,7 @@ def test_no_default_changes_unseen():
         "finetune.rate": None,
         "finetune.reference": "auto",
         "merge.alpha": "auto",
+        "merge.mix": "none",
         "merge.soup": "none",
         "merge.toward": "branch",
         "register.gates.also": {},

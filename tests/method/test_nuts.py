@@ -1,0 +1,252 @@
+"""A mixture against what it promises: whose answer counts, its surrogate's gradient, its search, its three attacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import autolora
+from autolora.attacks.mixture import Shown
+from autolora.attacks.verdicts import Check
+from autolora.attacks.versions import Budget
+from autolora.backbones.classifier import (
+    Classifier,
+    load_classifier,
+    mix,
+    read_notes,
+    robust_part,
+    save_classifier,
+    seen,
+)
+from autolora.backbones.mixture import Mapping, mixed, normed, surrogate
+from autolora.common.errors import BadArgument
+from autolora.export.runtime import logits, open_session
+from autolora.threat import Threat
+from autolora.training import nuts
+from autolora.training.nuts import Logits, fits, margins, search
+from tests.export.nets import tiny
+from tests.method.small import images
+
+THREAT, STRONG = Threat("linf", "8/255"), Threat("linf", "40/255")
+MAPPINGS = [Mapping(3.0, alpha=0.7), Mapping(5.0, 4.0, -1.1, 0.9, 0.8), Mapping(0.5, 2.0, 0.3, 0.6, 0.9)]
+
+
+def draws(n: int, classes: int = 10, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(n, classes, generator=torch.Generator().manual_seed(seed))
+
+
+def pair(mapping: Mapping) -> Classifier:
+    return mix(tiny(0), tiny(1), mapping)
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_f_is_the_logarithm_of_mixed_probabilities(mapping: Mapping) -> None:
+    h, g = draws(20).double(), draws(20, seed=1).double()
+    u = (h - h.mean(1, keepdim=True)) / (h.var(1, keepdim=True) + 1e-8).sqrt()
+    if mapping.shift is not None:
+        u = F.gelu(u + mapping.shift)
+    m = mapping.scale * u.sign() * u.abs() ** mapping.power
+    p = (1 - mapping.alpha) * F.one_hot(g.argmax(1), 10) + mapping.alpha * m.softmax(1)
+    assert torch.allclose(mixed(h, g, mapping).exp(), p)
+    assert torch.allclose(p.sum(1), torch.ones(20).double())
+
+
+def test_f_is_finite_where_the_robust_network_is_sure() -> None:
+    h = 1000 * F.one_hot(torch.arange(10)).float()
+    assert mixed(h, h.roll(1, 0), Mapping(20.0, 6.0, alpha=0.999)).isfinite().all()
+
+
+def test_the_whole_share_of_the_robust_network_gives_its_answers() -> None:
+    h, g = draws(200), draws(200, seed=1)
+    assert torch.equal(mixed(h, g, Mapping(2.0, alpha=1.0)).argmax(1), h.argmax(1))
+
+
+def test_no_answer_of_the_accurate_network_changes_a_large_margin_and_one_changes_a_small_one() -> None:
+    mapping, h = Mapping(1.5, alpha=0.75), draws(300)
+    answers = torch.stack(
+        [mixed(h, F.one_hot(torch.tensor(k), 10).expand(300, 10).float(), mapping).argmax(1) for k in range(10)]
+    )
+    kept = (answers == h.argmax(1)).all(0)
+    large = margins(mapping(h)) >= (1 - mapping.alpha) / mapping.alpha
+    assert 20 < large.sum() < 280
+    assert torch.equal(kept, large)
+
+
+def test_the_norm_does_not_see_scale_and_offset_nor_more_than_250_logits() -> None:
+    z = draws(8, classes=400).double()
+    assert torch.allclose(normed(3.7 * z + 11), normed(z))
+    top = z.sort(1, descending=True).values[:, :250]
+    assert torch.allclose(normed(z)[:, 0], (z[:, 0] - top.mean(1)) / (top.var(1) + 1e-8).sqrt())
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_the_surrogate_has_the_value_of_f_and_the_gradient_of_f_d(mapping: Mapping) -> None:
+    mixture, x, y = pair(mapping), torch.rand(6, 3, 8, 8, requires_grad=True), torch.arange(6)
+    outside = seen(mixture, "surrogate")
+    assert torch.equal(outside(x), mixture(x))
+    h, g, b = tiny(0)(x).double(), tiny(1)(x).double(), mapping.surrogate_alpha
+    p = (1 - b) * g.softmax(1) + 0.9 * b * h.softmax(1) + 0.1 * b * mapping(h).softmax(1)
+    assert torch.allclose(surrogate(h, g, mapping), p.log())
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    (ours,) = torch.autograd.grad((outside(x) * weight).sum(), x)
+    (theirs,) = torch.autograd.grad((p.log() * weight).sum(), x)
+    assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-6)
+    assert (torch.autograd.grad(F.cross_entropy(mixture(x), y), x)[0] - ours).abs().max() > 1e-4
+
+
+def test_a_file_holds_both_and_says_how(tmp_path: Path) -> None:
+    mixture, x = pair(MAPPINGS[1]), torch.rand(5, 3, 8, 8)
+    save_classifier(mixture, tmp_path / "two.safetensors")
+    again = load_classifier(tmp_path / "two.safetensors")
+    assert torch.equal(again(x), mixture(x))
+    assert again.body.mapping == MAPPINGS[1]
+    save_classifier(tiny(0), tmp_path / "one.safetensors")
+    assert "mixture" not in json.loads(read_notes(tmp_path / "one.safetensors")["spec"])
+    other = tiny(1)
+    other.spec = dataclasses.replace(other.spec, mean=(0.1,))
+    with pytest.raises(ValueError, match="two networks of one kind"):
+        mix(tiny(0), other, MAPPINGS[0])
+
+
+@pytest.mark.slow
+def test_one_onnx_file_answers_as_the_mixture(tmp_path: Path) -> None:
+    mixture, x = pair(MAPPINGS[1]), torch.rand(32, 3, 8, 8)
+    autolora.export_onnx(mixture, tmp_path / "two.onnx")
+    answers = logits(open_session(tmp_path / "two.onnx"), x.numpy())
+    assert np.array_equal(answers.argmax(1), mixture(x).argmax(1).numpy())
+    assert np.abs(answers - mixture(x).detach().numpy()).max() < 1e-4
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+def planted(n: int, classes: int = 10, seed: int = 0) -> Logits:
+    """Sure answers are right, unsure ones half of the time; an attack breaks a fifth, and takes some margin of all."""
+    draw = torch.Generator().manual_seed(seed)
+    z, y = torch.randn(n, classes, generator=draw), torch.randint(0, classes, (n,), generator=draw)
+    sure = torch.rand(n, generator=draw) < 0.6
+    z[torch.arange(n), y] = z.amax(1) + torch.where(
+        sure, 4.0, torch.where(torch.rand(n, generator=draw) < 0.5, 0.3, -0.3)
+    )
+    attacked = z.clone()
+    attacked[torch.arange(n), y] -= torch.where(torch.rand(n, generator=draw) < 0.2, 6.0, 1.0)
+    return Logits(z.double(), attacked.double(), y)
+
+
+@pytest.mark.parametrize("n", [150, 2000])
+def test_no_twin_takes_more_than_half_a_point_and_an_ideal_one_mends(n: int) -> None:
+    found = planted(n)
+    mapping, why = search(found)
+    assert mapping is not None
+    worst = found.attacked.clone().scatter_(1, found.y[:, None], -torch.inf)  # the twin names the strongest wrong class
+    left = mixed(found.attacked.float(), worst.float(), mapping).argmax(1) == found.y
+    lost = int((found.stands & ~left).sum())
+    assert lost <= (0 if n == 150 else 0.005 * n)
+    twin = F.one_hot(found.y, 10).float()
+    right = found.clean.argmax(1) == found.y
+    mended = mixed(found.clean.float(), twin, mapping).argmax(1) == found.y
+    assert torch.equal(mended | right, mended)
+    assert f"{int((~right).sum())} images read wrongly {int((~mended).sum())} are too sure" in why
+    assert n == 150 or mended.all()
+    assert fits(found, mapping)
+
+
+def test_a_shift_that_turns_answers_around_is_refused() -> None:
+    """Of three classes the largest norm is small enough for GELU to fall."""
+    z = torch.tensor([[0.6, 0.5, 0.0]]).double()
+    assert Mapping(1.0, 1.0, -1.5)(z).argmax(1) != z.argmax(1)
+    assert not fits(Logits(z, z, torch.tensor([0])), Mapping(1.0, 1.0, -1.5))
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (planted(200, classes=2), "two classes"),
+        (planted(99), "99 validation images are fewer than 100"),
+        (planted(200)._replace(y=torch.full((200,), 11)), "no validation image stands"),
+    ],
+)
+def test_where_a_mixture_makes_no_sense(found: Logits, words: str) -> None:
+    mapping, why = search(found)
+    assert mapping is None
+    assert words in why
+
+
+# --- attacks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shown() -> tuple[Classifier, Tensor, Tensor]:
+    """Two networks that tell three colours apart, as one."""
+    x, y = (torch.from_numpy(part) for part in images(60))
+    networks = []
+    for seed in (0, 1):
+        network = tiny(seed).requires_grad_(True)
+        optimiser = torch.optim.Adam(network.parameters(), 0.02)
+        for _ in range(60):
+            optimiser.zero_grad()
+            F.cross_entropy(network(x / 255), y).backward()
+            optimiser.step()
+        networks.append(network)
+    return mix(*networks, Mapping(1.0, alpha=0.7, surrogate_alpha=0.7)), x[:12], y[:12]
+
+
+def test_an_image_counts_only_if_it_stands_three_ways(shown, monkeypatch) -> None:
+    """Without the surrogate's gradient what is left is its own, and points that fool the robust network."""
+    mixture, x, y = shown
+    attack = {"version": "fast", "budget": Budget(steps=8), "show": False}
+    report = autolora.autoattack(mixture, x, y, STRONG, **attack)
+    ways = ["apgd-ce", "apgd-t", "own-apgd-ce", "own-apgd-t", "transfer-apgd-ce", "transfer-apgd-t"]
+    assert [a.name for a in report.attacks] == ways
+    assert "by a surrogate's gradient" in report.deviation
+    assert torch.equal(mixture(report.adversarial).argmax(1) == y, report.robust)
+    assert report.found.sum() > 0
+    for name in ("before", "after"):
+        monkeypatch.setattr(f"autolora.attacks.autoattack.checks.{name}", lambda *_: [])
+    monkeypatch.setattr(
+        "autolora.attacks.autoattack.checks.attack_works", lambda *_, **__: Check(10, "", "not run", "")
+    )
+    monkeypatch.setattr("autolora.backbones.mixture.surrogate", lambda h, g, m: 0 * h)
+    broken = {a.name: a.broken for a in autolora.autoattack(mixture, x, y, STRONG, **attack).attacks}
+    assert broken["apgd-ce"] + broken["apgd-t"] < report.found.sum() <= sum(broken.values())
+
+
+def test_copies_are_refused(shown) -> None:
+    with pytest.raises(BadArgument, match="a mixture is attacked in float32"):
+        autolora.autoattack(*shown, STRONG, precision="mixed", show=False)
+
+
+def test_transfer_to_the_same_network_is_the_attack_itself(shown) -> None:
+    from autolora.attacks.apgd import APGD
+    from autolora.attacks.engine.draws import image_keys
+    from autolora.attacks.engine.network import Network
+
+    model, (_, x, y) = robust_part(shown[0]), shown
+    network, points = Network(model, 12), x / 255
+    keys, attempts = image_keys(0, "any", [str(i) for i in range(12)]), np.zeros(12, dtype=np.int64)
+    found = []
+    for attack in (APGD(network, THREAT, steps=5), Shown(APGD(network, THREAT, steps=5), network, THREAT)):
+        state, age = attack.start(points, y, y, keys, attempts), np.zeros(12, dtype=np.int64)
+        found.append([attack.step(state, age + i) for i in range(attack.rounds)])
+    for (wrong, point), (again, same) in zip(*found):
+        assert torch.equal(wrong, again)
+        assert torch.equal(point, same)
+
+
+def test_the_dials_judge_takes_all_three(shown) -> None:
+    mixture, x, y = shown
+    clean, robust = nuts.judged(mixture, x, y, STRONG)
+    assert clean.any()
+    ways = {
+        "surrogate": nuts.judge(seen(mixture, "surrogate"), x, y, STRONG)[1],
+        "own": nuts.judge(mixture, x, y, STRONG)[1],
+        "transfer": nuts._stands_transfer(mixture, x, y, STRONG),
+    }
+    assert np.array_equal(robust, np.logical_and.reduce(list(ways.values())))
