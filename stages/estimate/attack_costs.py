@@ -27,17 +27,27 @@ def autoattack(price: Price, images: int, plan: list[Step], standing: float) -> 
     return images * (first + standing * sum(others))
 
 
-def evaluate(price: Price, images: int, classes: int, norm: str, section: Evaluate) -> float:
+def evaluate(price: Price, images: int, classes: int, norm: str, section: Evaluate, *, mixed: bool = False) -> float:
     """The network that ships, its twin, and both curves over eps."""
-    curves = 2 * RADII * images * (STANDARD.steps + 1) * price.gradient
-    corrupted = 2 * CORRUPTED * images * price.forward if CORRUPTIONS in section.also else 0.0
-    norms = [norm, *(threat.norm for threat in section.also_threats)]
-    return curves + corrupted + sum(both(price, images, plan_of(section.version, each, classes)[0]) for each in norms)
+    twice = 2 if mixed else 1  # networks in the one that ships
+    curves = (twice + 1) * RADII * images * (STANDARD.steps + 1) * price.gradient
+    corrupted = (twice + 1) * CORRUPTED * images * price.forward if CORRUPTIONS in section.also else 0.0
+    plans = [plan_of(section.version, each, classes)[0] for each in (norm, *(t.norm for t in section.also_threats))]
+    return curves + corrupted + sum(both(price, images, plan, mixed=mixed) for plan in plans)
 
 
-def both(price: Price, images: int, plan: list[Step]) -> float:
+def both(price: Price, images: int, plan: list[Step], *, mixed: bool = False) -> float:
     """Two networks under one threat."""
-    return autoattack(price, images, plan, 1.0) + autoattack(price, images, plan, FALLEN)
+    ships = mixture(price, images, plan) if mixed else autoattack(price, images, plan, 1.0)
+    return ships + autoattack(price, images, plan, FALLEN)
+
+
+def mixture(price: Price, images: int, plan: list[Step]) -> float:
+    """Two networks by a surrogate's gradient, APGD again by their own, and from one of them with a look at both."""
+    pair = Price(*(2 * each for each in (price.forward, price.gradient, price.step)))
+    moved = Price(price.forward, price.gradient + pair.forward, price.step)
+    again = sum(one_attack(one, step) for step in plan if step.name.startswith("apgd") for one in (pair, moved))
+    return autoattack(pair, images, plan, 1.0) + images * again
 
 
 def attacked(section: Evaluate, test: int) -> int:

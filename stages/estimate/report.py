@@ -43,13 +43,15 @@ class Estimate:
         p, counts, price = params or self.params, self.counts, self.price
         n = attacked(p.evaluate, counts.test)
         points = costs.points_of_the_dial(p.merge, p.finetune.method, p.finetune.members)
+        mixed = p.merge.mix != "none"
+        attacks = attack_costs.evaluate(price, n, counts.classes, p.threat.norm, p.evaluate, mixed=mixed)
         layer = costs.critical(price, counts, self.layers) if p.merge.toward == "critical" else 0.0
         work = {
             "prepare": counts.all * (self.decoding or 0.0) / (processes_asked_for() or cores()),
             "validate": 0.0,
             "finetune": sum(costs.finetune(price, counts, p.finetune)) / training(),
             "merge": (layer + costs.dial(price, counts, points)) / threads(),
-            "evaluate": attack_costs.evaluate(price, n, counts.classes, p.threat.norm, p.evaluate) / processes.count(),
+            "evaluate": attacks / processes.count(),
             "export": attack_costs.export(price, n, p.export) / threads(),
             "register": REGISTERING,
         }

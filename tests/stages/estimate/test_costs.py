@@ -135,6 +135,12 @@ def test_images_that_fall_at_once_cost_the_first_attack():
     assert attack_costs.autoattack(EACH, 50, plan, standing=0.0) == 50 * 101
 
 
+def test_a_mixture_is_attacked_three_ways():
+    """An APGD step costs two gradients by the surrogate, two by its own, and one and two looks from the robust one."""
+    plan, _ = plan_of("fast", "linf", classes=10)
+    assert attack_costs.mixture(EACH, 4, plan) == 4 * 101 * (1 + 9) * (2 + 2 + 3)
+
+
 def test_how_many_are_attacked():
     assert attack_costs.attacked(Evaluate(images=100), 359) == 100
     assert attack_costs.attacked(Evaluate(images=500), 359) == 359
