@@ -6,6 +6,7 @@ AutoAttack's code is imported only where it is asked about: progress of a traini
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from autolora.backbones.classifier import Classifier
 from autolora.backbones.layers import weight_layers
@@ -13,7 +14,7 @@ from autolora.common.progress import duration
 from stages.common.params import Export, Finetune
 from stages.estimate import costs
 from stages.estimate.clock import price_of, threads, training
-from stages.estimate.costs import Counts
+from stages.estimate.costs import Counts, Price
 
 WORTH_SAYING = 10.0  # seconds
 ATTACKED_AT_ONCE = 64  # images of an attack's batch
@@ -24,27 +25,44 @@ def say(stage: str, seconds: float, of_what: str) -> None:
         print(f"{stage}: at most about {duration(seconds)} in all: {of_what}", file=sys.stderr, flush=True)
 
 
+def cost(model: Classifier, batch: int, seconds: Callable[[Price], float]) -> Price:
+    """What a pass costs here: looked at briefly where that shows at once that nobody needs to be told."""
+    return price_of(model, batch, worth=lambda at_most: seconds(at_most) >= WORTH_SAYING)
+
+
 def finetune(model: Classifier, counts: Counts, section: Finetune) -> None:
-    price = price_of(model, min(section.batch_size, counts.train))
-    robust, twin = (seconds / training() for seconds in costs.finetune(price, counts, section))
+    def seconds(price: Price) -> list[float]:
+        return [part / training() for part in costs.finetune(price, counts, section)]
+
+    robust, twin = seconds(cost(model, min(section.batch_size, counts.train), lambda price: sum(seconds(price))))
     epochs = f"{section.epochs} epochs of {counts.train:,} images"
     say("finetune", robust + twin, f"{epochs}, {duration(twin)} of it for the naturally tuned twin")
 
 
 def merge(model: Classifier, counts: Counts, points: int) -> None:
-    seconds = costs.dial(price_of(model, counts.val), counts, points) / threads()
-    say("merge", seconds, f"{points} points of the dial, {counts.val:,} validation images each")
+    def seconds(price: Price) -> float:
+        return costs.dial(price, counts, points) / threads()
+
+    of_what = f"{points} points of the dial, {counts.val:,} validation images each"
+    say("merge", seconds(cost(model, counts.val, seconds)), of_what)
 
 
 def critical(model: Classifier, train: int) -> None:
-    layers, price = len(weight_layers(model)), price_of(model, min(costs.TUNING_BATCH, train))
-    seconds = costs.critical(price, Counts(train, 0), layers) / threads()
-    say("merge", seconds, f"how critical each of {layers} layers is, and one of them tuned naturally, before the dial")
+    layers, batch = len(weight_layers(model)), min(costs.TUNING_BATCH, train)
+
+    def seconds(price: Price) -> float:
+        return costs.critical(price, Counts(train, 0), layers) / threads()
+
+    of_what = f"how critical each of {layers} layers is, and one of them tuned naturally, before the dial"
+    say("merge", seconds(cost(model, batch, seconds)), of_what)
 
 
 def export(model: Classifier, images: int, section: Export) -> None:
-    from stages.estimate import attack_costs as costs
+    from stages.estimate import attack_costs
+
+    def seconds(price: Price) -> float:
+        return attack_costs.export(price, images, section) / threads()
 
     n = min(images, section.check_images)
-    seconds = costs.export(price_of(model, min(ATTACKED_AT_ONCE, images)), images, section) / threads()
-    say("export", seconds, f"{1 + len(section.variants)} file(s), each attacked on {n} images")
+    of_what = f"{1 + len(section.variants)} file(s), each attacked on {n} images"
+    say("export", seconds(cost(model, min(ATTACKED_AT_ONCE, images), seconds)), of_what)

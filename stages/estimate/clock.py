@@ -24,11 +24,14 @@ SMALL = 8  # images of the first look, which decides how many the others take
 LEAST = 3  # looks, however long they take
 
 
-def price_of(model: Classifier, batch: int) -> Price:
-    """On the GPU where there is one. The network, its statistics and everybody's random numbers stay as they are."""
+def price_of(model: Classifier, batch: int, worth: Callable[[Price], bool] = lambda at_most: True) -> Price:
+    """On the GPU where there is one. The network, its statistics and everybody's random numbers stay as they are.
+
+    `worth`: whether a first look, which takes no pass for too cheap, leaves anything to be measured.
+    """
     device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
     with one_thread():
-        return _price(model, batch, device)
+        return _price(model, batch, device, worth)
 
 
 def threads() -> int:
@@ -52,13 +55,16 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _price(model: Classifier, batch: int, device: torch.device) -> Price:
+def _price(model: Classifier, batch: int, device: torch.device, worth: Callable[[Price], bool]) -> Price:
     twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     size = model.spec.image_size
     noise = torch.rand(batch, model.spec.channels, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     noise = noise.contiguous(memory_format=torch.channels_last)
     some = noise[:SMALL]
-    affordable = int(len(some) * SECONDS / _timed(lambda: _step(twin, some), seconds=0.0))
+    dearest = _timed(lambda: _step(twin, some), seconds=0.0) / len(some)  # a step, and in a small batch
+    if not worth(Price(dearest, dearest, dearest)):
+        return Price(dearest, dearest, dearest)
+    affordable = int(SECONDS / dearest)
     x = noise[: max(len(some), affordable)]
     passes: list[Callable[[], object]] = [lambda: _forward(twin, x), lambda: _gradient(twin, x), lambda: _step(twin, x)]
     return Price(*(_timed(one, SECONDS) / len(x) for one in passes))

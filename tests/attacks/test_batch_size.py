@@ -33,6 +33,7 @@ def test_the_batch_keeps_a_cpu_busy(width: int, batch: int) -> None:
     assert default_batch(device, lambda p: F.conv2d(p, weight, padding=2), torch.rand(2, 3, 64, 64)) == batch
 
 
+@pytest.mark.slow
 def test_an_attack_on_layers_imports_no_compiler(root: Path) -> None:
     """torch's counter and its dispatch modes would hold 80 MB of it in every process."""
     code = (

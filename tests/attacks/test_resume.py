@@ -39,6 +39,7 @@ def attack(net, folder=None, seed: int = 0, **more):
     return autoattack(net, x, smooth(4)(x).argmax(1), THREAT, seed=seed, progress=folder, **arguments)
 
 
+@pytest.mark.slow
 def test_resume_at_any_moment(tmp_path) -> None:
     whole, died, spent = attack(smooth(4)), 0, 0
     for budget in (400, 700, 1000, 1300, 100_000):
@@ -83,6 +84,7 @@ class Misleading(torch.autograd.Function):
         return torch.sin(1e4 * gradient)
 
 
+@pytest.mark.slow
 def test_progress_of_a_network_with_other_gradients_is_refused(tmp_path) -> None:
     """What was found with gradients that mislead must not stand once they are mended."""
     with contextlib.suppress(CheckFailed):
@@ -239,7 +241,7 @@ def test_files_cut_off_by_a_power_cut_are_found_again(tmp_path, keep: int) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "precision"), [(1, "float32"), (2, "float32"), (2, "mixed")])
+@pytest.mark.parametrize(("processes", "precision"), [(1, "float32"), (2, "mixed")])
 def test_killed_with_sigkill(root, processes: int, precision: str) -> None:
     """Also the shared run: two gloo processes started by torchrun end with the flags of one."""
     command = [sys.executable, "-m", "benchmarks.kill_and_resume", "--kills", "2"]

@@ -52,6 +52,7 @@ def test_a_small_one_of_each_family(family, tmp_path):
 
 
 @pytest.mark.parametrize("family", TINY)
+@pytest.mark.slow
 def test_autolora_trains_each_family(family):
     """Branch, attack on the folded copy, losses, a step, and validation: the weights move and stay numbers."""
     model = load_backbone(classes=3, image_size=32, **TINY[family])

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from autolora.common.files import read_json
-from benchmarks import chaos
+from benchmarks import _project, chaos
 from benchmarks._hurts import Hurt, Place
 from benchmarks._project import STAGES, Ended, Project
 
@@ -71,10 +71,12 @@ def test_kills_hit_every_stage():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("only", ["kills", "kills in deploy"])
-def test_a_small_part_of_it(tmp_path_factory, only):
+def test_a_small_part_of_it(tmp_path_factory, monkeypatch, only):
+    monkeypatch.setitem(_project.SMALL, "data", {"image_size": 8})
+    monkeypatch.setitem(_project.SMALL, "evaluate", {"images": 10, "version": "fast"})
     folder = tmp_path_factory.getbasetemp() / "chaos"  # the undisturbed run is made once
     results = folder.with_name(f"{only}.json")
-    chaos.main(["--small", "--kills", "3", "--only", only, "--folder", str(folder), "--results", str(results)])
+    chaos.main(["--small", "--kills", "2", "--only", only, "--folder", str(folder), "--results", str(results)])
     record = read_json(results)
     mine = [fault for fault in record["faults"] if fault["name"].startswith(only.rstrip("s")[:4])]
     assert mine

@@ -61,7 +61,9 @@ def test_a_process_that_dies_is_found(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", fuzz.NAMES)
-def test_a_small_part_of_it(name: str, tmp_path: Path) -> None:
+def test_a_small_part_of_it(name: str, tmp_path: Path, python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name != fuzz.served.NAME:  # a server, whose memory is measured
+        monkeypatch.setattr("sys.executable", python)  # starts with its packages imported
     results = tmp_path / "results.json"
     fuzz.main(["--only", name, "--inputs", "80", "--seed", "1", "--results", str(results)])
     (door,) = read_json(results)["doors"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -86,11 +87,12 @@ def test_weights_with_credentials_are_refused_before_anything_is_written(registe
 
 
 @pytest.mark.slow
-def test_a_run_that_succeeds(register, tmp_path):
+def test_a_run_that_succeeds(register, tmp_path, migrated):
     """The address of a real server; what the server itself keeps is looked through, too."""
     from tests.registry.test_real_servers import free_port, mlflow_server
 
     folder, port = make_run(tmp_path / "run"), free_port()
+    shutil.copy(migrated, tmp_path / "server.db")
     with mlflow_server(f"sqlite:///{tmp_path}/server.db", tmp_path / "server", port):
         done = register(folder, MLFLOW_TRACKING_URI=f"http://me:{SECRET}@127.0.0.1:{port}")
         assert done.returncode == 0, done.stderr

@@ -8,6 +8,7 @@ from pipelines.workspace import dvc_graph as graph
 from tests.pipelines.conftest import ROOT, dvc
 
 
+@pytest.mark.slow
 def test_order_and_staleness_are_dvc_s(project):
     """Against what `dvc repro` itself runs."""
     assert any("prepared.txt: deleted" in reason for reason in graph.stale(project, "prepare"))

@@ -155,6 +155,7 @@ def test_a_cell_waits_for_the_one_that_makes_the_same(monkeypatch):
 MODULES = [f"pipelines.{file.stem}" for file in sorted((ROOT / "pipelines").glob("*.py")) if file.stem != "__init__"]
 
 
+@pytest.mark.slow
 def test_flows_import_no_torch():
     """Not through stages/ or autolora/ either: a flow runs where there is no GPU and starts in seconds."""
     code = f"import sys, {', '.join(MODULES)}; sys.exit('torch' in sys.modules)"
@@ -162,6 +163,7 @@ def test_flows_import_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_home():
     """Neither by a server started here, nor by the clients, whatever server they talk to."""
     code = (

@@ -33,7 +33,7 @@ sys.addaudithook(lambda event, args: OPENED.append(str(args[0])) if event == "op
 
 
 @pytest.fixture
-def workspace(tmp_path, root, monkeypatch):
+def workspace(tmp_path, root, monkeypatch, migrated):
     """A folder as `dvc repro` sees it, with a small network and 16-pixel images of three classes."""
     for name, n in (("train", 48), ("val", 12), ("test", 12)):
         folder = tmp_path / "data/prepared" / name
@@ -44,6 +44,7 @@ def workspace(tmp_path, root, monkeypatch):
         np.save(folder / "ids.npy", np.array([f"{name}{i}" for i in range(n)], "S64"))
         (folder / "classes.json").write_text('["red", "green", "blue"]')
     shutil.copy(root / "dvc.yaml", tmp_path)
+    shutil.copy(migrated, tmp_path / "mlflow.db")
     change(tmp_path, root / "params.yaml")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")

@@ -16,6 +16,7 @@ from tests.house.imports import AROUND, FLOORS, ROOT, sources
 from tests.house.pages import PAGES, commands, without_settings
 from tests.user.clone import Clone
 
+pytestmark = pytest.mark.slow
 # They import nothing of ours (one is copied to where the model is asked, one is started by its path): plain argparse.
 ALONE = {"deploy.client", "pipelines.execution.process_guard"}
 

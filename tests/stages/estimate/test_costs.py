@@ -9,10 +9,11 @@ from torch import Tensor, nn
 import autolora
 from autolora import Threat
 from autolora.attacks.versions import Budget, plan_of
+from autolora.backbones.loading import load_backbone
 from autolora.training.criticality import critical
 from autolora.training.dial import judge
 from stages.common.params import Data, Evaluate, Finetune, Merge
-from stages.estimate import attack_costs, costs
+from stages.estimate import announce, attack_costs, costs
 from stages.estimate.costs import Counts, Price
 from stages.estimate.images import shared_out
 
@@ -97,6 +98,7 @@ def test_the_critical_layer(seen):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", "1/255000"), ("l2", 1e-4)])
+@pytest.mark.slow
 def test_autoattack_on_images_that_stand(seen, norm, eps):
     """A budget too small to change any answer: every image meets every attack to its end."""
     net, (x, _) = Counting(sharp=10).eval(), images(4)
@@ -163,3 +165,15 @@ def data(**keys) -> Data:
 def test_images_are_shared_out_as_prepare_draws_them(given, expected):
     counts = shared_out(given, 3, data())
     assert (counts.train, counts.val, counts.test) == expected
+
+
+def test_a_stage_that_is_surely_short_is_looked_at_briefly_and_a_long_one_says_so(capsys):
+    model = load_backbone("resnet10t", classes=4, image_size=8, options={"channels": [4] * 4, "stem_width": 4})
+    passed: list[int] = []
+    model.register_forward_pre_hook(lambda module, inputs: passed.append(len(inputs[0])))
+    announce.finetune(model, Counts(64, 32), Finetune(epochs=1))
+    short = len(passed)
+    assert capsys.readouterr().err == ""
+    announce.finetune(model, Counts(64, 32), Finetune(epochs=100_000))
+    assert len(passed) - short > 2 * short > 0
+    assert "finetune: at most about " in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,8 +32,9 @@ def pixels(n: int = 2) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, 3, 8, 8)).astype(np.float32) / 255
 
 
-def register(folder: Path, monkeypatch: pytest.MonkeyPatch, pixels: str = "float32") -> str:
+def register(folder: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path, pixels: str = "float32") -> str:
     """A registered version with the alias `champion`, in sqlite under `folder`."""
+    shutil.copy(migrated, folder / "mlflow.db")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
     from stages.tracking.client import mlflow_module
@@ -48,8 +50,10 @@ def register(folder: Path, monkeypatch: pytest.MonkeyPatch, pixels: str = "float
 
 
 @pytest.mark.slow
-def test_the_bytes_stay_and_the_check_stands_before_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = register(tmp_path, monkeypatch)
+def test_the_bytes_stay_and_the_check_stands_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path
+) -> None:
+    uri = register(tmp_path, monkeypatch, migrated)
     import mlflow
 
     copy = Path(mlflow.artifacts.download_artifacts(uri)) / "model.onnx"
@@ -68,9 +72,11 @@ def test_the_bytes_stay_and_the_check_stands_before_them(tmp_path: Path, monkeyp
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+def server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path, request: pytest.FixtureRequest
+) -> Iterator[str]:
     """`mlflow models serve`, started for real on a free port."""
-    uri = register(tmp_path, monkeypatch, request.param)
+    uri = register(tmp_path, monkeypatch, migrated, request.param)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
