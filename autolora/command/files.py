@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
+from autolora.command.models import read_onnx
 from autolora.command.result import FLAGS, REPORT
 from autolora.common.errors import BadArgument
 from autolora.common.files import file_sha256, read_json
@@ -27,6 +27,9 @@ def add_to(commands: Any) -> None:
     ):
         parser = commands.add_parser(name, doc=doc, help=doc, reads=FILE, writes="text on stdout")
         parser.add_argument("file", metavar="FILE", type=Path)
+        if run is verify:
+            parser.add_argument("--signature", type=Path, help="a file that model-signing wrote over FILE")
+            parser.add_argument("--key", type=Path, help="the public key in PEM that must have signed it")
         parser.set_defaults(run=run)
 
 
@@ -39,8 +42,12 @@ def print_evidence(chosen: argparse.Namespace) -> int:
 
 
 def verify(chosen: argparse.Namespace) -> int:
+    if (chosen.signature is None) != (chosen.key is None):
+        raise BadArgument("signature", str(chosen.signature), "--signature and --key belong together")
     path = _report(chosen.file)
-    found = _of_report(path) if path.name == REPORT else _of_file(path)
+    found = _of_report(path) if path.name == REPORT else _of_file(path, alone=chosen.signature is None)
+    if chosen.signature is not None:
+        found[f"signed with {chosen.key}"] = signed(chosen.file, chosen.signature, chosen.key)
     for name, holds in found.items():
         print(f"{'holds' if holds else 'DIFFERS':<8}{name}")
     return 0 if all(found.values()) else 1
@@ -67,9 +74,25 @@ def _of_report(path: Path) -> dict[str, bool]:
     return found
 
 
-def _of_file(path: Path) -> dict[str, bool]:
-    model = onnx.load(str(path))
+def _of_file(path: Path, *, alone: bool) -> dict[str, bool]:
+    model = read_onnx(path)
     said = notes_in(model).get("graph_sha256")
-    if said is None:
+    if said is None and alone:
         raise BadArgument("file", str(path), f"it holds no hash of itself; its sha256 is {file_sha256(path)}")
-    return {"graph_sha256": said == graph_sha256(model)}
+    return {} if said is None else {"graph_sha256": said == graph_sha256(model)}
+
+
+def signed(path: Path, signature: Path, key: Path) -> bool:
+    """By OpenSSF's model-signing, offline, over a file or a folder."""
+    try:
+        from model_signing import verifying
+    except ImportError:
+        raise ValueError("signatures need the package model-signing") from None
+    for file in (signature, key):
+        if not file.is_file():
+            raise BadArgument("signature", str(file), "there is no such file")
+    try:
+        verifying.Config().use_elliptic_key_verifier(public_key=key).verify(path, signature)
+    except Exception:  # of many kinds: another key, another content, another form
+        return False
+    return True

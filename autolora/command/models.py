@@ -79,7 +79,7 @@ def target(asked: Asked) -> Target:
 
 
 def _onnx(path: Path, asked: Asked) -> Target:
-    graph = _read(path)
+    graph = read_onnx(path)
     if asked.before_softmax:
         _cut(graph, path)
     image = _image(graph, path)
@@ -109,7 +109,7 @@ def _listed(text: str) -> list[str]:
     return [str(name) for name in json.loads(text)] if text.startswith("[") else []
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def read_onnx(path: Path) -> onnx.ModelProto:
     """With the weights that lie beside it."""
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} holds {path.stat().st_size / 1e9:.1f} GB: one ONNX file holds 2.1 GB at most")
