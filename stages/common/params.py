@@ -272,29 +272,6 @@ class Loader(yaml.SafeLoader):
 
 def check(path: str | Path) -> Params:
     """The whole file: what is wrong in a section that is read last is found by the stage that runs first."""
-    params = _read(path)
-    if excluded := list(exclusions(params)):
-        raise StageError("\n".join(f"{path}: {line}" for line in excluded))
-    return params
-
-
-def exclusions(params: Params) -> Iterator[str]:
-    """Values that are possible each by itself and not together: a line for each pair, which names both keys."""
-    if params.merge.soup != "none" and params.finetune.members == 1:
-        yield f"merge.soup is {params.merge.soup}, but finetune.members is 1: a soup needs at least 2"
-    if params.merge.toward == "critical" and params.finetune.method == "natural":
-        yield "merge.toward is critical, but finetune.method is natural: there is no robustness that a layer could keep"
-    if params.merge.mix == "none":
-        return
-    if params.finetune.method == "natural":
-        yield f"merge.mix is {params.merge.mix}, but finetune.method is natural: two natural networks would be mixed"
-    if params.evaluate.precision != "float32":
-        yield f"merge.mix is {params.merge.mix}, but evaluate.precision is mixed: a mixture is attacked in float32"
-    if params.export.variants:
-        yield f"merge.mix is {params.merge.mix}, but export.variants is not empty: no attack fits a quantised mixture"
-
-
-def _read(path: str | Path) -> Params:
     try:
         content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader)
         params = Params.model_validate(with_recipe(content, {"finetune": Finetune, "merge": Merge}))
@@ -315,6 +292,7 @@ def _read(path: str | Path) -> Params:
 
 def contradictions(params: Params) -> Iterator[str]:
     """What one section says and another does not allow."""
+    yield from _of_merge(params)
     also, size = params.evaluate.also, params.data.image_size
     if str(params.threat) in also:
         yield f"evaluate.also is {also}: {params.threat} is the threat itself"
@@ -325,6 +303,22 @@ def contradictions(params: Params) -> Iterator[str]:
     for word in params.register.gates.also:
         if word not in measured:
             yield f"register.gates.also asks for {word}, which is not measured: evaluate.also is {also}"
+
+
+def _of_merge(params: Params) -> Iterator[str]:
+    merge, method = params.merge, params.finetune.method
+    if merge.soup != "none" and params.finetune.members == 1:
+        yield f"merge.soup is {merge.soup}, but finetune.members is 1: a soup needs at least 2"
+    if merge.toward == "critical" and method == "natural":
+        yield "merge.toward is critical, but finetune.method is natural: there is no robustness that a layer could keep"
+    if merge.mix == "none":
+        return
+    if method == "natural":
+        yield f"merge.mix is {merge.mix}, but finetune.method is natural: two natural networks would be mixed"
+    if params.evaluate.precision != "float32":
+        yield f"merge.mix is {merge.mix}, but evaluate.precision is mixed: a mixture is attacked in float32"
+    if params.export.variants:
+        yield f"merge.mix is {merge.mix}, but export.variants is not empty: no attack fits a quantised mixture"
 
 
 def _readable(error: ValidationError) -> list[str]:
