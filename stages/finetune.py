@@ -30,9 +30,11 @@ from autolora.training.branch import save_branch
 from autolora.training.learner import number
 from autolora.training.loop import Tuned
 from autolora.training.loop import finetune as tune
+from autolora.training.settings import Settings
 from stages.common.command_line import takes_no_arguments
 from stages.common.errors import TryAgain
 from stages.common.prepared import PREPARED, data_keys, read_split
+from stages.common.recipes import words
 from stages.common.runner import main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
 from stages.common.weights import resolve_weights
@@ -204,6 +206,7 @@ def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: 
     return {
         "method": robust.method,
         "reference": robust.settings.reference,
+        **how(params.finetune.recipe, robust),
         "threat": params.threat.as_record(),
         "seed": params.seed,
         "epochs": len(robust.history),
@@ -221,6 +224,15 @@ def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: 
             "natural": save_classifier(cast(Classifier, natural.model), folder / "natural.safetensors", threat="none"),
         },
     }
+
+
+def how(recipe: str | None, robust: Tuned) -> dict[str, Any]:
+    """What differs from AutoLoRa's defaults; nothing where nothing does."""
+    plain = Settings(robust.settings.threat)
+    axes = {key: value for key in AXES if (value := getattr(robust.settings, key)) != getattr(plain, key)}
+    collapsed = [record["epoch"] for record in robust.history if record["event"] == "collapsed"]
+    found = {"recipe": {"name": recipe, "paper": words(recipe)} if recipe else {}, "axes": axes, "collapsed": collapsed}
+    return {key: value for key, value in found.items() if value}
 
 
 def write_training(history: list[dict[str, Any]]) -> None:

@@ -24,14 +24,41 @@ def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
     pixels = "bytes from 0 to 255" if evidence.exported.get("input") == "uint8" else "floats from 0 to 1"
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return [
-        ("What it is", "an image classifier, tuned adversarially from a pre-trained backbone (AutoLoRa, ICLR 2024)"),
+        ("What it is", f"an image classifier, {_tuned_how(tuned)} from a pre-trained backbone{_published(tuned)}"),
         ("Reads", f"{size} × {size} pixels in colour, {pixels}; it normalises them itself"),
         ("Answers", f"{len(names)} logits: {', '.join(names[:12])}{more}"),
-        ("Method", f"{tuned['method']}, reference {tuned['reference']}" if tuned else ""),
+        ("Method", f"{tuned['method']}, reference {tuned['reference']}{_axes(tuned)}" if tuned else ""),
+        ("Recipe", f"{recipe['name']}. {recipe['paper']}" if (recipe := tuned.get("recipe")) else ""),
         ("Dial", f"alpha = {plain(r['alpha'])}{_made_of(r)}"),
         ("File", f"model.onnx, {evidence.exported['bytes'] / 1e6:.2f} MB, opset {evidence.exported['opset']}"),
         ("To be promoted", f"{_gates(gates)}; no failed check"),
     ]
+
+
+PUBLISHED = {
+    "autolora": "AutoLoRa, ICLR 2024",
+    "vanilla": "TRADES, ICML 2019",
+    "twins": "TWINS, CVPR 2023",
+    "madry": "PGD training, ICLR 2018",
+    "mart": "MART, ICLR 2020",
+    "arow": "ARoW, ICML 2023",
+}
+
+
+def _tuned_how(tuned: dict[str, Any]) -> str:
+    return "tuned without an attack" if tuned.get("method") in ("natural", "linear") else "tuned adversarially"
+
+
+def _published(tuned: dict[str, Any]) -> str:
+    paper = PUBLISHED.get(tuned.get("method", "autolora"))
+    return f" ({paper})" if paper else ""
+
+
+def _axes(tuned: dict[str, Any]) -> str:
+    """What differs from the method's plain form, and whether one gradient an image was given up."""
+    said = "".join(f", {key.replace('_', ' ')} {value}" for key, value in tuned.get("axes", {}).items())
+    gave_up = ", ".join(map(str, tuned.get("collapsed", [])))
+    return said + (f"; one gradient an image was given up after epoch {gave_up}" if gave_up else "")
 
 
 def _made_of(r: dict[str, Any]) -> str:

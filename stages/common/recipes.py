@@ -6,6 +6,7 @@ finetune.recipe: awp2020 fills in what params.yaml leaves at its default; what i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,12 @@ def recipe(name: str) -> dict[str, dict[str, Any]]:
     if not isinstance(content, dict) or not set(content) <= set(SECTIONS):
         raise StageError(f"presets/recipes/{file.name}: expected the sections {' and '.join(SECTIONS)}, and no others")
     return content
+
+
+def words(name: str) -> str:
+    """What the comment at the top of its file says."""
+    lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def with_recipe(content: Any, models: Mapping[str, type[BaseModel]]) -> Any:

@@ -90,6 +90,23 @@ def test_files_and_bytes(workspace):
     assert float(rows[record["best_epoch"] - 1]["val_robust"]) == pytest.approx(record["val_robust"], abs=1e-6)
 
 
+def test_a_recipe_is_trained_and_told_and_the_twin_knows_nothing_of_it(workspace):
+    change(workspace, workspace / "params.yaml", epochs=1)
+    stage.finetune()
+    plain = contents(workspace)
+    change(workspace, workspace / "params.yaml", epochs=1, recipe="nfgsm2022")
+    stage.finetune()
+    changed = contents(workspace)
+    assert "axes" not in json.loads(plain["finetuned.json"])
+    record = json.loads(changed["finetuned.json"])
+    assert record["method"] == "madry"
+    assert record["axes"] == {"attack": "single"}
+    assert record["recipe"]["name"] == "nfgsm2022"
+    assert record["recipe"]["paper"].startswith("N-FGSM (de Jorge et al., NeurIPS 2022)")
+    assert changed["robust.safetensors"] != plain["robust.safetensors"]
+    assert changed["natural.safetensors"] == plain["natural.safetensors"]
+
+
 def test_members_share_a_start_and_differ_by_seed(workspace):
     change(workspace, workspace / "params.yaml", epochs=1)
     stage.finetune()

@@ -290,3 +290,23 @@ def test_a_check_that_warns_is_named_by_what_is_wrong(tree):
     text = " ".join(tree.text.split())
     assert "too few images" in text
     assert "enough images:" not in text
+
+
+def test_another_recipe_is_said_in_words(tmp_path):
+    folder = make_run(tmp_path / "run")
+    tuned = {
+        "method": "vanilla", "reference": "best", "axes": {"weight_attack": 0.005, "attack": "single"}, "collapsed": [7],
+        "recipe": {"name": "awp2020", "paper": "Adversarial weight perturbation (NeurIPS 2020)."},
+    }  # fmt: skip
+    (folder / "models/finetuned").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "models/finetuned/finetuned.json", tuned)
+    text = " ".join(Tree(page(folder)).text.split())
+    for words in (
+        "tuned adversarially from a pre-trained backbone (TRADES, ICML 2019)",
+        "vanilla, reference best, attack single, weight attack 0.005; one gradient an image was given up after epoch 7",
+        "awp2020. Adversarial weight perturbation (NeurIPS 2020).",
+    ):
+        assert words in text, words
+    tuned |= {"method": "natural"}
+    write_json(folder / "models/finetuned/finetuned.json", tuned)
+    assert "tuned without an attack from a pre-trained backbone" in " ".join(Tree(page(folder)).text.split())
