@@ -295,7 +295,8 @@ def test_a_check_that_warns_is_named_by_what_is_wrong(tree):
 def test_another_recipe_is_said_in_words(tmp_path):
     folder = make_run(tmp_path / "run")
     tuned = {
-        "method": "vanilla", "reference": "best", "axes": {"weight_attack": 0.005, "attack": "single"}, "collapsed": [7],
+        "method": "vanilla", "reference": "best", "collapsed": [7],
+        "axes": {"weight_attack": 0.005, "attack": "single"},
         "recipe": {"name": "awp2020", "paper": "Adversarial weight perturbation (NeurIPS 2020)."},
     }  # fmt: skip
     (folder / "models/finetuned").mkdir(parents=True, exist_ok=True)
