@@ -15,6 +15,7 @@ from autolora.backbones.frozen import frozen
 from autolora.common.errors import BadArgument, Words
 from autolora.data.batches import AUGMENTATIONS, StoredImages, centre, take, to_pixels
 from autolora.threat import Threat
+from autolora.training.axes import clashes
 from autolora.training.objectives import METHODS, REFERENCES
 
 Split = tuple[StoredImages, Tensor]
@@ -103,27 +104,8 @@ def check_settings(settings: Settings) -> None:
         value = getattr(settings, key)
         if value is not None and not 0 <= value <= most:
             raise BadArgument(key, value, f"expected a number from 0 to {most}")
-    check_together(settings)
-
-
-def check_together(settings: Settings) -> None:
-    """What excludes each other, with both keys."""
-    method = METHODS[settings.method]
-    attacked = {"attack": "single", "start": "robust_head", "eps_schedule": "ramp"}
-    for key, value in attacked.items():
-        if not method.attacked and getattr(settings, key) == value:
-            raise BadArgument(key, value, f"method {settings.method} has no attack")
-    if not method.attacked and settings.weight_attack is not None:
-        raise BadArgument("weight_attack", settings.weight_attack, f"method {settings.method} has no attack")
-    if settings.attack == "single" and settings.threat.norm != "linf":
-        raise BadArgument("attack", "single", f"norm is {settings.threat.norm}: one step is enough for linf alone")
-    if settings.trains != "all" and (method.parts or method.head_only):
-        raise BadArgument("trains", settings.trains, f"method {settings.method} says itself what is trained")
-    if settings.trains == "lora" and settings.weight_attack is not None:
-        raise BadArgument("weight_attack", settings.weight_attack, "trains is lora: the weights themselves stay")
-    if settings.eps_schedule == "ramp" and settings.reference in ("paper", "released"):
-        said = f"reference {settings.reference} judges progress from the first epoch on: set reference to best"
-        raise BadArgument("eps_schedule", "ramp", said)
+    for key, value, reason in clashes(settings, settings.threat.norm):
+        raise BadArgument(key, value, reason)
 
 
 def decided(settings: Settings, train: Split) -> Settings:

@@ -29,6 +29,7 @@ from pydantic import (
 from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
+from autolora.training.axes import clashes
 from stages.common.errors import StageError
 from stages.common.recipes import with_recipe
 from stages.common.scrub import scrubbed
@@ -292,6 +293,8 @@ def check(path: str | Path) -> Params:
 
 def contradictions(params: Params) -> Iterator[str]:
     """What one section says and another does not allow."""
+    for key, value, reason in clashes(params.finetune, params.threat.norm):
+        yield f"finetune.{key} is {value}: {reason}"
     yield from _of_merge(params)
     also, size = params.evaluate.also, params.data.image_size
     if str(params.threat) in also:

@@ -5,12 +5,13 @@ import torch
 
 from autolora.common.files import weights_sha256
 from autolora.threat import Threat
-from autolora.training import loop
+from autolora.training import axes, loop
 from autolora.training.attack import reach
 from autolora.training.branch import head_parameters
 from autolora.training.controllers import Measured, SlowStart
 from autolora.training.learner import Learner
 from autolora.training.loop import finetune, one_step
+from autolora.training.objectives import METHODS
 from autolora.training.settings import Settings
 from tests.method.small import QUICK, THREAT, images, network
 
@@ -169,3 +170,8 @@ def test_slow_start_fast_decay():
 def test_refused_before_the_first_step_with_both_keys(changes, message):
     with pytest.raises(ValueError, match=message):
         tune(**changes)
+
+
+def test_the_axes_know_the_methods():
+    assert set(axes.NO_ATTACK) == {name for name, method in METHODS.items() if not method.attacked}
+    assert set(axes.OWN_PARTS) == {name for name, method in METHODS.items() if method.parts or method.head_only}

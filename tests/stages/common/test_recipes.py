@@ -63,6 +63,13 @@ def test_a_file_that_says_something_else_is_refused(tmp_path, monkeypatch):
         with_finetune(tmp_path, recipe="mine")
 
 
+def test_axes_that_exclude_each_other_are_refused_with_the_file(tmp_path):
+    with pytest.raises(StageError, match=r"finetune.trains is lora: method autolora says itself what is trained"):
+        with_finetune(tmp_path, trains="lora")
+    with pytest.raises(StageError, match=r"finetune.attack is single: method natural has no attack"):
+        with_finetune(tmp_path, recipe="nfgsm2022", method="natural")
+
+
 def test_the_page_lists_what_there_is():
     page = (ROOT / "docs/recipes.md").read_text()
     listed = re.findall(r"^\| `([a-z0-9-]+)` \|", page.partition("## The recipes")[2], re.M)

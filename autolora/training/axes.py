@@ -1,0 +1,48 @@
+"""Which values of the axes exclude each other. Without torch: params.yaml is checked by the same lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+NO_ATTACK = ("natural", "linear")
+OWN_PARTS = ("autolora", "twins", "linear")  # these methods say themselves what is trained
+NEEDS_ATTACK = {"start": "robust_head", "attack": "single", "eps_schedule": "ramp"}
+
+
+class Asked(Protocol):
+    """Of a run: the library's settings, or the section of params.yaml."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def reference(self) -> str: ...
+    @property
+    def start(self) -> str: ...
+    @property
+    def attack(self) -> str: ...
+    @property
+    def trains(self) -> str: ...
+    @property
+    def weight_attack(self) -> float | None: ...
+    @property
+    def eps_schedule(self) -> str: ...
+
+
+def clashes(asked: Asked, norm: str) -> Iterator[tuple[str, object, str]]:
+    """An axis, its value, and the other key that does not go with it."""
+    if asked.method in NO_ATTACK:
+        for key, value in NEEDS_ATTACK.items():
+            if getattr(asked, key) == value:
+                yield key, value, f"method {asked.method} has no attack"
+        if asked.weight_attack is not None:
+            yield "weight_attack", asked.weight_attack, f"method {asked.method} has no attack"
+    if asked.attack == "single" and norm != "linf":
+        yield "attack", "single", f"norm is {norm}: one step is enough for linf alone"
+    if asked.trains != "all" and asked.method in OWN_PARTS:
+        yield "trains", asked.trains, f"method {asked.method} says itself what is trained"
+    if asked.trains == "lora" and asked.weight_attack is not None:
+        yield "weight_attack", asked.weight_attack, "trains is lora: the weights themselves stay"
+    if asked.eps_schedule == "ramp" and asked.reference in ("paper", "released"):
+        said = f"reference {asked.reference} judges progress from the first epoch on: set reference to best"
+        yield "eps_schedule", "ramp", said
