@@ -79,8 +79,9 @@ def written(
 ) -> dict[str, Any]:
     """model.onnx under work/files, and what was measured on it and on its variants."""
     path, section, threat = work / "files" / "model.onnx", params.export, params.threat
-    toward = read_notes(MERGED)["toward"]
-    said = evidence(robustness, read_json(CLASSES), section.license or "not stated", toward=toward)
+    merged = read_notes(MERGED)
+    more = {key: merged[key] for key in ("toward", "mix") if key in merged}
+    said = evidence(robustness, read_json(CLASSES), section.license or "not stated", **more)
     digest = export_onnx(model, path, said, pixels=section.input)
     compared = compare(model, path, examples, section.input)
     announce.export(model, len(examples.images), section)

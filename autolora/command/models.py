@@ -82,6 +82,9 @@ def _onnx(path: Path, asked: Asked) -> Target:
     graph = read_onnx(path)
     if asked.before_softmax:
         _cut(graph, path)
+    if "mix" in notes_in(graph) and not asked.scores_only:
+        cure = "autolora.autoattack takes the classifier file it was made of, --version square the scores of this one"
+        raise ValueError(f"{path} is a mixture, whose own gradients lead nowhere and would flatter it: {cure}")
     image = _image(graph, path)
     channels_last = _layout(image, path, wanted=asked.channels_last)
     try:

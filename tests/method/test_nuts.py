@@ -26,6 +26,7 @@ from autolora.backbones.classifier import (
     seen,
 )
 from autolora.backbones.mixture import Mapping, mixed, normed, surrogate
+from autolora.command.models import Asked, target
 from autolora.common.errors import BadArgument
 from autolora.export.runtime import logits, open_session
 from autolora.threat import Threat
@@ -118,10 +119,14 @@ def test_a_file_holds_both_and_says_how(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_one_onnx_file_answers_as_the_mixture(tmp_path: Path) -> None:
     mixture, x = pair(MAPPINGS[1]), torch.rand(32, 3, 8, 8)
-    autolora.export_onnx(mixture, tmp_path / "two.onnx")
+    autolora.export_onnx(mixture, tmp_path / "two.onnx", {"mix": "nuts"})
     answers = logits(open_session(tmp_path / "two.onnx"), x.numpy())
     assert np.array_equal(answers.argmax(1), mixture(x).argmax(1).numpy())
     assert np.abs(answers - mixture(x).detach().numpy()).max() < 1e-4
+    asked = Asked(str(tmp_path / "two.onnx"), None, None)
+    with pytest.raises(ValueError, match=r"two.onnx is a mixture, whose own gradients lead nowhere"):
+        target(asked)
+    assert target(asked._replace(scores_only=True)).network(x[:1]).shape == (1, 10)
 
 
 # --- the search -------------------------------------------------------------------------------------------------------

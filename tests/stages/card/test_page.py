@@ -72,6 +72,20 @@ def test_every_section_of_the_evidence_is_there(tree):
         assert words in text, words
 
 
+def test_the_card_names_a_soup_a_layer_and_a_mixture(tmp_path):
+    folder = make_run(tmp_path / "run")
+    record = read_json(folder / "reports/robustness.json")
+    assert "soup" not in page(folder)
+    made = {"soup": "greedy", "soup_members": "1 3", "critical_layer": "body.fc", "mix": "nuts"}
+    write_json(folder / "reports/robustness.json", record | made)
+    curve = folder / "reports/alpha_curve.csv"
+    curve.write_text(curve.read_text().replace("branch", "critical"))
+    text = " ".join(Tree(page(folder)).text.split())
+    said = "from a greedy soup of member 1 3, toward a natural body.fc, mixed with the natural twin (MixedNUTS)"
+    assert said in text
+    assert "toward itself with its least critical layer tuned naturally (alpha 1)" in text
+
+
 def test_cost_appears_where_it_was_measured(tmp_path):
     folder = make_run(tmp_path / "run")
     assert 'id="cost"' not in page(folder)
