@@ -22,13 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # Half of the whole suite's time (`pytest --durations=60`), the longest first.
 LONGEST = (
     "test_flows.py",
-    "test_real_servers.py",
-    "test_real_weights.py",
     "test_chaos.py",
-    "test_fuzz.py",
+    "test_documented_commands.py",
+    "test_real_servers.py",
     "test_resume.py",
+    "test_real_weights.py",
+    "test_fuzz.py",
+    "test_evaluate.py",
+    "test_autoattack.py",
+    "test_finetune.py",
 )
-LONGEST += ("test_autoattack.py", "test_finetune.py")
 
 
 @pytest.fixture(scope="session")

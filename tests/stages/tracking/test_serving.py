@@ -72,11 +72,9 @@ def test_the_bytes_stay_and_the_check_stands_before_them(
 
 
 @pytest.fixture
-def server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path, request: pytest.FixtureRequest
-) -> Iterator[str]:
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path) -> Iterator[str]:
     """`mlflow models serve`, started for real on a free port."""
-    uri = register(tmp_path, monkeypatch, migrated, request.param)
+    uri = register(tmp_path, monkeypatch, migrated)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -115,7 +113,6 @@ def ask(url: str, body: Any) -> tuple[int, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("server", ["float32"], indirect=True)
 def test_over_http(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     status, reply = ask(server, {"inputs": {"image": pixels().tolist()}})
     assert status == 200
@@ -143,14 +140,18 @@ def test_over_http(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("server", ["uint8"], indirect=True)
-def test_bytes_over_http(server: str, tmp_path: Path) -> None:
+def test_bytes_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path) -> None:
+    """The server's own routes, without a process and a port of their own."""
+    uri = register(tmp_path, monkeypatch, migrated, "uint8")
+    import mlflow.pyfunc.scoring_server
+    from starlette.testclient import TestClient
+
+    model = TestClient(mlflow.pyfunc.scoring_server.init(mlflow.pyfunc.load_model(uri)))
     raw = np.rint(pixels() * 255).astype(int).transpose(0, 2, 3, 1)
-    status, reply = ask(server, {"inputs": {"image": raw.tolist()}})
-    assert status == 200
-    assert np.allclose(
-        reply["predictions"]["logits"], logits(open_session(tmp_path / "model.onnx"), pixels()), atol=1e-5
-    )
+    reply = model.post("/invocations", json={"inputs": {"image": raw.tolist()}})
+    assert reply.status_code == 200
+    expected = logits(open_session(tmp_path / "model.onnx"), pixels())
+    assert np.allclose(reply.json()["predictions"]["logits"], expected, atol=1e-5)
     for bad in (raw + 256, raw - 256, pixels().transpose(0, 2, 3, 1)):
-        status, reply = ask(server, {"inputs": {"image": bad.tolist()}})
-        assert status == 400, reply
+        reply = model.post("/invocations", json={"inputs": {"image": bad.tolist()}})
+        assert reply.status_code == 400, reply.text
