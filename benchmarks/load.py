@@ -71,6 +71,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, panels = plt.subplots(2, -(-len(records) // 2), figsize=(3.1 * -(-len(records) // 2), 5.4), squeeze=False)
     for record, axes in zip(records, panels.flat):
@@ -80,6 +81,8 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
         axes.loglog(sizes, [p["megabytes"] for p in points], "s--", color="#b5651d", label="MB")
         axes.set_title(f"{record['case']}\nslope {record['slope']}", fontsize=9)
         axes.tick_params(labelsize=7)
+        for each in (axes.xaxis, axes.yaxis):  # powers of ten are enough
+            each.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     for axes in panels.flat[len(records) :]:
         axes.set_axis_off()
