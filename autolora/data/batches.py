@@ -18,10 +18,11 @@ from torch import Tensor
 
 from autolora.common.errors import BadArgument
 from autolora.common.memory import free_memory
+from autolora.data import idbh
 from autolora.data.ragged import Rectangles, middle, moved, sampled
 
 StoredImages = Tensor | np.ndarray | Rectangles
-AUGMENTATIONS = ("auto", "crop_flip", "crop", "rrc_flip", "none")
+AUGMENTATIONS = ("auto", "crop_flip", "crop", "rrc_flip", "idbh", "none")
 RESIDENT_SHARE = 0.25  # of the device's free memory that the images may take
 
 
@@ -133,6 +134,7 @@ def augmentation(name: str, stored: int, size: int) -> Augmentation:
             lambda n, g: draw_crops(n, g, padding, flips=0.0), lambda x, d: cropped(centre(x, size), d, padding)
         ),
         "rrc_flip": Augmentation(lambda n, g: draw_boxes(n, g), lambda x, d: resized_crop(x, d, size)),
+        "idbh": Augmentation(idbh.draw, lambda x, d: idbh.varied(centre(x, size), d)),
         "none": Augmentation(lambda n, g: torch.zeros(n, 0), lambda x, d: centre(x, size)),
     }[name]
 
