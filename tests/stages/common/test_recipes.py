@@ -25,7 +25,7 @@ def with_finetune(tmp_path, merge=None, **keys):
 
 @pytest.mark.parametrize("name", recipes.names())
 def test_every_recipe_is_right_and_is_what_its_file_says(tmp_path, name):
-    params = with_finetune(tmp_path, recipe=name, epochs=60)
+    params = with_finetune(tmp_path, recipe=name, epochs=60, augmentation="auto")
     for section, values in recipes.recipe(name).items():
         for key, value in values.items():
             assert getattr(getattr(params, section), key) == value, f"{section}.{key}"
