@@ -59,10 +59,10 @@ def vit() -> nn.Module:
     return model
 
 
-def loaded(name: str, count: int) -> tuple[nn.Module, TestImages, onnx.ModelProto]:
-    x, y = cifar500(SHARED)
+def loaded(shared: Path, name: str, count: int) -> tuple[nn.Module, TestImages, onnx.ModelProto]:
+    x, y = cifar500(shared)
     x, y = x[:count], y[:count]
-    model = vit() if name == "vit" else load_zoo(SHARED, name)
+    model = vit() if name == "vit" else load_zoo(shared, name)
     if name == "vit":
         with torch.no_grad():
             y = model(x.float() / 255).argmax(1)
@@ -84,9 +84,9 @@ def margin(model: nn.Module, x: Tensor, label: int) -> float:
     return float(z[label] - others.max())
 
 
-def both(name: str, eps: str, count: int) -> dict[str, Any]:
-    model, images, file = loaded(name, count)
-    threat, x = Threat("linf", eps), images.pixels()[:2]
+def both(shared: Path, name: str, count: int) -> dict[str, Any]:
+    model, images, file = loaded(shared, name, count)
+    threat, x = Threat("linf", NETS[name]), images.pixels()[:2]
     batch = default_batch(CPU, model, x)
     module, module_seconds = timed(model, images, threat, batch)
     begin = time.process_time()
@@ -109,12 +109,12 @@ def both(name: str, eps: str, count: int) -> dict[str, Any]:
     }
 
 
-def eight_bits(name: str, eps: str, count: int, folder: Path) -> dict[str, Any]:
-    model, images, file = loaded(name, count)
-    threat = Threat("linf", eps)
+def eight_bits(shared: Path, name: str, count: int, folder: Path) -> dict[str, Any]:
+    model, images, file = loaded(shared, name, count)
+    threat = Threat("linf", EIGHT_BITS[name])
     path = folder / f"{name}.onnx"
     onnx.save(file, path)
-    onnx.save(small := int8(path, cifar500(SHARED)[0][count : count + 100].float().numpy() / 255), path)
+    onnx.save(small := int8(path, cifar500(shared)[0][count : count + 100].float().numpy() / 255), path)
     report, _ = timed(model, images, threat, 64)
     session = open_session(path, threads=1, beside_torch=True)
 
@@ -146,18 +146,19 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--shared", type=Path, default=SHARED, help="where data/ and weights/ lie")
     parser.add_argument("--skip-int8", action="store_true")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/attack_onnx.json")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     results = read_json(chosen.results) if chosen.results.exists() else {}
     for name in chosen.only:
-        results[name] = both(name, NETS[name], chosen.images)
+        results[name] = both(chosen.shared, name, chosen.images)
         print(name, results[name], flush=True)
         write_json(chosen.results, results)
     for name in [name for name in EIGHT_BITS if name in chosen.only and not chosen.skip_int8]:
         with tempfile.TemporaryDirectory() as folder:
-            results[f"{name}, int8"] = eight_bits(name, EIGHT_BITS[name], chosen.images, Path(folder))
+            results[f"{name}, int8"] = eight_bits(chosen.shared, name, chosen.images, Path(folder))
         print(f"{name}, int8", results[f"{name}, int8"], flush=True)
         write_json(chosen.results, results)
 
