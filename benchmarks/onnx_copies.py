@@ -87,14 +87,15 @@ def compared(name: str, exporter: str) -> dict[str, Any]:
         return {"exporter": exporter, "not exported": first_line(error)[:200]}
     took = time.perf_counter() - begin
     try:
-        found = TorchCopy(file)(x)
+        copy = TorchCopy(file)
+        logit, slope = apart(model, copy, x)
     except ValueError as error:
         return {"exporter": exporter, "refused": str(error)[:200]}
-    expected, weights = model(x), torch.linspace(-1, 1, 10)
-    slopes = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (expected, found)]
-    logit = ((found - expected).abs().max() / expected.abs().max()).item()
-    slope = ((slopes[1] - slopes[0]).norm() / slopes[0].norm()).item()
-    return {
+    again = {}
+    if slope > 10 * FINE:  # rounding opens a ReLU here and not there; in float64 it does not
+        slope = apart(model.double(), copy.double(), x.detach().double().requires_grad_(True))[1]
+        again = {"gradients_in": "float64"}
+    return again | {
         "exporter": exporter,
         "size": size,
         "nodes": len(file.graph.node),
@@ -103,6 +104,15 @@ def compared(name: str, exporter: str) -> dict[str, Any]:
         "fine": logit <= FINE and slope <= 10 * FINE,
         "export_seconds": round(took, 1),
     }
+
+
+def apart(model: nn.Module, copy: nn.Module, x: Tensor) -> tuple[float, float]:
+    """Logits, and gradients of all of them, each with a weight of its own."""
+    expected, found = model(x), copy(x)
+    weights = torch.linspace(-1, 1, 10, dtype=x.dtype)
+    slopes = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (expected, found)]
+    logit = (found - expected).abs().max() / expected.abs().max()
+    return logit.item(), ((slopes[1] - slopes[0]).norm() / slopes[0].norm()).item()
 
 
 def main() -> None:
