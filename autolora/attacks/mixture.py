@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -17,10 +17,12 @@ from torch import Tensor
 from autolora.attacks.engine.network import Network, fooled, lengths
 from autolora.attacks.engine.slots import Attack, State
 from autolora.attacks.versions import Plan, Step
-from autolora.backbones.classifier import Classifier, robust_part, seen
 from autolora.backbones.mixture import Mixture
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
+
+if TYPE_CHECKING:
+    from autolora.backbones.classifier import Classifier
 
 DEVIATION = "a mixture: by a surrogate's gradient, then APGD by its own and from its robust network"
 ROUNDING = 1e-5
@@ -28,18 +30,26 @@ Model = Callable[[Tensor], Tensor]
 
 
 def is_mixture(model: Any) -> bool:
-    return isinstance(model, Classifier) and isinstance(model.body, Mixture)
+    return isinstance(getattr(model, "body", None), Mixture)
 
 
 def with_a_gradient(model: Any) -> Any:
     """A mixture with its surrogate's gradient, any other network as it is."""
-    return seen(model, "surrogate") if is_mixture(model) else model
+    if not is_mixture(model):
+        return model
+    from autolora.backbones.classifier import (
+        seen,
+    )  # timm, and a compiler with it: only where a mixture has brought them
+
+    return seen(model, "surrogate")
 
 
 def three_ways(model: Classifier, plan: Plan, precision: str) -> Plan:
     """The plan with the second and the third way behind it."""
     if precision != "float32":
         raise BadArgument("precision", precision, "a mixture is attacked in float32: copies know no surrogate")
+    from autolora.backbones.classifier import robust_part, seen
+
     own, robust = seen(model, "own"), robust_part(model)
 
     def all_of_it(classes: int) -> tuple[list[Step], str | None]:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from autolora.common.errors import BadArgument
 from autolora.common.memory import free_memory
-from autolora.data import idbh
 from autolora.data.ragged import Rectangles, middle, moved, sampled
 
 StoredImages = Tensor | np.ndarray | Rectangles
@@ -125,6 +124,10 @@ def augmentation(name: str, stored: int, size: int) -> Augmentation:
         raise BadArgument("augmentation", name, f"expected one of {', '.join(AUGMENTATIONS)}")
     if name == "auto":
         name = "rrc_flip" if stored > size else "crop_flip"
+    if name == "idbh":
+        from autolora.data import idbh  # torchvision brings a compiler along: 80 MB in every process that imports it
+
+        return Augmentation(idbh.draw, lambda x, d: idbh.varied(centre(x, size), d))
     padding = max(1, size // 8)
     return {
         "crop_flip": Augmentation(
@@ -134,7 +137,6 @@ def augmentation(name: str, stored: int, size: int) -> Augmentation:
             lambda n, g: draw_crops(n, g, padding, flips=0.0), lambda x, d: cropped(centre(x, size), d, padding)
         ),
         "rrc_flip": Augmentation(lambda n, g: draw_boxes(n, g), lambda x, d: resized_crop(x, d, size)),
-        "idbh": Augmentation(idbh.draw, lambda x, d: idbh.varied(centre(x, size), d)),
         "none": Augmentation(lambda n, g: torch.zeros(n, 0), lambda x, d: centre(x, size)),
     }[name]
 

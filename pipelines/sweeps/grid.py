@@ -84,7 +84,7 @@ def parse(content: Any, name: str) -> Sweep:
             f"sweep {name}: unknown key {_listed(sorted(map(str, unknown)))}: allowed are {_listed(sorted(KEYS))}"
         )
     _refuse_types(name, content)
-    axes = {str(axis): _values(name, axis, values) for axis, values in content["grid"].items()}
+    axes = {str(axis): _values(name, str(axis), values) for axis, values in content["grid"].items()}
     over, baseline = content.get("over"), {str(k): str(v) for k, v in (content.get("baseline") or {}).items()}
     for axis in [*([over] if over else []), *baseline]:
         if axis not in axes:

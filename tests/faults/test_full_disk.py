@@ -27,7 +27,8 @@ def small_files() -> Iterator[None]:
 
 def learner(size: int) -> SimpleNamespace:
     part = SimpleNamespace(state_dict=dict, state=dict)
-    return SimpleNamespace(state=lambda: {"w": torch.ones(size)}, optimiser=part, controller=part, weights=[])
+    parts = {"optimiser": part, "controller": part, "attacker": part}
+    return SimpleNamespace(state=lambda: {"w": torch.ones(size)}, weights=[], **parts)
 
 
 def test_a_checkpoint_that_does_not_fit(tmp_path, small_files):

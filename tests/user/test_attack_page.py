@@ -20,6 +20,8 @@ NOT_RUN = {
     "hf:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": "fetches weights",
     "models:/robust-digits@champion": "asks a registry",
     "torchrun": "several processes",
+    "benchmarks.onnx_copies": "minutes, and nothing of a user's",
+    "benchmarks.attack_onnx": "the same",
 }
 COMMANDS = [text.removeprefix("uv run ") for text in commands(Path("docs/attack.md")) if text.startswith("uv run ")]
 
