@@ -45,13 +45,18 @@ def mirror(mlflow: ModuleType, evidence: Evidence, title: str, plots: Mapping[st
 
 def log_dataset(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
     """The attacked images, known by the hash of their ids; MLflow lists them beside the run."""
+    from mlflow import MlflowException
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     data = evidence.robustness["data"]
     source = json.dumps({"path": data["name"]})
     profile = json.dumps({"images": data["n"], "ids_sha256": data["ids_sha256"]})
     dataset = Dataset(str(data["name"]), data["ids_sha256"][:36], "local", source, profile=profile)
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", data["split"])])])
+    inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", data["split"])])]
+    try:
+        client.log_inputs(run_id, inputs)
+    except MlflowException:  # a server on PostgreSQL, to which another machine has just given the same images
+        client.log_inputs(run_id, inputs)
 
 
 def _usable(client: MlflowClient, run_id: str, key: str) -> bool:
