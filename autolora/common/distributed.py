@@ -87,6 +87,16 @@ def mine(index: Tensor) -> Tensor:
     return index[process_number() :: process_count()]
 
 
+def all_rows(rows: Tensor, n: int) -> Tensor:
+    """The `n` rows of the global batch, from each process' part of them."""
+    if process_count() == 1:
+        return rows
+    whole = rows.new_zeros(n, *rows.shape[1:])
+    whole[process_number() :: process_count()] = rows
+    add([whole])
+    return whole
+
+
 def part(n: int) -> int:
     """How many of the first `n` of the global batch are mine."""
     return len(range(process_number(), n, process_count()))

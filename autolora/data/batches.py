@@ -18,10 +18,11 @@ from torch import Tensor
 
 from autolora.common.errors import BadArgument
 from autolora.common.memory import free_memory
+from autolora.data.mixing import MIXED
 from autolora.data.ragged import Rectangles, middle, moved, sampled
 
 StoredImages = Tensor | np.ndarray | Rectangles
-AUGMENTATIONS = ("auto", "crop_flip", "crop", "rrc_flip", "idbh", "none")
+AUGMENTATIONS = ("auto", "crop_flip", "crop", "rrc_flip", "idbh", *MIXED, "none")
 RESIDENT_SHARE = 0.25  # of the device's free memory that the images may take
 
 
@@ -119,10 +120,11 @@ class Augmentation(NamedTuple):
 def augmentation(name: str, stored: int, size: int) -> Augmentation:
     """How training images are varied. `auto`: resized crop and flip where images are stored larger than they are used,
     else crop (padding an eighth of the side: 4 at 32 pixels) and flip. Images like digits want `crop`: no mirror.
+    What is mixed is cropped as `auto` says first.
     """
     if name not in AUGMENTATIONS:
         raise BadArgument("augmentation", name, f"expected one of {', '.join(AUGMENTATIONS)}")
-    if name == "auto":
+    if name in ("auto", *MIXED):
         name = "rrc_flip" if stored > size else "crop_flip"
     if name == "idbh":
         from autolora.data import idbh  # torchvision brings a compiler along: 80 MB in every process that imports it

@@ -50,7 +50,7 @@ class TrainingAttack:
         draws = torch.stack([self._mine(2 * self._uniform(x, *x.shape[1:]) - 1) for _ in range(2)])
 
         def losses(points: Tensor) -> Tensor:
-            return F.cross_entropy(wide(view(points)), y.repeat(3), reduction="none")
+            return F.cross_entropy(wide(view(points)), torch.cat([y] * 3), reduction="none")
 
         return bends(losses, x, draws, self._mine(self._uniform(x)), self.reach * self.threat.eps)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 NO_ATTACK = ("natural", "linear")
+ONE_LABEL = ("mart", "arow")  # these weigh each image by the answer for its one label
+APART = ("madry", "natural", "linear")  # these never compare an image with itself under attack
 OWN_PARTS = ("autolora", "twins", "linear")  # these methods say themselves what is trained
 NEEDS_ATTACK = {"start": "robust_head", "attack": "single", "eps_schedule": "ramp"}
 
@@ -26,6 +28,8 @@ class Asked(Protocol):
     @property
     def weight_attack(self) -> float | None: ...
     @property
+    def augmentation(self) -> str: ...
+    @property
     def eps_schedule(self) -> str: ...
 
 
@@ -43,6 +47,11 @@ def clashes(asked: Asked, norm: str) -> Iterator[tuple[str, object, str]]:
         yield "trains", asked.trains, f"method {asked.method} says itself what is trained"
     if asked.trains == "lora" and asked.weight_attack is not None:
         yield "weight_attack", asked.weight_attack, "trains is lora: the weights themselves stay"
+    if asked.augmentation == "cutmix" and asked.method in ONE_LABEL:
+        yield "augmentation", "cutmix", f"method {asked.method} weighs each image by the answer for its one label"
+    if asked.augmentation == "interpolate" and asked.method not in APART:
+        said = f"method {asked.method} compares each image with itself under attack, and the two are mixed apart"
+        yield "augmentation", "interpolate", f"{said}: set method to {', '.join(APART[:-1])} or {APART[-1]}"
     if asked.eps_schedule == "ramp" and asked.reference in ("paper", "released"):
         said = f"reference {asked.reference} judges progress from the first epoch on: set reference to best"
         yield "eps_schedule", "ramp", said

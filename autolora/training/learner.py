@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,13 +21,14 @@ from autolora.backbones.fold_batchnorm import Folded, has_bfloat16
 from autolora.backbones.frozen import frozen
 from autolora.common import distributed
 from autolora.common.errors import BadArgument
-from autolora.data.batches import augmentation, centre, place, take, to_pixels
+from autolora.data.batches import augmentation, centre, moved, place, take, to_pixels
+from autolora.data.mixing import MIXED, Pairs, cutmix, draw_pairs, interpolated
 from autolora.training.attack import STEPS, TrainingAttack, View
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.training.controllers import Controller, PairedRate, between_looks, scalars
 from autolora.training.low_rank import dense, with_low_rank
-from autolora.training.objectives import METHODS, REFERENCES, Losses, Method, Reference
-from autolora.training.settings import Settings, Split, StoredImages
+from autolora.training.objectives import METHODS, REFERENCES, Losses, Method, Objective, Reference
+from autolora.training.settings import Settings, Split, StoredImages, count_classes
 from autolora.training.single_step import single_step
 from autolora.training.weight_attack import weights_of_layers, worst_direction
 
@@ -46,7 +48,7 @@ class Learner:
         self.gamma, self.smoothing = settings.gamma, settings.smoothing
         self.method: Method = METHODS[settings.method]
         self.reference: Reference = REFERENCES[settings.reference]
-        self.objective = (settings.reference == "released" and self.method.released) or self.method.objective
+        self.objective = objective(settings)
         self.speed = speed(settings, device)
         self.model = copy.deepcopy(model).to(device).requires_grad_(True)
         self.model.to(memory_format=self.speed.layout)  # type: ignore[call-overload]
@@ -65,6 +67,8 @@ class Learner:
         self.attack_view, self.call = self._views()
         self.weights = scalars(0.0)  # of the coming epoch
         self.global_batch = settings.batch_size
+        self.classes = count_classes(self.model, self.val_images)
+        self.pairs: list[Pairs] = []  # of this step: who is mixed with whom, natural images and attacked ones
         self.attacker = TrainingAttack(settings, device, self.speed.layout)
         self.perturbs = False  # weights too, in this epoch
         self.bend = torch.zeros((), device=device)  # of the last batch's losses, this process' part
@@ -131,6 +135,20 @@ class Learner:
         """A step on a global batch of so many images."""
         self.global_batch = batch
         self.attacker.begin(seed, batch)
+        if self.settings.augmentation in MIXED:
+            draw = generator(seed, "mix")
+            self.pairs = [draw_pairs(batch, draw) for _ in range(2)]
+
+    def cutmix(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._mixed(cutmix, x, y, self.pairs[0])
+
+    def _mixed(self, how: Callable[..., tuple[Tensor, Tensor]], x: Tensor, y: Tensor, pairs: Pairs) -> Any:
+        """Partners may be another process' images."""
+        labels = F.one_hot(y, self.classes).to(torch.promote_types(x.dtype, torch.float32))
+        mine = moved(distributed.mine(pairs.partners), x.device)
+        others, theirs = (distributed.all_rows(t, self.global_batch)[mine] for t in (x, labels))
+        mixed, soft = how(x, labels, others, theirs, pairs)
+        return self.laid_out(mixed), soft
 
     def perturb_weights(self, x: Tensor, attacked: Tensor, y: Tensor) -> None:
         """From here on the plain view has the weights that raise this batch's loss most."""
@@ -164,6 +182,9 @@ class Learner:
 
     def mean(self, values: Tensor) -> Tensor:
         return values.sum() / self.global_batch
+
+    def interpolated(self, x: Tensor, y: Tensor, which: int) -> tuple[Tensor, Tensor]:
+        return self._mixed(interpolated, x, y, self.pairs[which])
 
     def halves(self, *tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         half = distributed.part(self.global_batch // 2)
@@ -239,6 +260,14 @@ class Learner:
     def load(self, state: dict[str, Any]) -> None:
         for i, module in enumerate(self.modules()):
             module.load_state_dict(state[str(i)])
+
+
+def objective(settings: Settings) -> Objective:
+    method = METHODS[settings.method]
+    if settings.augmentation == "interpolate":
+        assert method.interpolated is not None  # axes.clashes
+        return method.interpolated
+    return (settings.reference == "released" and method.released) or method.objective
 
 
 class LossModule(nn.Module):

@@ -272,12 +272,14 @@ def train_epoch(learner: Learner, epoch: int, rate: float, bar: tqdm, file: Path
 
 
 def prepare(learner: Learner, stored: Tensor, index: Tensor, epoch: int, step: int) -> tuple[Tensor, Tensor]:
-    """This process' part of a global batch: augmented pixels and labels. Draws are for the whole batch."""
+    """This process' part of a global batch: augmented pixels and labels; of mixed images [n,classes].
+    Draws are for the whole batch."""
     seed = learner.settings.seed
     learner.begin(number(seed, "attack", epoch, step), len(index))
     draws = learner.augment.draw(len(index), generator(seed, "augment", epoch, step))
     x = learner.laid_out(to_pixels(learner.augment.apply(stored, distributed.mine(draws))).to(learner.dtype))
-    return x, learner.labels[moved(distributed.mine(index), learner.device)]
+    y = learner.labels[moved(distributed.mine(index), learner.device)]
+    return learner.cutmix(x, y) if learner.settings.augmentation == "cutmix" else (x, y)
 
 
 def one_step(

@@ -40,6 +40,9 @@ class Losses(NamedTuple):
     accuracy: Tensor  # on the natural images of the batch, in this very pass
 
 
+Objective = Callable[["Network", Tensor, Tensor, Tensor, Scalars], Losses]  # images, under attack, labels
+
+
 class Network(Protocol):
     """What an objective may ask of the network in training."""
 
@@ -56,6 +59,8 @@ class Network(Protocol):
 
     def mean(self, values: Tensor) -> Tensor: ...  # this process' part of the mean over the global batch
 
+    def interpolated(self, x: Tensor, y: Tensor, which: int) -> tuple[Tensor, Tensor]: ...  # with the step's partners
+
     def halves(self, *tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]: ...
 
 
@@ -69,7 +74,8 @@ def wide(z: Tensor) -> Tensor:
 
 
 def accuracy(net: Network, z: Tensor, y: Tensor) -> Tensor:
-    return net.mean((z.detach().argmax(1) == y).float())
+    """Of a mixed label the larger part counts."""
+    return net.mean((z.detach().argmax(1) == (y if y.ndim == 1 else y.argmax(1))).float())
 
 
 def divergence(net: Network, z: Tensor, z_adv: Tensor) -> Tensor:
@@ -175,6 +181,27 @@ def linear(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalar
     return Losses(loss, loss.detach(), loss.new_zeros(()), loss.new_zeros(()), accuracy(net, z, y))
 
 
+# --- of images that are interpolated with others ---------------------------------------------------------------------
+
+
+def iat(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """IAT (Lamb et al., 2019): [CE(h(mix x), mix y) + CE(h(mix' x~), mix' y)] / 2, each with its own partners."""
+    (mixed, label), (mixed_adv, label_adv) = net.interpolated(x, y, 0), net.interpolated(attacked, y, 1)
+    z, z_adv = net.plain(mixed), net.plain(mixed_adv)
+    natural, adversarial = cross_entropy(net, z, label), cross_entropy(net, z_adv, label_adv)
+    return Losses((natural + adversarial) / 2, natural, adversarial, natural.new_zeros(()), accuracy(net, z, label))
+
+
+def mixup(objective: Objective) -> Objective:
+    """The same on natural images that are interpolated (Zhang et al., 2018)."""
+
+    def on_mixed(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
+        x, y = net.interpolated(x, y, 0)
+        return objective(net, x, attacked, y, weights)
+
+    return on_mixed
+
+
 @dataclass(frozen=True)
 class Reference:
     """Where the paper and the released code disagree; a further controller is one line in REFERENCES."""
@@ -193,8 +220,6 @@ REFERENCES: dict[str, Reference] = {
     "slow_start": Reference(all_layers, SlowStart),
 }
 
-Objective = Callable[[Network, Tensor, Tensor, Tensor, Scalars], Losses]  # images, under attack, labels
-
 
 @dataclass(frozen=True)
 class Method:
@@ -202,6 +227,7 @@ class Method:
     rate: float  # the first learning rate
     decay: float = 1e-4
     released: Objective | None = None  # where the released code computes another loss
+    interpolated: Objective | None = None  # its form with `augmentation: interpolate`; None: there is none
     controller: Callable[[float, int], Controller] | None = StepRate  # None: the reference's own
     parts: tuple[str, ...] = ()  # what is trained beside the network: "branch", "norms"
     attacked: bool = True  # trained on attacked images and selected by validation RA; else neither, and validation SA
@@ -212,9 +238,9 @@ METHODS: dict[str, Method] = {
     "autolora": Method(autolora, 0.01, controller=None, parts=("branch",)),
     "vanilla": Method(vanilla, 0.003),
     "twins": Method(twins, 0.003, released=twins_released, parts=("norms",)),
-    "madry": Method(madry, 0.01, controller=None),
+    "madry": Method(madry, 0.01, controller=None, interpolated=iat),
     "mart": Method(mart, 0.01, controller=None),
     "arow": Method(arow, 0.01, controller=None),
-    "natural": Method(natural, 0.01, attacked=False),
-    "linear": Method(linear, 0.01, attacked=False, head_only=True),
+    "natural": Method(natural, 0.01, attacked=False, interpolated=mixup(natural)),
+    "linear": Method(linear, 0.01, attacked=False, head_only=True, interpolated=mixup(linear)),
 }

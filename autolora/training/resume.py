@@ -25,7 +25,7 @@ from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import locked, naming, replacing, weights_sha256
 from autolora.data.ragged import Rectangles
 from autolora.training.controllers import Scalars
-from autolora.training.learner import Learner, speed
+from autolora.training.learner import Learner, objective, speed
 from autolora.training.objectives import METHODS
 from autolora.training.settings import Settings, Split
 
@@ -72,7 +72,7 @@ def checkpoint_file(
 def written_elsewhere(model: nn.Module, settings: Settings) -> bytes:
     """What others wrote: the network's own layers and the method's objective."""
     digest = hashlib.sha256()
-    written = {type(module) for module in model.modules()} | {METHODS[settings.method].objective}
+    written = {type(module) for module in model.modules()} | {METHODS[settings.method].objective, objective(settings)}
     for thing in sorted(written, key=lambda t: f"{t.__module__}.{t.__qualname__}"):
         if thing.__module__.split(".")[0] not in LIBRARIES:
             with suppress(OSError, TypeError):  # typed into a shell, or compiled

@@ -145,7 +145,7 @@ class Finetune(Section):
     eps_schedule: Literal["constant", "ramp"] = "constant"
     epochs: int = Field(60, ge=1)
     batch_size: int = Field(128, ge=2)
-    augmentation: Literal["auto", "crop_flip", "crop", "rrc_flip", "idbh", "none"] = "auto"
+    augmentation: Literal["auto", "crop_flip", "crop", "rrc_flip", "idbh", "cutmix", "interpolate", "none"] = "auto"
     average: Fraction | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto"] | bool = "auto"

@@ -49,6 +49,8 @@ class Counts:
 
 def epoch(price: Price, counts: Counts, section: Finetune) -> float:
     steps = STEPS.get(section.method, 2)
+    if section.method == "madry" and section.augmentation == "interpolate":
+        steps += 1  # on natural images too
     if section.method in PLAIN:
         return counts.train * price.of(steps=steps) + counts.val * price.of(forwards=1)
     measured = 1 * (section.method == "autolora")  # the natural branch's accuracy on the training images

@@ -1,6 +1,6 @@
 """Run by torchrun in tests: fine-tune in one or several processes and keep what came out.
 
-torchrun --nproc-per-node 2 -m tests.method.parallel FOLDER METHOD...
+torchrun --nproc-per-node 2 -m tests.method.parallel FOLDER METHOD[+AUGMENTATION]...
 """
 
 import sys
@@ -13,7 +13,8 @@ from autolora.training.loop import finetune
 from tests.method.small import QUICK, THREAT, images, network
 
 
-def tune(folder: str | Path, method: str) -> None:
+def tune(folder: str | Path, chosen: str) -> None:
+    method, _, augmentation = chosen.partition("+")
     pixels = [torch.from_numpy(x).double() / 255 for x, _ in (images(39), images(13, 1))]
     with distributed.group():
         tuned = finetune(
@@ -23,14 +24,15 @@ def tune(folder: str | Path, method: str) -> None:
             THREAT,
             method=method,
             checkpoints=folder,
-            **QUICK,  # global batches of 16, 16 and 7: uneven parts
+            **QUICK
+            | ({"augmentation": augmentation} if augmentation else {}),  # global batches of 16, 16 and 7: uneven parts
         )
         kept = {"model": tuned.model.state_dict(), "history": tuned.history}
-        torch.save(kept, Path(folder) / f"{method}-{distributed.process_count()}-{distributed.process_number()}.out")
+        torch.save(kept, Path(folder) / f"{chosen}-{distributed.process_count()}-{distributed.process_number()}.out")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.group():  # once for all, as the stage does: gloo hung when a second group met on the same store
-        for chosen in sys.argv[2:]:
-            tune(sys.argv[1], chosen)
+        for name in sys.argv[2:]:
+            tune(sys.argv[1], name)

@@ -161,6 +161,11 @@ def test_slow_start_fast_decay():
         ({"trains": "lora"}, "trains is 'lora': method autolora says itself what is trained"),
         ({"method": "madry", "trains": "lora", "weight_attack": 0.01}, "weight_attack is 0.01: trains is lora"),
         ({"eps_schedule": "ramp", "reference": "paper"}, "eps_schedule is 'ramp': reference paper judges"),
+        ({"method": "arow", "augmentation": "cutmix"}, "augmentation is 'cutmix': method arow weighs each image"),
+        (
+            {"augmentation": "interpolate"},
+            "augmentation is 'interpolate': method autolora compares .* set method to madry",
+        ),
         ({"smoothing": 0.5}, "smoothing is 0.5: expected a number from 0 to 0.3"),
         ({"weight_attack": -1.0}, r"weight_attack is -1.0: expected a number from 0 to 0.1"),
         ({"attack": "fgsm"}, "attack is 'fgsm': expected one of pgd, single, auto"),
@@ -174,4 +179,5 @@ def test_refused_before_the_first_step_with_both_keys(changes, message):
 
 def test_the_axes_know_the_methods():
     assert set(axes.NO_ATTACK) == {name for name, method in METHODS.items() if not method.attacked}
+    assert set(axes.APART) == {name for name, method in METHODS.items() if method.interpolated}
     assert set(axes.OWN_PARTS) == {name for name, method in METHODS.items() if method.parts or method.head_only}

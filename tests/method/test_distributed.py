@@ -72,7 +72,7 @@ def free_port():
 
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one(root, tmp_path):
-    methods = ["autolora", "twins"]
+    methods = ["autolora", "twins", "vanilla+cutmix", "madry+interpolate"]
     for method in methods:
         tune(tmp_path, method)
     (tmp_path / "two").mkdir()

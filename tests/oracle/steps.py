@@ -60,6 +60,8 @@ def forward(w, stats, x, train):
 
 
 def ce(z, y):
+    if y.ndim == 2:  # mixed labels
+        return -(y * torch.log(torch.softmax(z, 1))).sum() / len(y)
     return sum(-torch.log(torch.softmax(z[i], 0)[y[i]]) for i in range(len(y))) / len(y)
 
 

@@ -52,6 +52,7 @@ def images(n: int, classes: int = 4) -> tuple[Tensor, Tensor]:
         *((method, {}) for method in ("autolora", "vanilla", "twins", "madry", "arow", "natural")),
         ("vanilla", {"attack": "single"}),
         ("madry", {"weight_attack": 0.01}),
+        ("madry", {"augmentation": "interpolate"}),
     ],
 )
 def test_an_epoch_makes_as_many_passes_as_are_counted(seen, method, changes):
