@@ -231,7 +231,12 @@ def how(recipe: str | None, robust: Tuned) -> dict[str, Any]:
     plain = Settings(robust.settings.threat)
     axes = {key: value for key in AXES if (value := getattr(robust.settings, key)) != getattr(plain, key)}
     collapsed = [record["epoch"] for record in robust.history if record["event"] == "collapsed"]
-    found = {"recipe": {"name": recipe, "paper": words(recipe)} if recipe else {}, "axes": axes, "collapsed": collapsed}
+    found = {
+        "recipe": {"name": recipe, "paper": words(recipe)} if recipe else {},
+        "axes": axes,
+        "blocks": {"chosen": robust.settings.blocks, "tried": robust.tries} if robust.tries else {},
+        "collapsed": collapsed,
+    }
     return {key: value for key, value in found.items() if value}
 
 

@@ -9,7 +9,7 @@ NO_ATTACK = ("natural", "linear")
 ONE_LABEL = ("mart", "arow")  # these weigh each image by the answer for its one label
 APART = ("madry", "natural", "linear")  # these never compare an image with itself under attack
 OWN_PARTS = ("autolora", "twins", "linear")  # these methods say themselves what is trained
-NEEDS_ATTACK = {"start": "robust_head", "attack": "single", "eps_schedule": "ramp"}
+NEEDS_ATTACK = {"start": "robust_head", "attack": "single", "trains": "prominent", "eps_schedule": "ramp"}
 
 
 class Asked(Protocol):
@@ -47,6 +47,8 @@ def clashes(asked: Asked, norm: str) -> Iterator[tuple[str, object, str]]:
         yield "trains", asked.trains, f"method {asked.method} says itself what is trained"
     if asked.trains == "lora" and asked.weight_attack is not None:
         yield "weight_attack", asked.weight_attack, "trains is lora: the weights themselves stay"
+    if asked.trains == "prominent" and asked.augmentation == "interpolate":
+        yield "trains", "prominent", "augmentation interpolate mixes images inside the loss: set it to cutmix"
     if asked.augmentation == "cutmix" and asked.method in ONE_LABEL:
         yield "augmentation", "cutmix", f"method {asked.method} weighs each image by the answer for its one label"
     if asked.augmentation == "interpolate" and asked.method not in APART:

@@ -25,7 +25,7 @@ def judge_epoch(learner: Learner, done: RunState) -> tuple[Tensor | None, Tensor
     robust = learner.robust_hits() if learner.method.attacked else None
     right = (clean if robust is None else robust).tolist()
     if learner.attacker.single and collapsed(done.kept, right, *learner.withstood(WATCHED)):
-        return clean, robust, give_up_single(learner, done)
+        return clean, robust, give_up_single(learner, done, right)
     verdict = controller.observe(Measured(epoch, done.steps, sum(right) / len(right), tuple(right)))
     if verdict.best:
         done.kept = right
@@ -41,7 +41,7 @@ def act(learner: Learner, done: RunState, verdict: Verdict) -> str:
     return verdict.event
 
 
-def give_up_single(learner: Learner, done: RunState) -> str:
+def give_up_single(learner: Learner, done: RunState, right: list[bool]) -> str:
     """Catastrophic overfitting: back to the kept state, and on with PGD-10."""
     verdict = learner.controller.observe(Measured(done.epoch, done.steps, 0.0, None))
     done.stopped = verdict.stop
@@ -49,5 +49,5 @@ def give_up_single(learner: Learner, done: RunState) -> str:
     if done.best:
         learner.load(done.best)
     else:
-        done.best, done.best_epoch = copy.deepcopy(learner.state()), done.epoch
+        done.best, done.best_epoch, done.kept = copy.deepcopy(learner.state()), done.epoch, right
     return "collapsed"

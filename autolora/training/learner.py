@@ -27,7 +27,17 @@ from autolora.training.attack import STEPS, TrainingAttack, View
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.training.controllers import Controller, PairedRate, between_looks, scalars
 from autolora.training.low_rank import dense, with_low_rank
-from autolora.training.objectives import METHODS, REFERENCES, Losses, Method, Objective, Reference
+from autolora.training.objectives import (
+    METHODS,
+    REFERENCES,
+    Losses,
+    Method,
+    Objective,
+    Reference,
+    cross_entropy,
+    divergence,
+)
+from autolora.training.prominence import NATURAL, WEIGHT, Revision, conserved, prominence
 from autolora.training.settings import Settings, Split, StoredImages, count_classes
 from autolora.training.single_step import single_step
 from autolora.training.weight_attack import weights_of_layers, worst_direction
@@ -71,6 +81,9 @@ class Learner:
         self.pairs: list[Pairs] = []  # of this step: who is mixed with whom, natural images and attacked ones
         self.attacker = TrainingAttack(settings, device, self.speed.layout)
         self.perturbs = False  # weights too, in this epoch
+        self.seed = 0  # of the step
+        self.passes: list[tuple[Tensor, Tensor]] = []  # images and logits of this step, where prominence is asked for
+        self.prominence: dict[str, Tensor] = {}  # of this step
         self.bend = torch.zeros((), device=device)  # of the last batch's losses, this process' part
         self.shift: dict[str, Tensor] = {}  # of the weights under attack, in the plain view
         self.scratch: dict[str, Tensor] = {}  # batch-norm statistics that move in place of the network's
@@ -83,6 +96,7 @@ class Learner:
         self.norms = Norms(self.model) if "norms" in parts else None
         if self.settings.trains == "lora":
             with_low_rank(self.model, self.reference.layers(self.model), self.head, draw)
+        self.revision = Revision(self.model) if self.settings.trains == "prominent" else None
         self.average = None
         if decay is not None:
             self.average = AveragedModel(self.model, multi_avg_fn=following(decay), use_buffers=True)
@@ -97,12 +111,15 @@ class Learner:
         return controller
 
     def _optimiser(self) -> torch.optim.SGD:
-        if self.method.head_only or self.settings.trains == "head":
+        if self.method.head_only or self.settings.trains in ("head", "blocks"):
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name in self.head)
+                parameter.requires_grad_(name in self.head or self._in_blocks(name))
         self.trained = [p for m in self.modules() if m is not self.average for p in m.parameters() if p.requires_grad]
         decay = self.method.decay if self.settings.decay is None else self.settings.decay
         return torch.optim.SGD(self.trained, self.controller.rate, momentum=0.9, weight_decay=decay)
+
+    def _in_blocks(self, name: str) -> bool:
+        return name.startswith(tuple(f"{block}." for block in self.settings.blocks or ()))
 
     def _views(self) -> tuple[View, Callable[[dict[str, Tensor], Tensor], Tensor]]:
         def call(weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -131,9 +148,16 @@ class Learner:
         self.folded.refresh()
         return self.attacker(self.attack_view, x, y)
 
+    def train(self) -> None:
+        """Training mode. A body of which only some blocks learn, or none, rests: its statistics stay as they are."""
+        self.model.train()
+        if self.settings.trains in ("head", "blocks"):
+            for name, module in self.model.named_modules():
+                module.training = self._in_blocks(f"{name}.")
+
     def begin(self, seed: int, batch: int) -> None:
         """A step on a global batch of so many images."""
-        self.global_batch = batch
+        self.global_batch, self.seed = batch, seed
         self.attacker.begin(seed, batch)
         if self.settings.augmentation in MIXED:
             draw = generator(seed, "mix")
@@ -159,13 +183,38 @@ class Learner:
             total = self.objective(self, x, attacked, y, self.weights).total
         self.shift, self.scratch = worst_direction(total, layers, gamma), {}
 
+    def step(self) -> None:
+        """Of the optimiser; where only prominent weights are trained, of these."""
+        if self.revision is None:
+            self.optimiser.step()
+            return
+        with conserved(self._prominent(), self.prominence):
+            self.optimiser.step()
+        self.revision.follow(self.model, generator(self.seed, "revision"))
+
+    def _prominent(self) -> dict[str, Tensor]:
+        """The weights that prominence is asked of."""
+        return {name: weight for name, weight in weights_of_layers(self.model).items() if name not in self.head}
+
+    def revised(self, attacked: Tensor, y: Tensor) -> Tensor:
+        """Of the passes just made: how far they are from the revision's. Finds which weights are prominent, too."""
+        assert self.revision is not None
+        shares = [1 - NATURAL if x is attacked else NATURAL for x, _ in self.passes]
+        losses = [(share, cross_entropy(self, z, y)) for share, (_, z) in zip(shares, self.passes)]
+        self.prominence = prominence(losses, self._prominent())
+        with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            weights = self.revision.weights() | Statistics(self.model).values()
+            before = [self.call(weights, x) for x, _ in self.passes]
+        return torch.stack([divergence(self, old, z) for old, (_, z) in zip(before, self.passes)]).sum()
+
     # what objectives ask for
 
     def plain(self, x: Tensor) -> Tensor:
-        if self.settings.trains == "head":
-            return self.still(x)
         weights = dict(self.model.named_parameters()) if self.shift else {}
-        return self.call({name: weights[name] + v for name, v in self.shift.items()} | self.scratch, x)
+        z = self.call({name: weights[name] + v for name, v in self.shift.items()} | self.scratch, x)
+        if self.revision is not None:
+            self.passes.append((x, z))
+        return z
 
     def natural(self, x: Tensor) -> Tensor:
         assert self.branch is not None
@@ -252,7 +301,7 @@ class Learner:
     # state
 
     def modules(self) -> list[nn.Module]:
-        return [m for m in (self.model, self.branch, self.norms, self.average) if m is not None]
+        return [m for m in (self.model, self.branch, self.norms, self.average, self.revision) if m is not None]
 
     def state(self) -> dict[str, Any]:
         return {str(i): module.state_dict() for i, module in enumerate(self.modules())}
@@ -280,7 +329,10 @@ class LossModule(nn.Module):
 
     def forward(self, x: Tensor, attacked: Tensor, y: Tensor) -> Losses:
         learner, straight = self.learner, self.learner.attacker.straight
+        learner.passes = []
         losses = learner.objective(learner, x, attacked, y, learner.weights)
+        if learner.revision is not None:
+            losses = losses._replace(total=losses.total + WEIGHT * learner.revised(attacked, y))
         if straight is None or not learner.attacker.single:
             return losses
         bend = learner.mean(learner.attacker.bend(learner.still, x, y))

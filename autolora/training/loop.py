@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -29,12 +29,13 @@ from autolora.common.malloc import freed_memory_kept
 from autolora.common.progress import bar as progress_bar
 from autolora.data.batches import moved, stream, to_pixels
 from autolora.threat import Threat
+from autolora.training import subtuning
 from autolora.training.attack import reach
 from autolora.training.branch import Branch
 from autolora.training.controllers import scalars
 from autolora.training.judgement import judge_epoch
 from autolora.training.learner import Learner, evaluating, generator, number
-from autolora.training.resume import Record, RunState, alone, checkpoint_file, keep, restore
+from autolora.training.resume import Record, RunState, alone, checkpoint_file, forget, keep, restore
 from autolora.training.settings import (
     Settings,
     Split,
@@ -68,6 +69,8 @@ class Tuned:
     settings: Settings
     checkpoint: Path | None = None
     head: list[Record] | None = None  # of the epochs before, in which the head alone was tuned
+    tries: list[Record] = field(default_factory=list)  # of blocks that were trained shortly, to choose from
+    right: list[bool] = field(default_factory=list)  # per validation image, by the best state: what it was chosen by
 
     @property
     def best(self) -> Record:
@@ -82,6 +85,7 @@ class Tuned:
             ("method", f"{self.method} ({settings.reference}) against {settings.threat}, seed {settings.seed}"),
             ("network", f"{type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} weights"),
             ("branch", branch),
+            *([] if settings.blocks is None else [("trained", ", ".join([*settings.blocks, "head"]))]),
             ("epochs", f"{len(self.history)} of {settings.epochs}, the best one is {self.best_epoch}"),
             ("chosen", f"{found} of the validation images"),
             ("next", "autolora.merge(tuned) gives the network to attack and to export"),
@@ -125,12 +129,19 @@ def finetune(
     train, val = as_split(train, "training"), as_split(val, "validation")
     check_splits(model, train, val)
     chosen = decided(chosen, train)
+    if chosen.trains == "blocks":
+        subtuning.check_blocks(model, chosen.blocks or ())
     with distributed.group(), freed_memory_kept():
         first = progress and distributed.process_number() == 0
         way = Way(checkpoints, pick_device(device), on_epoch or (lambda record: None), first, image_memory)
+        head, tries = None, subtuning.Tries()
         if chosen.start == "robust_head":
-            return after_robust_head(model, train, val, chosen, way)
-        return run(model, train, val, chosen, way)
+            model, head = robust_head(model, train, val, chosen, way)
+        if chosen.trains == "blocks" and chosen.blocks is None:
+            chosen = replace(chosen, blocks=best_blocks(model, train, val, chosen, way, tries))
+        tuned = run(model, train, val, chosen, way)
+        tuned.head, tuned.tries = head, subtuning.as_records(tries)
+        return tuned
 
 
 class Way(NamedTuple):
@@ -150,7 +161,9 @@ def run(model: nn.Module, train: Split, val: Split, settings: Settings, way: Way
         return fit(learner, file, way.on_epoch, show=way.show)
 
 
-def after_robust_head(model: nn.Module, train: Split, val: Split, settings: Settings, way: Way) -> Tuned:
+def robust_head(
+    model: nn.Module, train: Split, val: Split, settings: Settings, way: Way
+) -> tuple[nn.Module, list[Record]]:
     """RoLI (Hua et al., 2024): first the head on attacked images, the body as pre-trained and in eval; then the method.
 
     A linear probe is safe to train on one gradient an image, whatever the rest is trained on.
@@ -158,12 +171,28 @@ def after_robust_head(model: nn.Module, train: Split, val: Split, settings: Sett
     attack = "single" if settings.threat.norm == "linf" else "pgd"
     first = replace(
         settings, method="madry", trains="head", attack=attack, reference="best", rate=HEAD_RATE, decay=None,
-        epochs=max(1, settings.epochs // 2), eps_schedule="constant", weight_attack=None, average=None,
+        epochs=max(1, settings.epochs // 2), eps_schedule="constant", weight_attack=None, average=None, blocks=None,
     )  # fmt: skip
     head = run(model, train, val, first, way._replace(on_epoch=lambda record: None))
-    tuned = run(head.model, train, val, settings, way)
-    tuned.head = head.history
-    return tuned
+    return head.model, head.history
+
+
+def best_blocks(
+    model: nn.Module, train: Split, val: Split, settings: Settings, way: Way, tries: subtuning.Tries
+) -> tuple[str, ...]:
+    """SubTuning: short runs from the same start say which blocks to train. One that is over leaves no checkpoint."""
+    quiet = way._replace(on_epoch=lambda record: None)
+
+    def tried(blocks: tuple[str, ...]) -> list[bool]:
+        short = replace(settings, blocks=blocks, epochs=subtuning.short_epochs(settings.epochs))
+        tuned = run(model, train, val, short, quiet)
+        forget(tuned.checkpoint)
+        return tuned.right
+
+    file = checkpoint_file(way.checkpoints, model, train, val, settings, way.device)
+    with alone(file):
+        kept = None if file is None else file.with_suffix(".blocks.json")
+        return subtuning.choose(subtuning.blocks_of(model), subtuning.remembered(tried, kept, tries))
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -199,8 +228,10 @@ def finish(learner: Learner, done: RunState, file: Path | None) -> Tuned:
     learner.load(done.best)
     if not learner.method.attacked:  # no attack takes part in these methods: one number, for the best state
         done.history[done.best_epoch - 1]["val_robust"] = fraction(learner.robust_hits())
-    settings = learner.settings
-    return Tuned(learner.finished(), learner.branch, done.history, done.best_epoch, settings.method, settings, file)
+    settings, history = learner.settings, done.history
+    tuned = Tuned(learner.finished(), learner.branch, history, done.best_epoch, settings.method, settings, file)
+    tuned.right = done.kept
+    return tuned
 
 
 def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) -> Record:
@@ -254,7 +285,7 @@ def train_epoch(learner: Learner, epoch: int, rate: float, bar: tqdm, file: Path
     order = batches(learner, epoch)
     losses = torch.zeros(len(order), len(TERMS), device=learner.device)
     cosine = None
-    learner.model.train()
+    learner.train()
     images = stream(learner.images, map(distributed.mine, order), learner.device)
     for step, (index, stored) in enumerate(zip(order, images)):
         x, y = prepare(learner, stored, index, epoch, step)
@@ -293,7 +324,7 @@ def one_step(
         learner.optimiser.zero_grad()
         losses.total.backward()
     seen = look() if look else None
-    learner.optimiser.step()
+    learner.step()
     if (straight := learner.attacker.straight) is not None and learner.attacker.single:
         distributed.add([learner.bend])
         straight.observe(learner.bend.item())

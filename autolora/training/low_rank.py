@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from autolora.common.errors import BadArgument
 from autolora.training.branch import RANK, Layers, factor_shapes
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
@@ -29,6 +30,8 @@ class LowRank(nn.Module):
 
 def with_low_rank(model: nn.Module, layers: Layers, head: set[str], generator: torch.Generator) -> None:
     """In place: these layers get a low-rank change, and all else but norms and head is frozen."""
+    if not layers:
+        raise BadArgument("trains", "lora", "the network has no convolution or linear layer between stem and head")
     trained = {f"{n}.{p}" for n, m in model.named_modules() if isinstance(m, NORMS) for p, _ in m.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head or name in trained)

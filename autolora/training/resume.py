@@ -133,6 +133,13 @@ def restore(learner: Learner, file: Path | None) -> RunState:
     return done
 
 
+def forget(file: Path | None) -> None:
+    """Of a run that is over and whose outcome is kept elsewhere: the first process removes it."""
+    if file is not None and distributed.process_number() == 0:
+        for state in (file, before(file)):
+            state.unlink(missing_ok=True)
+
+
 def before(file: Path) -> Path:
     """The state of the epoch before: what is left where the newest file cannot be read."""
     return file.with_name(f"{file.name}.before")

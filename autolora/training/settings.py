@@ -23,7 +23,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 SWITCH = ("auto", True, False)
 STARTS = ("pretrained", "robust_head")
 ATTACKS = ("pgd", "single", "auto")
-TRAINS = ("all", "lora", "head")
+TRAINS = ("all", "lora", "head", "blocks", "prominent")
 EPS_SCHEDULES = ("constant", "ramp")
 OTHER_WORDS = {  # what others call our settings
     "lr": "rate",
@@ -54,7 +54,9 @@ class Settings:
     decay: float | None = None
     start: str = "pretrained"  # robust_head: the head alone first, on attacked images
     attack: str = "pgd"  # single: one gradient an image; auto: `decided` below
-    trains: str = "all"  # lora: a low-rank change of each layer, norms and head; head: nothing else
+    trains: str = "all"  # lora: a low-rank change of each layer, norms and head; head: nothing else;
+    # blocks: head and some blocks; prominent: in each step the weights with large gradients
+    blocks: tuple[str, ...] | None = None  # where blocks are trained: which; None: they are chosen first
     weight_attack: float | None = None  # how far each layer's weights are moved against the step, in their own norm
     smoothing: float = 0.0  # of the labels in every cross-entropy
     eps_schedule: str = "constant"  # ramp: 0 at first, then on a straight line to eps
@@ -104,6 +106,8 @@ def check_settings(settings: Settings) -> None:
         value = getattr(settings, key)
         if value is not None and not 0 <= value <= most:
             raise BadArgument(key, value, f"expected a number from 0 to {most}")
+    if settings.blocks is not None and settings.trains != "blocks":
+        raise BadArgument("blocks", settings.blocks, f"trains is {settings.trains}: set it to blocks")
     for key, value, reason in clashes(settings, settings.threat.norm):
         raise BadArgument(key, value, reason)
 
@@ -111,6 +115,8 @@ def check_settings(settings: Settings) -> None:
 def decided(settings: Settings, train: Split) -> Settings:
     """`reference: auto` is `best` on small data and `paper` on large, `attack: auto` one gradient where that is enough;
     the record of the run says which."""
+    if settings.blocks is not None:
+        settings = replace(settings, blocks=tuple(settings.blocks))
     if settings.attack == "auto":
         one = settings.threat.norm == "linf" and METHODS[settings.method].attacked
         settings = replace(settings, attack="single" if one else "pgd")

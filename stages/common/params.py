@@ -139,7 +139,7 @@ class Finetune(Section):
     reference: Literal["auto", "paper", "released", "best", "slow_start"] = "auto"
     start: Literal["pretrained", "robust_head"] = "pretrained"
     attack: Literal["pgd", "single", "auto"] = "pgd"
-    trains: Literal["all", "lora", "head"] = "all"
+    trains: Literal["all", "lora", "head", "blocks", "prominent"] = "all"
     weight_attack: Annotated[float, Field(ge=0, le=0.1)] | None = None
     smoothing: Annotated[float, Field(ge=0, le=0.3)] = 0.0
     eps_schedule: Literal["constant", "ramp"] = "constant"

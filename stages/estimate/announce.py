@@ -11,6 +11,7 @@ from collections.abc import Callable
 from autolora.backbones.classifier import Classifier
 from autolora.backbones.layers import weight_layers
 from autolora.common.progress import duration
+from autolora.training.subtuning import blocks_of
 from stages.common.params import Export, Finetune
 from stages.estimate import costs
 from stages.estimate.clock import price_of, threads, training
@@ -31,8 +32,10 @@ def cost(model: Classifier, batch: int, seconds: Callable[[Price], float]) -> Pr
 
 
 def finetune(model: Classifier, counts: Counts, section: Finetune) -> None:
+    blocks = len(blocks_of(model)) if section.trains == "blocks" else 0
+
     def seconds(price: Price) -> list[float]:
-        return [part / training() for part in costs.finetune(price, counts, section)]
+        return [part / training() for part in costs.finetune(price, counts, section, blocks)]
 
     robust, twin = seconds(cost(model, min(section.batch_size, counts.train), lambda price: sum(seconds(price))))
     epochs = f"{section.epochs} epochs of {counts.train:,} images"

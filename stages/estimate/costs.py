@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autolora.training.controllers import between_looks
+from autolora.training.subtuning import short_epochs, short_runs
 from stages.common.params import Finetune, Merge
 
 TRAINING_ATTACK, DIAL_ATTACK = 10, 20  # steps of PGD
@@ -57,7 +58,8 @@ def epoch(price: Price, counts: Counts, section: Finetune) -> float:
     perturbed = 0 if section.weight_attack is None else steps  # the gradient that finds the perturbation
     single = section.attack != "pgd"
     gradients = 1 if single else TRAINING_ATTACK
-    train = price.of(gradients=gradients, steps=steps + perturbed, forwards=measured)
+    revised = steps if section.trains == "prominent" else 0  # of each pass one through the revision, and one way back
+    train = price.of(gradients=gradients + revised, steps=steps + perturbed, forwards=measured)
     judged = counts.val * price.of(forwards=2, gradients=TRAINING_ATTACK)
     if single:
         judged += min(WATCHED, counts.train) * price.of(forwards=2, gradients=TRAINING_ATTACK + 1)
@@ -65,8 +67,8 @@ def epoch(price: Price, counts: Counts, section: Finetune) -> float:
     return counts.train * train + judged
 
 
-def finetune(price: Price, counts: Counts, section: Finetune) -> tuple[float, float]:
-    """Of the method, all its members, and of the naturally tuned twin."""
+def finetune(price: Price, counts: Counts, section: Finetune, blocks: int = 0) -> tuple[float, float]:
+    """Of the method, all its members, and of the naturally tuned twin; the network has so many blocks."""
     robust, twin = (
         section.epochs * epoch(price, counts, section.model_copy(update={"method": method}))
         for method in (section.method, "natural")
@@ -74,6 +76,9 @@ def finetune(price: Price, counts: Counts, section: Finetune) -> tuple[float, fl
     if section.start == "robust_head":
         first = section.model_copy(update={"method": "linear"})
         robust += section.epochs // 2 * (epoch(price, counts, first) + counts.train * price.of(gradients=1))
+    if section.trains == "blocks":
+        short = section.model_copy(update={"epochs": short_epochs(section.epochs)})
+        robust += short_runs(blocks) * short.epochs * epoch(price, counts, short)
     return section.members * robust, twin
 
 

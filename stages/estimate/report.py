@@ -13,6 +13,7 @@ import torch
 from autolora.backbones.layers import weight_layers
 from autolora.backbones.loading import load_backbone
 from autolora.common.progress import duration
+from autolora.training.subtuning import blocks_of
 from stages.common import processes
 from stages.common.params import Evaluate, Params
 from stages.common.runner import cores, processes_asked_for
@@ -36,6 +37,7 @@ class Estimate:
     decoding: float | None
     parameters: int  # of the network
     layers: int
+    blocks: int
     memory: int  # bytes that this process took to train on one batch
 
     def seconds(self, params: Params | None = None) -> dict[str, float]:
@@ -49,7 +51,7 @@ class Estimate:
         work = {
             "prepare": counts.all * (self.decoding or 0.0) / (processes_asked_for() or cores()),
             "validate": 0.0,
-            "finetune": sum(costs.finetune(price, counts, p.finetune)) / training(),
+            "finetune": sum(costs.finetune(price, counts, p.finetune, self.blocks)) / training(),
             "merge": (layer + costs.dial(price, counts, points)) / threads(),
             "evaluate": attacks / processes.count(),
             "export": attack_costs.export(price, n, p.export) / threads(),
@@ -72,7 +74,8 @@ def measured(params: Params) -> Estimate:
     price = price_of(model, batch)
     parameters = sum(p.numel() for p in model.parameters())
     layers = len(weight_layers(model))
-    return Estimate(params, images.counts, price, images.decoding, parameters, layers, _peak())
+    blocks = len(blocks_of(model)) if params.finetune.trains == "blocks" else 0
+    return Estimate(params, images.counts, price, images.decoding, parameters, layers, blocks, _peak())
 
 
 def _peak() -> int:
@@ -112,12 +115,16 @@ def told_of(e: Estimate) -> list[str]:
     return [
         prepare,
         "checks",
-        f"{p.finetune.epochs} epochs{members}, and as many of the naturally tuned twin",
+        f"{p.finetune.epochs} epochs{members}{chosen(e)}, and as many of the naturally tuned twin",
         f"{points} points of the dial",
         f"AutoAttack ({p.evaluate.version}) on {n:,} images, of two networks{also(p.evaluate)}",
         f"attacks on {min(n, p.export.check_images)} images through onnxruntime",
         "MLflow",
     ]
+
+
+def chosen(e: Estimate) -> str:
+    return f", {costs.short_runs(e.blocks)} short runs that choose blocks" if e.blocks else ""
 
 
 def also(section: Evaluate) -> str:

@@ -53,6 +53,7 @@ def images(n: int, classes: int = 4) -> tuple[Tensor, Tensor]:
         ("vanilla", {"attack": "single"}),
         ("madry", {"weight_attack": 0.01}),
         ("madry", {"augmentation": "interpolate"}),
+        ("vanilla", {"trains": "prominent"}),
     ],
 )
 def test_an_epoch_makes_as_many_passes_as_are_counted(seen, method, changes):
@@ -77,6 +78,9 @@ def test_a_fine_tuning_is_its_epochs_and_the_twins():
     assert robust == 7 * costs.epoch(EACH, counts, section)
     assert twin == 7 * costs.epoch(EACH, counts, Finetune(epochs=7, method="natural"))
     assert costs.finetune(EACH, counts, Finetune(epochs=7, members=3)) == (3 * robust, twin)
+    vanilla, blocks = (Finetune(epochs=12, method="vanilla", trains=trains) for trains in ("all", "blocks"))
+    short = costs.epoch(EACH, counts, vanilla)  # two epochs of twelve, for the head alone and 5 + 4 + 3 blocks
+    assert costs.finetune(EACH, counts, blocks, 5)[0] == costs.finetune(EACH, counts, vanilla)[0] + 13 * 2 * short
 
 
 def test_a_point_of_the_dial(seen):
