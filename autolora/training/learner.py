@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from autolora.attacks.pgd import pgd
-from autolora.backbones.fold_batchnorm import Folded, has_bfloat16
+from autolora.backbones.fold_batchnorm import Folded
 from autolora.backbones.frozen import frozen
 from autolora.common import distributed
-from autolora.common.errors import BadArgument
 from autolora.data.batches import augmentation, centre, moved, place, take, to_pixels
 from autolora.data.mixing import MIXED, Pairs, cutmix, draw_pairs, interpolated
 from autolora.training.attack import STEPS, TrainingAttack, View
@@ -40,6 +39,8 @@ from autolora.training.objectives import (
 from autolora.training.prominence import NATURAL, WEIGHT, Revision, conserved, prominence
 from autolora.training.settings import Settings, Split, StoredImages, count_classes
 from autolora.training.single_step import single_step
+from autolora.training.speed import speed
+from autolora.training.twins import Norms
 from autolora.training.weight_attack import weights_of_layers, worst_direction
 
 
@@ -340,25 +341,6 @@ class LossModule(nn.Module):
         return losses._replace(total=losses.total + straight.weight * bend)
 
 
-class Speed(NamedTuple):
-    attack: torch.dtype
-    train: torch.dtype
-    compile: bool
-    layout: torch.memory_format
-
-
-def speed(settings: Settings, device: torch.device) -> Speed:
-    """`auto`: bfloat16 where the processor has it, on a CPU for the attack alone (its sign is what counts); not
-    compiled; channels last on every device: a CPU saves a fifth of an epoch by it, tensor cores read convolutions so.
-    """
-    low, full = torch.bfloat16, torch.float32
-    precisions = {"float32": (full, full), "bfloat16": (low, low), "auto": (full, full)}
-    if settings.precision == "auto" and has_bfloat16(device):
-        precisions["auto"] = (low, low if device.type == "cuda" else full)
-    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-    return Speed(*precisions[settings.precision], compile=settings.compile not in ("auto", False), layout=layout)
-
-
 def following(decay: float) -> Callable[..., None]:
     """An exponential average that starts fast, min(decay, (1 + n) / (10 + n)): with few steps an epoch a slow one is
     still the untrained network when the controller judges it.
@@ -374,22 +356,6 @@ def following(decay: float) -> Callable[..., None]:
                 average.copy_(value)
 
     return follow
-
-
-class Norms(nn.Module):
-    """TWINS' frozen half: the pre-trained running statistics, and an affine copy of its own."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        norms = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-        if not norms:
-            raise BadArgument("method", "twins", "the network has no batch norm, which TWINS is made of")
-        self.names = [f"{n}.{p}" for n, m in norms for p, _ in m.named_parameters(recurse=False)]
-        self.affine = nn.ParameterList([model.get_parameter(n).detach().clone() for n in self.names])
-        self.pretrained = Statistics(model)
-
-    def weights(self) -> dict[str, Tensor]:
-        return {**dict(zip(self.names, self.affine)), **self.pretrained.values()}
 
 
 @contextmanager

@@ -25,9 +25,10 @@ from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import locked, naming, replacing, weights_sha256
 from autolora.data.ragged import Rectangles
 from autolora.training.controllers import Scalars
-from autolora.training.learner import Learner, objective, speed
+from autolora.training.learner import Learner, objective
 from autolora.training.objectives import METHODS
 from autolora.training.settings import Settings, Split
+from autolora.training.speed import speed
 
 Record = dict[str, Any]
 PARTS = {"modules", "optimiser", "controller", "attacker", "weights", "progress"}  # of a saved state

@@ -17,7 +17,7 @@ from autolora.attacks.pgd import pgd
 from autolora.backbones.loading import load_backbone
 from autolora.common.files import AtWork, weights_sha256
 from autolora.data.ragged import rectangles
-from autolora.training import learner, objectives
+from autolora.training import learner, objectives, speed
 from autolora.training import loop as training
 from autolora.training.controllers import StepRate
 from autolora.training.loop import Diverged, finetune
@@ -409,8 +409,8 @@ def test_validation_attacks_what_ships_and_the_network_itself_judges(average, pr
     ],
 )
 def test_precision(monkeypatch, precision, has, attack, train):
-    monkeypatch.setattr(learner, "has_bfloat16", lambda device: has)
-    chosen = learner.speed(Settings(THREAT, precision=precision), torch.device("cpu"))
+    monkeypatch.setattr(speed, "has_bfloat16", lambda device: has)
+    chosen = speed.speed(Settings(THREAT, precision=precision), torch.device("cpu"))
     assert (chosen.attack, chosen.train, chosen.compile) == (attack, train, False)
 
 
