@@ -34,10 +34,10 @@ from torch import nn
 
 from autolora.backbones.classifier import load_classifier
 from autolora.common.command_line import Command
+from autolora.common.processes import cores
 from autolora.data.batches import StoredImages, augmentation, stream, to_pixels
 from autolora.data.ragged import rectangles
 from stages import prepare as stage
-from stages.common.runner import cores
 from stages.dataset.decode import decode, read_file, silent
 from stages.dataset.decoding_pool import CHUNK
 from stages.dataset.folders import folder

@@ -15,9 +15,10 @@ import argparse
 import hashlib
 import json
 import shutil
+import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from autolora.attacks.engine.prepare import default_batch
 from autolora.attacks.evaluation import Settings
 from autolora.attacks.report import Report
 from autolora.attacks.under_corruptions import under_corruptions
-from autolora.attacks.verdicts import require
+from autolora.attacks.verdicts import CheckFailed, require
 from autolora.attacks.versions import VERSIONS, Step, plan_of, square_alone
 from autolora.backbones.classifier import IMAGENET_MEAN, IMAGENET_STD
 from autolora.command import result
@@ -44,9 +45,11 @@ from autolora.command.images import Data, read
 from autolora.command.models import Asked, Normalise, Target, target
 from autolora.command.suspicions import look
 from autolora.common import distributed
-from autolora.common.errors import BadArgument
+from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import locked, read_json, write_json
+from autolora.common.processes import processes_asked_for
 from autolora.common.progress import duration
+from autolora.common.shared_out import shared_out, usual
 from autolora.data.sample import ids_sha256, stratified
 from autolora.threat import NORMS, Threat, parse_eps
 
@@ -64,8 +67,19 @@ OPTIONS = {
     "classes",
     "out",
     "also",
+    "processes",
 }
+ALONE = 10.0  # seconds after which one of several processes may say what the first has not said
 ASKED = 256  # images on which the copy is held against the file, and the labels against the answers
+
+
+class Done(NamedTuple):
+    """What one process has come to: the same in all of them."""
+
+    record: dict[str, Any]
+    report: Report
+    out: Path
+    progress: Path
 
 
 class Agreed(NamedTuple):
@@ -104,47 +118,85 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--weights", help="of package.module:factory or timm:NAME: a file, a URL or hf:ID/FILE")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="at most so long: fewer images, which is said")
     parser.add_argument("--require-robust", type=float, metavar="SHARE", help="exit code 1 where fewer stand")
+    parser.add_argument("--processes", type=int, help="that share the images out (default: one a core, 8 at most)")
     parser.add_argument("--out", type=Path, help="the folder that is written (default: attacked-MODEL)")
     parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Under torchrun the images are shared out, and the first process writes."""
-    with distributed.group():
-        threat, asked = Threat(chosen.norm, chosen.eps), _asked(chosen)
-        count = _count(chosen.images)
-        model = target(asked)
-        out = chosen.out or Path(f"attacked-{model.name.replace(':', '-')}")
-        result.refuse_foreign(out)
-        data = read(chosen.data, count, chosen.seed, model.shape, _classes(chosen.classes) or model.classes)
-        also = words(chosen.also, threat, data.images.x.shape[1:])
-        agreed = looked_at(model, data, asked)
-        progress = out.with_name(f"{out.name}.progress")
-        with locked(progress / "lock") if _first() else nullcontext():
-            begin, kept = time.perf_counter(), progress / _key(model, data, threat, chosen)
-            threats = [threat, *(Threat.parse(word) for word in also if word != WORD)]
-            left_out = _within(chosen.budget, model, data, (threats, chosen.version), kept)
-            settings = _settings(chosen, model, data, kept)
+    """The images are shared out over the processes, and the first one writes and tells."""
+    if chosen.processes is not None and chosen.processes < 1:
+        raise BadArgument("processes", chosen.processes, "expected a whole number from 1")
+    work = partial(attack, chosen)
+    with shared_out(work, chosen.processes or processes_asked_for() or usual(), as_helper) as first:
+        done = work()
+    if not first:
+        return 0
+    shutil.rmtree(done.progress, ignore_errors=True)
+    print("\n".join(f"{name:<8}{said}" for name, said in done.report.rows()))
+    for row in done.record.get("also", []):
+        print(f"{'also':<8}{row['what']}: {100 * row['accuracy']:.1f} %")
+    print(f"{'written':<8}{done.out}: card.html, report.json, robust_flags.npy, adversarial.npz")
+    return _ending(chosen.require_robust, done.report)
+
+
+def as_helper(helper: Callable[[], None]) -> None:
+    """What is wrong is mostly wrong in every process, and told by the first, which then ends this one.
+
+    Where that does not happen, it is wrong here alone.
+    """
+    try:
+        helper()
+    except KeyboardInterrupt:
+        sys.exit(1)
+    except Exception as error:
+        time.sleep(ALONE)
+        print(f"attack: {first_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def attack(chosen: argparse.Namespace) -> Done:
+    """The work of one process."""
+    threat, asked = Threat(chosen.norm, chosen.eps), _asked(chosen)
+    count = _count(chosen.images)
+    model = target(asked)
+    out = chosen.out or Path(f"attacked-{model.name.replace(':', '-')}")
+    result.refuse_foreign(out)
+    data = read(chosen.data, count, chosen.seed, model.shape, _classes(chosen.classes) or model.classes)
+    also = words(chosen.also, threat, data.images.x.shape[1:])
+    agreed = looked_at(model, data, asked)
+    progress = out.with_name(f"{out.name}.progress")
+    with locked(progress / "lock") if _first() else nullcontext():
+        distributed.wait()  # until the folder is ours
+        begin, kept = time.perf_counter(), progress / _key(model, data, threat, chosen)
+        threats = [threat, *(Threat.parse(word) for word in also if word != WORD)]
+        left_out = _within(chosen.budget, model, data, (threats, chosen.version), kept)
+        settings = _settings(chosen, model, data, kept)
+        with _removed_in_vain(progress):
             report = _attacked(model, data, threat, settings, agreed)
             found = measured(
                 also,
                 lambda other, name: _attacked(model, data, other, _beside(settings, kept, name), agreed),
                 lambda name: under_corruptions(model.network, data.images, _beside(settings, kept, name)),
             )
-            if _first():
-                notes = {"agreement": agreed.agreement.as_record()} if agreed.agreement else {}
-                record = result.record_of(model, data, report, notes | ({"left_out": left_out} if left_out else {}))
-                record |= {"also": found.rows(report, min(data.images.x.shape[2:]))} if also else {}
-                record |= {"seconds": round(time.perf_counter() - begin, 1)}
-                result.write(out, record, (report, found), data)
-        if not _first():
-            return 0
-    shutil.rmtree(progress, ignore_errors=True)
-    print("\n".join(f"{name:<8}{said}" for name, said in report.rows()))
-    for row in record.get("also", []):
-        print(f"{'also':<8}{row['what']}: {100 * row['accuracy']:.1f} %")
-    print(f"{'written':<8}{out}: card.html, report.json, robust_flags.npy, adversarial.npz")
-    return _ending(chosen.require_robust, report)
+        notes = {"agreement": agreed.agreement.as_record()} if agreed.agreement else {}
+        record = result.record_of(model, data, report, notes | ({"left_out": left_out} if left_out else {}))
+        record |= {"also": found.rows(report, min(data.images.x.shape[2:]))} if also else {}
+        record |= {"seconds": round(time.perf_counter() - begin, 1)}
+        if _first():
+            result.write(out, record, (report, found), data)
+    return Done(record, report, out, progress)
+
+
+@contextmanager
+def _removed_in_vain(progress: Path) -> Iterator[None]:
+    """A check that fails would fail again: there is nothing to go on with."""
+    try:
+        yield
+    except CheckFailed:
+        if _first():
+            shutil.rmtree(progress, ignore_errors=True)
+        raise
 
 
 def _first() -> bool:

@@ -21,6 +21,7 @@ from autolora.common.command_line import Command
 from autolora.common.errors import BadArgument
 from autolora.common.files import AtWork
 from autolora.common.progress import named
+from autolora.common.shared_out import OneEnded
 
 MEND, INTERRUPTED = 2, 130
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with named(chosen.command):
             sys.exit(chosen.run(chosen))
-    except (ValueError, OSError, AtWork) as error:
+    except (ValueError, OSError, AtWork, OneEnded) as error:
         print(f"{chosen.command}: {_one_line(error)}", file=sys.stderr)
         sys.exit(MEND)
     except KeyboardInterrupt:

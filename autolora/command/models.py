@@ -5,8 +5,10 @@ model.onnx | model.pt2 (torch.export) | package.module:factory | timm:NAME | hf:
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -99,7 +101,7 @@ def _onnx(path: Path, asked: Asked) -> Target:
         path.stem,
         "ONNX",
         network,
-        file_sha256(path),
+        _sha256(path),
         _shape(image, channels_last=channels_last or _is_bytes(image)),
         _listed(names) or None,
         graph,
@@ -126,6 +128,16 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise
     except Exception as error:  # protobuf's, and files that are missing
         raise ValueError(f"{path} is no ONNX file, or it is damaged: {first_line(error)}") from error
+
+
+def _sha256(path: Path) -> str:
+    """Of the file; where weights lie beside it, of both together."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    names = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    if not names:
+        return file_sha256(path)
+    every = [file_sha256(file) for file in (path, *(path.parent / name for name in sorted(names)))]
+    return hashlib.sha256(" ".join(every).encode()).hexdigest()
 
 
 def _beside(path: Path, tensor: onnx.TensorProto) -> int:
@@ -259,14 +271,20 @@ def _load(module: nn.Module, weights: str) -> None:
 
 
 def _from_timm(asked: Asked) -> Target:
-    """With its published weights, its own mean, deviation and size."""
+    """With its published weights, its own mean, deviation and size; never with random ones, which nobody wants to know.
+
+    `--weights` needs no network for a timm name: of an hf: id the hub says what the network is.
+    """
     import timm
+    from huggingface_hub.utils import logging
 
     kind, _, name = asked.model.partition(":")
+    logging.set_verbosity_error()  # its five attempts to reach the hub are told in our one line
     try:
         module = timm.create_model(f"hf_hub:{name}" if kind == "hf" else name, pretrained=asked.weights is None)
     except Exception as error:
-        raise BadArgument("model", asked.model, f"timm cannot make it ({first_line(error)})") from error
+        cure = "" if asked.weights else "; --weights FILE takes them from elsewhere"
+        raise BadArgument("model", asked.model, f"timm does not give it ({first_line(error)}){cure}") from error
     if asked.weights is not None:
         _load(module, asked.weights)
     config: Any = module.pretrained_cfg
@@ -291,11 +309,18 @@ def _square(asked: Asked) -> tuple[int, int, int] | None:
 
 def _registered(asked: Asked) -> Target:
     """By MLflow's own command, where it is installed: MLFLOW_TRACKING_URI says which server."""
+    where = os.environ.get("MLFLOW_TRACKING_URI")
+    if where is None and not Path("mlflow.db").exists():  # MLflow would make an empty one here
+        raise BadArgument("model", asked.model, "MLFLOW_TRACKING_URI names no server, and here lies no mlflow.db")
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "mlflow", "artifacts", "download", "-u", asked.model, "-d", folder]
-        ended = subprocess.run(command, capture_output=True, text=True)
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+        ended = subprocess.run(command, capture_output=True, text=True, env=quiet | os.environ)
         found = sorted(Path(folder).rglob("*.onnx"))
         if ended.returncode or not found:
-            said = (ended.stderr.strip().splitlines() or ["it holds no .onnx file"])[-1]
-            raise BadArgument("model", asked.model, f"MLflow does not give it ({said})")
-        return _onnx(found[0], asked)
+            said = (ended.stderr.strip().splitlines() if ended.returncode else []) or ["it holds no .onnx file"]
+            told = said[-1].replace(where, "MLFLOW_TRACKING_URI") if where else said[-1]  # it may hold a password
+            raise BadArgument("model", asked.model, f"MLflow does not give it ({told})")
+        made = _onnx(found[0], asked)
+        made.name = asked.model.removeprefix("models:/").replace("@", "-").replace("/", "-")
+        return made

@@ -1,4 +1,4 @@
-"""A process that another one started does not outlive it, however that one ends.
+"""How many processes there are, and that none outlives the one that started it, however that one ends.
 
     end_with_parent()                 # the first line of a worker
 
@@ -35,3 +35,16 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
+
+
+def cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_asked_for() -> int | None:
+    """`AUTOLORA_PROCESSES`: no param, since the result does not depend on it."""
+    wanted = os.environ.get("AUTOLORA_PROCESSES")
+    if wanted is not None and not (wanted.isdigit() and int(wanted) > 0):
+        raise ValueError(f"AUTOLORA_PROCESSES is {wanted!r}: expected a whole number from 1")
+    return None if wanted is None else int(wanted)

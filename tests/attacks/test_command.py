@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,12 @@ from tests.export.quantiser import quantised_file
 
 EPS = 8 / 255
 X, Y = colours.images()
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would be forks of a process that has computed gradients."""
+    monkeypatch.setenv("AUTOLORA_PROCESSES", "1")
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +200,31 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, data: Path, monkeypatch
     assert (attacked(tmp_path, model, data) == colours.stands(X, Y, EPS)).all()
 
 
+@pytest.mark.slow
+def test_several_processes_come_to_what_one_does(tmp_path: Path, data: Path, python: str) -> None:
+    """A process of its own, since a fork must come before the first gradient; the folder is written once."""
+    model = colours.write(tmp_path / "model.onnx")
+    found = attacked(tmp_path, model, data)
+    said = ["--data", str(data), "--eps", "8/255", "--version", "fast", "--out", "two", "--processes", "2"]
+    command = [python, "-m", "autolora", "attack", str(model), *said]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("written") == 1
+    assert found.any()
+    for name in (result.FLAGS, "adversarial.npz"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_a_failed_check_leaves_nothing_to_go_on_with(
+    capsys: pytest.CaptureFixture, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Square breaks what gradients did not: they lead nowhere, and would do so again."""
+    monkeypatch.setattr(FileNetwork, "quick", lambda self, x: self.answers(x) + 0 * x.sum())
+    monkeypatch.setattr(FileNetwork, "forward", lambda self, x: self.answers(x) + 0 * x.sum())
+    model = colours.write(tmp_path / "m.onnx")
+    refused(capsys, tmp_path, model, "--data", data, says="masked gradients")
+
+
 def test_a_budget_says_what_was_left_out(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attack, "_seconds", lambda *_: 0.01)
     attacked(tmp_path, colours.write(tmp_path / "model.onnx"), data, "--budget", "0.2")
@@ -259,6 +291,7 @@ def refused(capsys: pytest.CaptureFixture, tmp_path: Path, *arguments: object, s
         ("float", ["--mean", "x", "--std", "1"], "--mean is 'x': expected numbers such as"),
         ("float", ["--also", "linf:8/255"], "linf:8/255 is the threat itself"),
         ("float", ["--also", "corruptions"], "corruptions need images of three channels and 16 pixels a side"),
+        ("float", ["--processes", "0"], "--processes is 0: expected a whole number from 1"),
         ("float", ["--images", "0"], "--images is '0': expected a number from 1, or all"),
     ],
 )

@@ -16,7 +16,8 @@ import multiprocessing, os, time
 import torch
 import torch.distributed as dist
 from autolora.attacks.verdicts import Check, CheckFailed
-from stages.common import processes as module
+from autolora.common import shared_out as module
+from stages.common.processes import processes
 from stages.common.runner import main
 
 module.context = lambda: multiprocessing.get_context("{way}")
@@ -41,7 +42,7 @@ def work():
 
 def stage():
     large = torch.ones(2000, 2000) @ torch.ones(2000, 2000)  # wakes as many threads as there are cores
-    with module.processes(work):
+    with processes(work):
         print(*work())
 
 if __name__ == "__main__":
