@@ -25,7 +25,7 @@ from autolora.backbones.loading import load_backbone
 from autolora.common import distributed
 from autolora.common.code import code_sha256
 from autolora.common.files import read_json, replacing, replacing_folder, write_json
-from autolora.common.processes import end_with_parent, processes_asked_for
+from autolora.common.processes import end_with_parent
 from autolora.training.branch import save_branch
 from autolora.training.learner import number
 from autolora.training.loop import Tuned
@@ -35,7 +35,7 @@ from stages.common.command_line import takes_no_arguments
 from stages.common.errors import TryAgain
 from stages.common.prepared import PREPARED, data_keys, read_split
 from stages.common.recipes import words
-from stages.common.runner import main, only_one, timed, work_dir
+from stages.common.runner import main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
 from stages.common.weights import resolve_weights
 from stages.estimate import announce

@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from autolora.common.files import naming, replacing, replacing_folder, write_json
-from autolora.common.processes import cores, processes_asked_for
+from autolora.common.processes import cores
 from autolora.common.progress import bar
 from stages.common.backbone import refuse_unknown_backbone
 from stages.common.command_line import takes_no_arguments
-from stages.common.runner import StageError, main, timed, work_dir
+from stages.common.runner import StageError, main, processes_asked_for, timed, work_dir
 from stages.common.views import PrepareParams, load
 from stages.dataset.cells import in_cell
 from stages.dataset.decode import DECODER, decode, decode_whole

@@ -47,7 +47,6 @@ from autolora.command.suspicions import look
 from autolora.common import distributed
 from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import locked, read_json, write_json
-from autolora.common.processes import processes_asked_for
 from autolora.common.progress import duration
 from autolora.common.shared_out import shared_out, usual
 from autolora.data.sample import ids_sha256, stratified
@@ -128,7 +127,7 @@ def run(chosen: argparse.Namespace) -> int:
     if chosen.processes is not None and chosen.processes < 1:
         raise BadArgument("processes", chosen.processes, "expected a whole number from 1")
     work = partial(attack, chosen)
-    with shared_out(work, chosen.processes or processes_asked_for() or usual(), as_helper) as first:
+    with shared_out(work, chosen.processes or usual(), as_helper) as first:
         done = work()
     if not first:
         return 0

@@ -40,11 +40,3 @@ def _watch(parent: int) -> None:
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def processes_asked_for() -> int | None:
-    """`AUTOLORA_PROCESSES`: no param, since the result does not depend on it."""
-    wanted = os.environ.get("AUTOLORA_PROCESSES")
-    if wanted is not None and not (wanted.isdigit() and int(wanted) > 0):
-        raise ValueError(f"AUTOLORA_PROCESSES is {wanted!r}: expected a whole number from 1")
-    return None if wanted is None else int(wanted)

@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from autolora.attacks.verdicts import CheckFailed
-from autolora.common.processes import processes_asked_for
 from autolora.common.shared_out import OneEnded, shared_out, usual
 from stages.common.errors import TryAgain
-from stages.common.runner import main
+from stages.common.runner import main, processes_asked_for
 
 
 @contextmanager

@@ -102,6 +102,14 @@ def only_one(folder: Path) -> Iterator[None]:
         raise Busy(str(error)) from None
 
 
+def processes_asked_for() -> int | None:
+    """`AUTOLORA_PROCESSES`: no param, since the result does not depend on it."""
+    wanted = os.environ.get("AUTOLORA_PROCESSES")
+    if wanted is not None and not (wanted.isdigit() and int(wanted) > 0):
+        raise StageError(f"AUTOLORA_PROCESSES is {wanted!r}: expected a whole number from 1")
+    return None if wanted is None else int(wanted)
+
+
 @contextmanager
 def timed(stage: str) -> Iterator[dict[str, Any]]:
     """Seconds and peak memory into reports/timing/<stage>.json; the stage may add figures of its own to the record."""

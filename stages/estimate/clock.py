@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autolora.backbones.classifier import Classifier
-from autolora.common.processes import processes_asked_for
+from stages.common.runner import processes_asked_for
 from stages.estimate.costs import Price
 
 SECONDS = 0.4  # that each kind of pass is looked at

@@ -12,11 +12,12 @@ import torch
 
 from autolora.backbones.layers import weight_layers
 from autolora.backbones.loading import load_backbone
-from autolora.common.processes import cores, processes_asked_for
+from autolora.common.processes import cores
 from autolora.common.progress import duration
 from autolora.training.subtuning import blocks_of
 from stages.common import processes
 from stages.common.params import Evaluate, Params
+from stages.common.runner import processes_asked_for
 from stages.estimate import attack_costs, costs
 from stages.estimate.attack_costs import attacked
 from stages.estimate.clock import price_of, threads, training

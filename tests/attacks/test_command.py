@@ -31,12 +31,6 @@ EPS = 8 / 255
 X, Y = colours.images()
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others would be forks of a process that has computed gradients."""
-    monkeypatch.setenv("AUTOLORA_PROCESSES", "1")
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "data.npz"
@@ -45,8 +39,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: object) -> int:
+    """In this process alone: a fork must come before the first gradient."""
+    alone = ["--processes", "1"] if arguments[0] == "attack" and "--processes" not in arguments else []
     with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
+        main([str(argument) for argument in arguments] + alone)
     return int(ended.value.code or 0)
 
 

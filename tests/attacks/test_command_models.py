@@ -99,12 +99,12 @@ def test_weights_of_ones_own_ask_nobody(hub: Files, tmp_path: Path) -> None:
     ],
 )
 def test_random_weights_are_not_attacked(
-    hub: Files, tmp_path: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str, says: str
+    hub: Files, tmp_path: Path, capfd: pytest.CaptureFixture, name: str, says: str
 ) -> None:
     """What has no weights is said in one line, and nothing is written."""
-    monkeypatch.setenv("AUTOLORA_PROCESSES", "1")
+    told = ["--data", str(tmp_path), "--eps", "8/255", "--processes", "1", "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as ended:
-        main(["attack", name, "--data", str(tmp_path), "--eps", "8/255", "--out", str(tmp_path / "out")])
+        main(["attack", name, *told])
     said = capfd.readouterr().err.strip()
     assert (ended.value.code, len(said.splitlines())) == (2, 1), said
     assert said.startswith(f"attack: --model is {name!r}")
