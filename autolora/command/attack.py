@@ -31,25 +31,25 @@ from autolora.attacks.autoattack import autoattack_of, black_box
 from autolora.attacks.checks import known_labels, logits_are_numbers, logits_not_softmax
 from autolora.attacks.engine.answers import require_logits
 from autolora.attacks.engine.file_network import Agreement, FileNetwork
-from autolora.attacks.engine.network import Network
 from autolora.attacks.engine.prepare import default_batch
 from autolora.attacks.evaluation import Settings
 from autolora.attacks.report import Report
 from autolora.attacks.under_corruptions import under_corruptions
 from autolora.attacks.verdicts import CheckFailed, require
-from autolora.attacks.versions import VERSIONS, Step, plan_of, square_alone
+from autolora.attacks.versions import VERSIONS
 from autolora.backbones.classifier import IMAGENET_MEAN, IMAGENET_STD
 from autolora.command import result
 from autolora.command.also import WORD, measured, words
+from autolora.command.budget import within
 from autolora.command.images import Data, read
 from autolora.command.models import Asked, Normalise, Target, target
 from autolora.command.suspicions import look
 from autolora.common import distributed
 from autolora.common.errors import BadArgument, first_line
-from autolora.common.files import locked, read_json, write_json
+from autolora.common.files import locked
 from autolora.common.progress import duration
 from autolora.common.shared_out import shared_out, usual
-from autolora.data.sample import ids_sha256, stratified
+from autolora.data.sample import ids_sha256
 from autolora.threat import NORMS, Threat, parse_eps
 
 CPU = torch.device("cpu")
@@ -169,7 +169,9 @@ def attack(chosen: argparse.Namespace) -> Done:
         distributed.wait()  # until the folder is ours
         begin, kept = time.perf_counter(), progress / _key(model, data, threat, chosen)
         threats = [threat, *(Threat.parse(word) for word in also if word != WORD)]
-        left_out = _within(chosen.budget, model, data, (threats, chosen.version), kept)
+        left_out = within(chosen.budget, model, data, (threats, chosen.version), kept)
+        if left_out:
+            _tell(left_out)
         settings = _settings(chosen, model, data, kept)
         with _removed_in_vain(progress):
             report = _attacked(model, data, threat, settings, agreed)
@@ -324,51 +326,6 @@ def _key(model: Target, data: Data, threat: Threat, chosen: argparse.Namespace) 
     ]
     said += [chosen.also, chosen.mean, chosen.std, chosen.normalised, chosen.before_softmax, chosen.layout]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
-
-
-def _within(budget: float | None, model: Target, data: Data, how: tuple[list[Threat], str], kept: Path) -> str:
-    """`data` becomes as many images as fit; in words what does not. A run that goes on has those that it began with."""
-    if budget is None:
-        return ""
-    n, known = len(data.images), kept / "images.json"
-    if _first() and not known.exists():
-        each = _work(model, data, *how) * _seconds(model, data) / distributed.process_count()
-        write_json(known, {"fit": max(1, min(n, int(60 * budget / each))), "seconds": each})
-    distributed.wait()
-    fit, each = read_json(known)["fit"], read_json(known)["seconds"]
-    if fit >= n:
-        return ""
-    given = f"and {budget:g} min are given"
-    said = f"{n - fit} of {n} images are left out: all would take up to {duration(n * each)}, {given}"
-    _tell(said)
-    data.images = stratified(data.images, fit, 0)
-    return said
-
-
-def _work(model: Target, data: Data, threats: list[Threat], version: str) -> float:
-    """F for one image that stands every threat to the end."""
-    return sum(_work_of(model, data, threat, version) for threat in threats)
-
-
-def _work_of(model: Target, data: Data, threat: Threat, version: str) -> float:
-    classes = len(data.classes or [])
-    plan = square_alone(threat.norm, 5000) if version == "square" else partial(plan_of, version, threat.norm)
-    steps: list[Step] = plan(classes)[0]
-    network = Network(model.network, 1)
-    attacks = [(step.attempts, step.attack(network, threat)) for step in steps]
-    return float(sum(attempts * attack.rounds * attack.cost for attempts, attack in attacks))
-
-
-def _seconds(model: Target, data: Data, batch: int = 8) -> float:
-    """Of one F, in gradients, the second time."""
-    x = data.images.pixels()[torch.arange(batch) % len(data.images)]
-    network = Network(getattr(model.network, "quick", model.network), batch)
-    took = 0.0
-    for _ in range(2):
-        begin = time.perf_counter()
-        network.gradient(x, lambda z, rows: z.logsumexp(1))
-        took = time.perf_counter() - begin
-    return took / (2 * batch)
 
 
 # --- the attack -------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torchvision.io import write_png
 from autolora.attacks.autoattack import autoattack_of
 from autolora.attacks.engine.file_network import FileNetwork
 from autolora.attacks.evaluation import Settings
-from autolora.command import attack, result
+from autolora.command import budget, result
 from autolora.command.also import Also
 from autolora.command.main import main
 from autolora.data.examples import read_examples
@@ -222,7 +222,7 @@ def test_a_failed_check_leaves_nothing_to_go_on_with(
 
 
 def test_a_budget_says_what_was_left_out(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attack, "_seconds", lambda *_: 0.01)
+    monkeypatch.setattr(budget, "_seconds", lambda *_: 0.01)
     attacked(tmp_path, colours.write(tmp_path / "model.onnx"), data, "--budget", "0.2")
     record = json.loads((tmp_path / "out" / "report.json").read_text())
     left = 24 - record["data"]["n"]
