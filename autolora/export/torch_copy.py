@@ -4,7 +4,8 @@
 
 onnxruntime has none. This reads the file's own graph and weights, node by node; roundings pass gradients straight
 through. It is the file up to rounding, and never the file: what an attack finds here counts once onnxruntime agrees.
-Loops, branches and shapes that depend on pixels are a NoRule, which names them.
+Of a branch whose condition does not depend on pixels the one is taken that the file would take. Loops, other branches,
+and shapes that depend on pixels are a NoRule, which names them.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from onnx.inliner import inline_local_functions
 from torch import Tensor, nn
 
 from autolora.common.errors import first_line
-from autolora.export.operators import arithmetic, layers, quantised, shapes
+from autolora.export.operators import arithmetic, attention, layers, quantised, shapes
 from autolora.export.operators.quantised import rounded
 from autolora.export.operators.shapes import NARROW, NoRule, straight
 
 OPERATORS: dict[str, Callable[..., Any]] = (
-    shapes.OPERATORS | arithmetic.OPERATORS | layers.OPERATORS | quantised.OPERATORS
+    shapes.OPERATORS | arithmetic.OPERATORS | layers.OPERATORS | attention.OPERATORS | quantised.OPERATORS
 )
 SHAPES = shapes.SHAPES | layers.SHAPES
 DOMAINS = ("", "ai.onnx", "com.microsoft")  # of ONNX itself, and of onnxruntime's quantiser
-SEVERAL = ("Split", "TopK", "DynamicQuantizeLinear")  # outputs; of the others all but the first are for training
+SEVERAL = ("Split", "TopK", "DynamicQuantizeLinear", "If")  # outputs; of the others all but the first are for training
 QUANTISED = set(quantised.OPERATORS)
 
 
@@ -59,8 +60,7 @@ class TorchCopy(nn.Module):
         self.fixed: dict[str, Tensor] = {}  # shapes and positions: they stay where Python reads them
         self.names: dict[str, str] = {}  # of a weight in the file -> of its buffer
         refuse(graph)
-        steps = [_step(node, opset) for node in graph.node if node.op_type != "Constant"]
-        self.steps = _with_ends(self._folded(_constants(graph), steps), self.output)
+        self.steps = _with_ends(self._folded(_constants(graph), _steps(graph, opset)), self.output)
         self.quantised = any(node.op_type in QUANTISED for node in graph.node)
         self.narrow = self.kind in NARROW or any(t.data_type in NARROW for t in graph.initializer)
         self.eval()
@@ -107,22 +107,57 @@ def refuse(graph: onnx.GraphProto) -> None:
     """All that has no rule, in one line; then what depends on pixels and must not."""
     unknown = Counter(
         node.op_type
-        for node in graph.node
-        if node.op_type not in {*OPERATORS, "Constant"} or node.domain not in DOMAINS
+        for node in _nodes(graph)
+        if node.op_type not in {*OPERATORS, "Constant", "If"} or node.domain not in DOMAINS
     )
     if unknown:
         named = ", ".join(f"{kind} (of {n} nodes)" if n > 1 else kind for kind, n in sorted(unknown.items()))
         raise NoRule(f"no rule for {named}")
-    asked = {name for node in graph.node for name in node.input} | {output.name for output in graph.output[:1]}
     moved = {graph_input.name for graph_input in graph.input} - {tensor.name for tensor in graph.initializer}
+    _refuse_forms(graph, moved, {output.name for output in graph.output[:1]})
+
+
+def _refuse_forms(graph: onnx.GraphProto, moved: set[str], asked: set[str]) -> None:
+    """`moved`: all that depends on pixels; what follows here is added. `asked`: values that somebody wants."""
+    asked |= {name for node in graph.node for name in _read(node)}
     for node in graph.node:
+        if node.op_type == "If" and node.input[0] in moved:
+            raise NoRule(f"no rule for an If that depends on the pixels ({node.output[0]})")
+        for branch in _branches(node):
+            _refuse_forms(branch, moved, {output.name for output in branch.output})
         if node.op_type not in SEVERAL and any(name in asked for name in node.output[1:] if name):
             raise NoRule(f"no rule for the second output of {node.op_type}")
         for i in SHAPES.get(node.op_type, ()):
             if i < len(node.input) and node.input[i] in moved:
                 raise NoRule(f"no rule for {node.op_type} whose shape depends on the pixels ({node.output[0]})")
-        if node.op_type not in ("Shape", "Size") and moved.intersection(node.input):
+        if node.op_type not in ("Shape", "Size") and moved.intersection(_read(node)):
             moved.update(node.output)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterable[onnx.NodeProto]:
+    """Those of branches too."""
+    for node in graph.node:
+        yield node
+        for branch in _branches(node):
+            yield from _nodes(branch)
+
+
+def _branches(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The first is for true, the second for false."""
+    if node.op_type != "If":
+        return []
+    by_name = {attribute.name: attribute.g for attribute in node.attribute}
+    return [by_name["then_branch"], by_name["else_branch"]]
+
+
+def _read(node: onnx.NodeProto) -> list[str]:
+    """All values that a node is given; its branches take theirs from around them."""
+    found = [name for name in node.input if name]
+    for branch in _branches(node):
+        inside = {tensor.name for tensor in branch.initializer} | {name for n in branch.node for name in n.output}
+        found += [name for n in branch.node for name in _read(n) if name not in inside]
+        found += [output.name for output in branch.output if output.name not in inside]
+    return list(dict.fromkeys(found))
 
 
 def _graph_of(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.GraphProto, int]:
@@ -171,6 +206,8 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
 
 
 def _step(node: onnx.NodeProto, opset: int) -> Step:
+    if node.op_type == "If":
+        return _choice(node, opset)
     attributes = {a.name: _attribute(a) for a in node.attribute}
     if node.op_type == "Split":
         attributes["outputs"] = len(node.output)
@@ -180,6 +217,25 @@ def _step(node: onnx.NodeProto, opset: int) -> Step:
     if opset < 11:
         act = layers.OLDER.get(node.op_type, act)
     return Step(node.op_type, act, list(node.input), list(node.output), attributes, [])
+
+
+def _choice(node: onnx.NodeProto, opset: int) -> Step:
+    """Which branch is taken is known when the condition is: it may hang on how many images there are."""
+    inputs = _read(node)
+    ways = [(_constants(b), _steps(b, opset), [output.name for output in b.output]) for b in _branches(node)]
+
+    def take(condition: Tensor, *around: Tensor) -> tuple[Tensor, ...]:
+        known, steps, outputs = ways[0 if bool(condition) else 1]
+        values = dict(zip(inputs, (condition, *around))) | known
+        for step in steps:
+            values.update(zip(step.outputs, _called(step, values)))
+        return tuple(values[name] for name in outputs)
+
+    return Step("If", take, inputs, list(node.output), {}, [])
+
+
+def _steps(graph: onnx.GraphProto, opset: int) -> list[Step]:
+    return [_step(node, opset) for node in graph.node if node.op_type != "Constant"]
 
 
 def _with_ends(steps: list[Step], output: str) -> list[Step]:

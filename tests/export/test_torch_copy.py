@@ -72,6 +72,8 @@ TWO = [
     "GreaterOrEqual", "Less", "LessOrEqual", "Mean", "Sum",
 ]  # fmt: skip
 PYTORCH = {"coordinate_transformation_mode": "pytorch_half_pixel"}
+NEW: dict[str, int] = {"opset": 23}
+FOUR = {"q_num_heads": 4, "kv_num_heads": 4, "opset": 23}
 CASES = [
     *((kind, [], {}) for kind in SIMPLE),
     *((kind, [i(1, -1)], {"keepdims": 0}) for kind in REDUCE),
@@ -132,6 +134,15 @@ CASES = [
     ("Resize", [None, None, i(2, 4, 9, 4)], {"mode": "cubic"}),
     ("Resize", [None, None, i(2, 4, 9, 4)], {"mode": "cubic", "exclude_outside": 1, "cubic_coeff_a": -0.5}),
     ("Resize", [None, None, i(1, 7)], {"mode": "linear", "axes": [2, 3], **PYTORCH}),
+    ("Resize", [None, None, i(2, 4, 3, 4)], {"mode": "linear", "antialias": 1}),
+    ("Resize", [None, None, i(2, 4, 2, 9)], {"mode": "cubic", "antialias": 1}),
+    ("Resize", [None, f(1, 1, 0.4, 0.7)], {"mode": "cubic", "antialias": 1, "exclude_outside": 1}),
+    # attention: several heads, or all in one row; a mask of numbers or of truth; heads that share keys
+    ("Attention", [draw(2, 4, 5, 6), draw(1, 4, 5, 6).repeat(2, 0)], {"shape": (2, 4, 3, 6), "opset": 23}),
+    ("Attention", [draw(2, 2, 5, 6), draw(2, 2, 5, 6)], {"shape": (2, 4, 3, 6), "scale": 0.3, "softcap": 2.0, **NEW}),
+    ("Attention", [draw(2, 2, 5, 6), draw(2, 2, 5, 6), draw(3, 5)], {"shape": (2, 4, 3, 6), "opset": 23}),
+    ("Attention", [draw(2, 5, 12), draw(2, 5, 8), draw(3, 5) > -1], {"shape": (2, 3, 12), **FOUR}),
+    ("Attention", [draw(2, 5, 12), draw(2, 5, 12)], {"shape": (2, 3, 12), **FOUR, "is_causal": 1}),
     # shapes
     ("ArgMax", [], {"axis": 1}),
     ("ArgMin", [], {"axis": -1, "keepdims": 0, "select_last_index": 1}),
@@ -248,6 +259,73 @@ def test_truth_and_what_is_made_of_shapes() -> None:
         y2 = OneHot <axis = 1> (largest, five, offon)
     }"""
     compare(onnx.parser.parse_model(text), SHAPE)
+
+
+QUANTISED = [
+    ("QLinearAdd", "x, s, z, c, s, z, t, z", ""),
+    ("QLinearMul", "x, s, z, c, s, z, t, z", ""),
+    ("QLinearSigmoid", "x, s, z, t, z", ""),
+    ("QLinearLeakyRelu", "x, s, z, t, z", "<alpha = 0.2>"),
+    ("QLinearSoftmax", "x, s, z, t, z", "<axis = 1, opset = 13>"),
+    ("QLinearAveragePool", "x, s, z, t, z", "<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>"),
+    ("QLinearGlobalAveragePool", "x, s, z, t, z", "<channels_last = 0>"),
+    ("QLinearConcat", "t, z, x, s, z, x, s, z", "<axis = 1>"),
+]
+
+
+@pytest.mark.parametrize(("kind", "inputs", "attributes"), QUANTISED)
+def test_an_operator_in_whole_numbers(kind: str, inputs: str, attributes: str) -> None:
+    """To and from 8 bits around it; a rounding may fall otherwise, by one step."""
+    text = f"""<ir_version: 9, opset_import: ["" : 20, "com.microsoft" : 1]>
+    g (float[2,4,6,6] image) => (float[a,b,c,d] y)
+    <float s = {{0.05}}, uint8 z = {{100}}, float t = {{0.02}}, float[1,4,1,1] other = {{-1, 0.5, 0.7, 2}}> {{
+        x = QuantizeLinear(image, s, z)
+        c = QuantizeLinear(other, s, z)
+        whole = com.microsoft.{kind} {attributes} ({inputs})
+        y = DequantizeLinear(whole, t, z)
+    }}"""
+    compare(onnx.parser.parse_model(text), SHAPE, 0.0201)
+
+
+def test_products_in_whole_numbers() -> None:
+    """With a bias, with and without a scale of what comes out."""
+    text = """<ir_version: 9, opset_import: ["" : 20, "com.microsoft" : 1]>
+    g (float[2,4] image) => (float[2,3] y0, float[2,3] y1, float[2,3] y2, float[2,3] y3)
+    <float s = {0.05}, uint8 z = {100}, float t = {0.1}, float v = {0.02}, int8 n = {3}, float[3] f = {1, -1, 0.5},
+     int8[4,3] w = {1, 2, -30, 4, 50, 6, -7, 80, 9, 10, -11, 12}, int32[3] b = {100, -200, 300}> {
+        x = QuantizeLinear(image, s, z)
+        y0 = com.microsoft.QGemm (x, s, z, w, v, n, b)
+        whole = com.microsoft.QGemm (x, s, z, w, v, n, b, t, z)
+        y1 = DequantizeLinear(whole, t, z)
+        y2 = com.microsoft.MatMulIntegerToFloat (x, w, s, v, z, n, f)
+        y3 = com.microsoft.DynamicQuantizeMatMul (image, w, v, n, f)
+    }"""
+    compare(onnx.parser.parse_model(text), (2, 4), 0.101)
+
+
+def test_of_a_branch_what_the_file_would_take() -> None:
+    """How many images there are decides, as where torch exports a squeeze; what lies around is seen within."""
+    text = """<ir_version: 9, opset_import: ["" : 20]>
+    g (float[n,4] image) => (float[k,4] y)
+    <int64 zero = {0}, int64 two = {2}, float half = {0.5}, float[1] left = {1}> {
+        twice = Add(image, image)
+        sides = Shape(image)
+        many = Gather(sides, zero)
+        pair = Equal(many, two)
+        chosen = If (pair) <
+            then_branch = small () => (float[a,4] inner) {
+                three = Constant <value_float = 3.0> ()
+                inner = Mul(twice, three)
+            },
+            else_branch = large () => (float[c,4] other) { other = Mul(image, half) }
+        >
+        y = Relu(chosen)
+    }"""
+    model = onnx.parser.parse_model(text)
+    for n in (2, 3):
+        compare(model, (n, 4))
+    fixed = onnx.parser.parse_model(text.replace("pair = Equal(many, two)", "pair = Greater(two, zero)"))
+    compare(fixed, (3, 4))
 
 
 def test_every_operator_has_its_case() -> None:
@@ -386,5 +464,11 @@ def test_what_has_no_rule_is_named() -> None:
         "(float[2,4,6,6] image) => (float[2,4,6,6] y, int64[2,4,6,6] k) "
         "{ y, k = MaxPool <kernel_shape = [1, 1]> (image) z = Add(k, k) }",
         "no rule for the second output of MaxPool",
+    )
+    refused(
+        "(float[2,4] image) => (float[2,4] y) { s = ReduceSum <keepdims = 0> (image) b = Cast <to = 9> (s) "
+        "y = If (b) <then_branch = t () => (float[2,4] u) { u = Relu(image) }, "
+        "else_branch = e () => (float[2,4] v) { v = Neg(image) }> }",
+        "no rule for an If that depends on the pixels",
     )
     refused("(float[2,4] a, float[2,4] b) => (float[2,4] y) { y = Add(a, b) }", r"2 inputs \(a, b\): expected one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any, NamedTuple
 
 import torch
@@ -199,10 +200,10 @@ def _weights(
     at = _positions(torch.arange(wanted, dtype=torch.float64), size, wanted, scale, coordinate_transformation_mode)
     if mode == "nearest":
         return F.one_hot(_nearest(at, nearest_mode).long().clamp(0, size - 1), size).double()
-    if antialias:
-        raise NoRule("Resize with antialias")
-    near = torch.arange(-1, 3) + at.floor().long()[:, None]  # [out,4]
-    shares = _kernel((near - at[:, None]).abs(), mode, cubic_coeff_a)
+    wider = max(1 / scale, 1.0) if antialias else 1.0  # what is made smaller is seen through a wider kernel
+    reach = ceil(2 * wider)
+    near = torch.arange(1 - reach, 1 + reach) + at.floor().long()[:, None]  # [out,4], where nothing is wider
+    shares = _kernel((near - at[:, None]).abs() / wider, mode, cubic_coeff_a)
     if exclude_outside:
         shares = shares * ((near >= 0) & (near < size))
     shares = shares / shares.sum(1, keepdim=True)
