@@ -4,6 +4,7 @@
     python -m pipelines.sweep paper-table --pool gpu       on every worker of a pool
     python -m pipelines.sweep my.yaml --at-once 4          four cells at a time here (default: one per GPU)
     python -m pipelines.sweep digits --list                what it would do
+    python -m pipelines.sweep digits --only '*-0-6-fast-*' cells by their names, as --list shows them
 
 Give it again, and it does what is missing: a finished cell is read, a failed one goes on where it stopped, and what
 cells share comes from DVC's cache. Table and picture lie in reports/sweeps/<name>/.
@@ -12,9 +13,11 @@ cells share comes from DVC's cache. Table and picture lie in reports/sweeps/<nam
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from pipelines import rebuild
 from pipelines.execution import gpu_slots as slots
 from pipelines.execution import work_pools as pools
 from pipelines.execution.parameters import Revision, inside, own_clone, started_by_a_worker
-from pipelines.sweeps import comparison, grid, tracking
+from pipelines.sweeps import comparison, grid, search, tracking
 from pipelines.sweeps.comparison import Result
 from pipelines.sweeps.grid import Cell, Sweep
 from pipelines.workspace import dvc_graph as graph
@@ -56,7 +59,7 @@ def parameters_of(sweep: Sweep, cell: Cell, commit: str, stages: list[str], fold
     return {
         "stages": stages,
         "preset": cell.preset,
-        "overrides": cell.overrides,
+        "overrides": cell.overrides | cell.found,
         "revision": commit,
         "folder": str(folder),
         "keep": f"sweeps/{sweep.name}/{cell.name()}",
@@ -65,30 +68,49 @@ def parameters_of(sweep: Sweep, cell: Cell, commit: str, stages: list[str], fold
 
 @flow(name="sweep", flow_run_name=lambda: f"sweep {flow_run.parameters['name']}", persist_result=False)
 def sweep(
-    name: str, folder: Path = Path("."), revision: Revision = "HEAD", pool: str | None = None
+    name: str,
+    folder: Path = Path("."),
+    revision: Revision = "HEAD",
+    pool: str | None = None,
+    only: list[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Every cell that is not finished, then the table of all that are."""
     source = own_clone(folder)
     if started_by_a_worker():
         inside(source, name, "name")
     plan, commit = refuse(source, name, revision)
+    wanted = chosen(plan, only)
     if pool:
         pools.require_workers(f"rebuild/{pool}-cell")
-    waiting = [cell for cell in plan.cells if not finished(source, plan, cell, commit)]
-    get_run_logger().info("%d cells, %d of them to do", len(plan.cells), len(waiting))
-    for cell in waiting:  # or what an earlier commit has left would pass for this one's
+    tries = {each.name(): each for cell in wanted for each in search.tries_for(plan, cell)}
+    failed = build_all(source, plan, commit, list(tries.values()), search.STAGES, pool)
+    ready = [done for cell in wanted if (done := settled(source, plan, cell, commit))]
+    failed |= build_all(source, plan, commit, ready, plan.stages, pool)
+    return conclude(source, plan, commit, failed)
+
+
+def chosen(plan: Sweep, only: list[str] | None) -> list[Cell]:
+    """Cells by patterns of their names, as --list shows them."""
+    found = [cell for cell in plan.cells if any(fnmatch.fnmatch(cell.name(), some) for some in only or ["*"])]
+    if not found:
+        raise grid.GridError(f"sweep {plan.name}: no cell is called {' or '.join(only or [])}: --list shows the names")
+    return found
+
+
+def build_all(
+    source: Path, plan: Sweep, commit: str, cells: list[Cell], stages: list[str], pool: str | None
+) -> dict[str, str]:
+    """Those that are not finished, each marked as finished when it is; the failed ones with their reasons."""
+    waiting = {cell.name(): cell for cell in cells if not finished(source, plan, cell, commit)}
+    get_run_logger().info("%d cells to %s, %d of them to do", len(cells), " and ".join(stages), len(waiting))
+    for cell in waiting.values():  # or what an earlier commit has left would pass for this one's
         (place_of(source, plan, cell) / KEPT).unlink(missing_ok=True)
     there = Path(".") if pool else source  # on a worker: its own clone
-    once = [
-        (cell, parameters_of(plan, cell, commit, [str(plan.first)], there)) for cell in leaders(source, plan, waiting)
-    ]
+    leading = leaders(source, plan, list(waiting.values()))
+    once = [(cell, parameters_of(plan, cell, commit, [str(plan.first)], there)) for cell in leading]
     fan_out("first", once, pool)
-    every = [(cell, parameters_of(plan, cell, commit, plan.stages, there)) for cell in waiting]
-    failed = fan_out("cell", every, pool)
-    for cell in waiting:
-        if cell.name() not in failed and (why := finish(source, plan, cell, commit)):
-            failed[cell.name()] = why
-    return conclude(source, plan, commit, failed)
+    every = [(cell, parameters_of(plan, cell, commit, stages, there)) for cell in waiting.values()]
+    return fan_out("cell", every, pool, lambda name: finish(source, plan, waiting[name], commit))
 
 
 def refuse(source: Path, name: str, revision: str) -> tuple[Sweep, str]:
@@ -107,21 +129,32 @@ def refuse(source: Path, name: str, revision: str) -> tuple[Sweep, str]:
 def refuse_cells(source: Path, plan: Sweep) -> None:
     """One bad value in a grid would else be found out cell by cell, hours apart."""
     with tempfile.TemporaryDirectory() as folder:
-        for cell in plan.cells:
+        cells = [*search.tries(plan), *plan.cells]
+        for cell in cells:
             (Path(folder) / cell.name()).write_text(yaml.safe_dump(params_of(source, cell)))
         if schema_in(source):
-            workspace.judge(source, Path(folder), [cell.name() for cell in plan.cells])
+            workspace.judge(source, Path(folder), [cell.name() for cell in cells])
 
 
-def fan_out(what: str, jobs: list[tuple[Cell, dict[str, Any]]], pool: str | None) -> dict[str, str]:
-    """All at once as far as the task runner lets them; the failed ones with their reasons, the rest undisturbed."""
+def fan_out(
+    what: str,
+    jobs: list[tuple[Cell, dict[str, Any]]],
+    pool: str | None,
+    then: Callable[[str], str | None] = lambda name: None,
+) -> dict[str, str]:
+    """All at once as far as the task runner lets them; the failed ones with their reasons, the rest undisturbed.
+
+    `then` is called for each that is completed, in the order of the jobs, and may say why it failed all the same.
+    """
     futures: dict[str, PrefectFuture[Any]] = {
         cell.name(): build.submit(what, cell.name(), parameters, pool) for cell, parameters in jobs
     }
-    wait(list(futures.values()))
-    failed = {name: reason(future) for name, future in futures.items() if not future.state.is_completed()}
-    for name, why in failed.items():
-        get_run_logger().error("%s %s failed: %s", what, name, why)
+    failed = {}
+    for name, future in futures.items():
+        wait([future])
+        if why := then(name) if future.state.is_completed() else reason(future):
+            failed[name] = why
+            get_run_logger().error("%s %s failed: %s", what, name, why)
     return failed
 
 
@@ -147,7 +180,7 @@ def params_of(source: Path, cell: Cell) -> dict[str, Any]:
     if not file.is_file():
         raise grid.GridError(f"cell {cell.name()}: there is no preset {cell.preset}")
     params = yaml.safe_load(file.read_text())
-    for key, value in cell.overrides.items():
+    for key, value in (cell.overrides | cell.found).items():
         workspace.put(params, key, value, allow_new=True)
     return params
 
@@ -163,7 +196,8 @@ def place_of(source: Path, plan: Sweep, cell: Cell) -> Path:
 
 
 def record(cell: Cell, commit: str) -> dict[str, Any]:
-    return {"axes": cell.axes, "preset": cell.preset, "overrides": cell.overrides, "commit": commit}
+    overrides = cell.overrides | cell.found
+    return {"axes": cell.axes, "preset": cell.preset, "overrides": overrides, "commit": commit}
 
 
 def finish(source: Path, plan: Sweep, cell: Cell, commit: str) -> str | None:
@@ -175,6 +209,16 @@ def finish(source: Path, plan: Sweep, cell: Cell, commit: str) -> str | None:
     return None
 
 
+def settled(source: Path, plan: Sweep, cell: Cell, commit: str) -> Cell | None:
+    """The cell with what its search has found, as soon as all of its tries are finished."""
+
+    def score(each: Cell) -> float | None:
+        done = finished(source, plan, each, commit)
+        return search.validation_accuracy(place_of(source, plan, each)) if done else None
+
+    return search.settled(plan, cell, score)
+
+
 def finished(source: Path, plan: Sweep, cell: Cell, commit: str) -> bool:
     file = place_of(source, plan, cell) / DONE
     return file.is_file() and read_json(file) == record(cell, commit)
@@ -182,7 +226,8 @@ def finished(source: Path, plan: Sweep, cell: Cell, commit: str) -> bool:
 
 def conclude(source: Path, plan: Sweep, commit: str, failed: dict[str, str]) -> list[dict[str, Any]]:
     """Table, picture and MLflow's parent run from all cells that are finished, also of earlier runs."""
-    done = [Result(cell, place_of(source, plan, cell)) for cell in plan.cells if finished(source, plan, cell, commit)]
+    ready = [cell for each in plan.cells if (cell := settled(source, plan, each, commit))]
+    done = [Result(cell, place_of(source, plan, cell)) for cell in ready if finished(source, plan, cell, commit)]
     rows = comparison.table(plan, [result for result in done if result.has_report()])
     files = comparison.write(plan, rows, source / "reports" / "sweeps" / plan.name)
     create_markdown_artifact(key="sweep", markdown=files[1].read_text(), description=f"{plan.title} at {commit[:12]}")
@@ -246,10 +291,13 @@ def main() -> None:
         "--at-once", type=int, default=max(1, len(slots.gpus())), help="cells at a time on this machine"
     )
     parser.add_argument("--runner", choices=["threads", "ray", "dask"], default="threads")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PATTERN", help="cells whose names match, with the tries that they need"
+    )
     parser.add_argument("--list", action="store_true", help="show the cells and end")
     args = parser.parse_args()
     try:
-        show(args.name) if args.list else start(args)
+        show(args.name, args.only) if args.list else start(args)
     except (grid.GridError, SweepIncomplete, *rebuild.REFUSED) as error:
         sys.exit(scrubbed(f"sweep: {error}"))
     except ImportError as error:
@@ -258,18 +306,23 @@ def main() -> None:
 
 def start(args: argparse.Namespace) -> None:
     at_once = max(args.at_once, 64) if args.pool else args.at_once  # a pool's workers set the pace themselves
-    refuse(Path.cwd(), args.name, args.revision)
-    sweep.with_options(task_runner=runner(args.runner, at_once))(args.name, revision=args.revision, pool=args.pool)
+    plan, _ = refuse(Path.cwd(), args.name, args.revision)
+    chosen(plan, args.only)
+    flow_here = sweep.with_options(task_runner=runner(args.runner, at_once))
+    flow_here(args.name, revision=args.revision, pool=args.pool, only=args.only)
 
 
-def show(name: str) -> None:
+def show(name: str, only: list[str] | None) -> None:
     source = Path(".").resolve()
     plan = grid.load(name, source)
     commit = workspace.resolve(source, "HEAD")
-    for cell in plan.cells:
-        print(
-            "done" if finished(source, plan, cell, commit) else "to do", cell.name(), cell.preset or "", cell.overrides
-        )
+    wanted = chosen(plan, only)
+    tries = {each.name(): each for cell in wanted for each in search.tries_for(plan, cell)}
+    for cell in [*tries.values(), *wanted]:
+        ready = settled(source, plan, cell, commit) if cell.name() not in tries else cell
+        done = ready is not None and finished(source, plan, ready, commit)
+        state = "done" if done else "to do" if ready else "after its search"
+        print(state, cell.name(), cell.preset or "", (ready or cell).overrides | (ready or cell).found)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def train_both() -> None:
         natural = tuned(params, model, "natural", work)
         if first:
             write_outputs(params, model, members, natural)
-            record |= speeds(robust)
+            record |= speeds(robust) | {"images": {"train": counts().train, "val": counts().val}}
 
 
 def others(params: FinetuneParams, model: Classifier, work: Path) -> list[Tuned]:

@@ -10,6 +10,12 @@ grid:
   seed: [0, 1, 2]
 over: seed
 baseline: {finetune.method: vanilla}
+search:                            # what these values of an axis need first: the best of a key by validation
+  axis: finetune.method
+  values: [vanilla]
+  key: finetune.rate
+  tries: [0.003, 0.01, 0.03]
+  at: {seed: 0}                    # tried here alone, for all seeds
 """
 
 from __future__ import annotations
@@ -18,14 +24,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from pipelines.workspace.worktree import slug
 from stages.common.yaml_text import NotYaml, parsed, short
 
-KEYS = {"stages", "first", "grid", "over", "baseline", "title"}
+KEYS = {"stages", "first", "grid", "over", "baseline", "title", "search"}
 PRESETS = Path("presets") / "sweeps"
 
 
@@ -38,6 +44,7 @@ class Cell:
     axes: dict[str, str]  # {"data": "DTD", "finetune.method": "vanilla", "seed": "0"}
     preset: str | None
     overrides: dict[str, Any]
+    found: dict[str, Any] = field(default_factory=dict)  # by a search; no part of the name
 
     def name(self) -> str:
         """Readable, and different for cells that differ in what an axis stands for."""
@@ -46,6 +53,17 @@ class Cell:
     def digest(self) -> str:
         value = json.dumps([self.axes, self.preset, self.overrides], sort_keys=True, default=str)
         return hashlib.sha256(value.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Cells with one of `values` on `axis` get the best of `tries` for `key`, as validation sees them in cells `at`."""
+
+    axis: str
+    values: list[str]
+    key: str
+    tries: list[Any]
+    at: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -58,6 +76,7 @@ class Sweep:
     over: str | None
     baseline: dict[str, str]
     cells: list[Cell]
+    search: Search | None = None
 
 
 def load(name_or_file: str, folder: Path) -> Sweep:
@@ -90,10 +109,7 @@ def parse(content: Any, name: str) -> Sweep:
         if axis not in axes:
             raise GridError(f"sweep {name}: {short(axis)} is no axis of the grid: the axes are {_listed(axes)}")
     for axis, value in baseline.items():
-        if value not in axes[axis]:
-            raise GridError(
-                f"sweep {name}: baseline {short(axis)} is {short(value)}: the grid has {_listed(axes[axis])}"
-            )
+        _refuse_value(name, "baseline", axis, value, axes)
     return Sweep(
         name,
         content.get("title", name),
@@ -103,7 +119,31 @@ def parse(content: Any, name: str) -> Sweep:
         over,
         baseline,
         [_cell(axes, chosen) for chosen in itertools.product(*axes.values())],
+        _search(name, content.get("search"), axes),
     )
+
+
+def _refuse_value(name: str, what: str, axis: str, value: str, axes: Mapping[str, Iterable[str]]) -> None:
+    if value not in axes[axis]:
+        raise GridError(f"sweep {name}: {what} {short(axis)} is {short(value)}: the grid has {_listed(axes[axis])}")
+
+
+def _search(name: str, content: Any, axes: Mapping[str, Iterable[str]]) -> Search | None:
+    if content is None:
+        return None
+    kinds = {field.name: str if field.name in ("axis", "key") else list for field in fields(Search)} | {"at": dict}
+    if not isinstance(content, dict) or set(content) != set(kinds):
+        raise GridError(f"sweep {name}: search is {short(repr(content))}: expected {', '.join(kinds)}")
+    for key, kind in kinds.items():
+        if not isinstance(content[key], kind) or not content[key]:
+            raise GridError(f"sweep {name}: search.{key} is {short(repr(content[key]))}: expected a {kind.__name__}")
+    at = {str(axis): str(value) for axis, value in content["at"].items()}
+    asked = [(content["axis"], str(value)) for value in content["values"]] + list(at.items())
+    for axis, value in asked:
+        if axis not in axes:
+            raise GridError(f"sweep {name}: {short(axis)} is no axis of the grid: the axes are {_listed(axes)}")
+        _refuse_value(name, "search", axis, value, axes)
+    return Search(content["axis"], [str(value) for value in content["values"]], content["key"], content["tries"], at)
 
 
 def _listed(names: Iterable[str]) -> str:

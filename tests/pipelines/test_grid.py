@@ -12,12 +12,13 @@ import scipy.stats
 import yaml
 
 from pipelines import sweep as sweeping
-from pipelines.sweeps import comparison, grid
+from pipelines.sweeps import comparison, grid, search
 from pipelines.sweeps.comparison import Result
 from pipelines.workspace import worktree as workspace
 from tests.pipelines.conftest import ROOT
 
 SMALL = {"grid": {"finetune.method": ["vanilla", "autolora"], "seed": [0, 1, 2]}, "over": "seed"}
+SEARCH = {"axis": "finetune.method", "values": ["vanilla"], "key": "rate", "tries": [0.1, 0.3], "at": {"seed": 1}}
 WITH_BASELINE = SMALL | {"baseline": {"finetune.method": "vanilla"}}
 
 
@@ -41,6 +42,13 @@ def test_cells_are_the_product_of_the_axes():
             "baseline finetune.method is vanila: the grid has vanilla, autolora",
         ),
         ({"grid": {"seed": 3}}, "axis seed is 3: expected a list"),
+        ({"search": {"axis": "seed"}}, "search is .* expected axis, values, key, tries, at"),
+        (
+            {"search": SEARCH | {"values": ["vanila"]}},
+            "search finetune.method is vanila: the grid has vanilla, autolora",
+        ),
+        ({"search": SEARCH | {"at": {"sede": 0}}}, "sede is no axis of the grid"),
+        ({"search": SEARCH | {"tries": 3}}, "search.tries is 3: expected a list"),
         ({8: 1, "gird": 1}, "unknown key 8, gird: allowed are"),  # YAML knows keys that are no text
         ({"baseline": {8: 1}}, "8 is no axis of the grid"),
         (
@@ -52,6 +60,54 @@ def test_cells_are_the_product_of_the_axes():
 def test_bad_grids(change, message):
     with pytest.raises(grid.GridError, match=message):
         grid.parse(SMALL | change, "small")
+
+
+def test_a_search_is_made_once_for_all_seeds():
+    sweep = grid.parse(SMALL | {"search": SEARCH}, "small")
+    some = search.tries(sweep)
+    assert [one.overrides for one in some] == [
+        {"finetune.method": "vanilla", "seed": 1, "rate": 0.1},
+        {"finetune.method": "vanilla", "seed": 1, "rate": 0.3},
+    ]
+    assert len({cell.name() for cell in [*some, *sweep.cells]}) == 2 + 6
+
+
+def test_a_cell_takes_what_its_search_has_found():
+    """The earlier of equals; nothing before all tries are finished; a cell that needs no search is as it was."""
+    sweep = grid.parse(SMALL | {"search": SEARCH}, "small")
+    vanilla, autolora = sweep.cells[2], sweep.cells[3]
+    scores: dict[float, float | None] = {0.1: 0.5, 0.3: 0.6}
+
+    def score(cell: grid.Cell) -> float | None:
+        return scores[cell.overrides["rate"]]
+
+    settled = search.settled(sweep, vanilla, score)
+    assert settled is not None
+    assert (settled.found, settled.name()) == ({"rate": 0.3}, vanilla.name())
+    assert sweeping.parameters_of(sweep, settled, "c0ffee", [], Path("."))["overrides"] == {
+        "finetune.method": "vanilla", "seed": 2, "rate": 0.3,
+    }  # fmt: skip
+    assert search.settled(sweep, autolora, score) == autolora
+    scores[0.1] = 0.6
+    level = search.settled(sweep, vanilla, score)
+    assert level is not None
+    assert level.found == {"rate": 0.1}
+    scores[0.1] = None
+    assert search.settled(sweep, vanilla, score) is None
+
+
+def test_a_try_is_judged_by_its_best_epoch(tmp_path):
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/training.csv").write_text("epoch,val_robust\n1,0.2\n2,\n3,0.4\n4,0.3\n")
+    assert search.validation_accuracy(tmp_path) == 0.4
+
+
+def test_cells_are_chosen_by_their_names():
+    sweep = grid.parse(SMALL, "small")
+    assert [cell.axes["seed"] for cell in sweeping.chosen(sweep, ["vanilla-0-*", "*-2-*"])] == ["0", "2", "2"]
+    assert len(sweeping.chosen(sweep, None)) == 6
+    with pytest.raises(grid.GridError, match="no cell is called vanila"):
+        sweeping.chosen(sweep, ["vanila"])
 
 
 def test_unknown_sweep_lists_those_there_are():
@@ -70,10 +126,11 @@ def test_every_cell_of_our_sweeps_is_a_valid_params_yaml(name, tmp_path):
     """Our own schema is asked about each different combination of preset and overrides."""
     from stages.common.params import Params
 
-    for cell in grid.load(name, ROOT).cells:
+    sweep = grid.load(name, ROOT)
+    for cell in [*search.tries(sweep), *sweep.cells]:
         params = yaml.safe_load((ROOT / (cell.preset or "params.yaml")).read_text())
         for key, value in cell.overrides.items():
-            workspace.put(params, key, value, allow_new=False)
+            workspace.put(params, key, value, allow_new=True)  # the schema knows a wrong one
         Params.model_validate(params)
 
 
