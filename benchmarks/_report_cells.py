@@ -1,0 +1,212 @@
+"""A finished cell of a sweep as one row of benchmarks/results/SWEEP.csv: figures, flags of images, curves."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+
+from autolora.common.files import read_json, write_text
+from autolora.common.statistics import mean_over_radius
+from stages.common.params import check
+from stages.estimate.costs import Counts, Price, finetune
+
+RESULTS = Path("benchmarks/results")
+PREFIX = "small-"  # of the sweeps whose cells end up on the page
+FORWARDS = Price(forward=1, gradient=3, step=3)  # as docs/recipes.md counts
+COST = ("train", "val", "forwards", "processor_seconds", "threads", "machine", "python")  # not in DVC's cache
+OWN_AXES = ("data", "recipe", "seed")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell. Of a try of a search, which ends before anything is attacked, the figures of the test part are None."""
+
+    study: str
+    data: str
+    recipe: str
+    seed: int
+    setting: str  # the other axes, as finetune.rate=0.01
+    cell: str
+    commit: str
+    threat: str
+    side: int
+    train: int | None
+    val: int | None
+    epochs: int
+    rate: float
+    val_clean: float
+    val_robust: float | None
+    forwards: int | None
+    processor_seconds: float | None
+    threads: int | None
+    machine: str | None
+    python: str | None
+    torch: str | None
+    version: str | None
+    n: int | None
+    clean: float | None
+    robust: float | None
+    expected: float | None  # robustness: the mean over radii up to twice the threat's
+    alpha: float | None
+    images: str | None  # which ones: a hash of their ids
+    clean_flags: str | None  # a bit an image, in the order of ids
+    robust_flags: str | None
+    val_robust_by_epoch: str
+    cosine_by_epoch: str
+    dial: str | None  # alpha:clean/robust on validation images
+
+    def attacked(self) -> bool:
+        return self.robust is not None
+
+
+def bits(flags: np.ndarray) -> str:
+    return np.packbits(flags.astype(bool)).tobytes().hex()
+
+
+def unpacked(text: str, n: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:n].astype(bool)
+
+
+def series(text: str) -> list[float | None]:
+    return [None if word == "-" else float(word) for word in text.split()]
+
+
+def collect(clone: Path) -> list[Row]:
+    """All cells that are finished in a clone."""
+    return [row(file.parent) for file in sorted((clone / ".work/sweeps").glob(f"{PREFIX}*/*/cell.json"))]
+
+
+def row(folder: Path) -> Row:
+    done, params = read_json(folder / "cell.json"), check(folder / "params.yaml")
+    axes = done["axes"]
+    training = read_csv(folder / "reports/training.csv")
+    kept = [epoch for epoch in training if "best" in epoch["event"]][-1]
+    return Row(
+        study=folder.parent.name,
+        data=axes["data"],
+        recipe=axes["recipe"],
+        seed=int(axes["seed"]),
+        setting=" ".join(f"{axis}={value}" for axis, value in axes.items() if axis not in OWN_AXES),
+        cell=folder.name,
+        commit=done["commit"][:12],
+        threat=f"{params.threat.norm} {params.threat.eps_text}",
+        side=params.data.image_size,
+        epochs=len(training),
+        rate=float(training[0]["lr"]),
+        val_clean=float(kept["val_clean"]),
+        val_robust=float(kept["val_robust"]) if kept["val_robust"] else None,
+        val_robust_by_epoch=by_epoch(training, "val_robust"),
+        cosine_by_epoch=by_epoch(training, "gradient_cosine"),
+        **cost(folder, params.finetune, len(training)),
+        **attacked(folder, params.threat.eps),
+    )
+
+
+def by_epoch(training: list[dict[str, str]], column: str) -> str:
+    return " ".join(f"{float(epoch[column]):.4g}" if epoch[column] else "-" for epoch in training)
+
+
+def cost(folder: Path, section: Any, epochs: int) -> dict[str, Any]:
+    """Nothing where DVC's cache had the stage: times belong to the machine that took them."""
+    file = folder / "reports/timing/finetune.json"
+    if not file.is_file():
+        return dict.fromkeys(COST)
+    timing = read_json(file)
+    counts = Counts(timing["images"]["train"], timing["images"]["val"])
+    forwards, _ = finetune(FORWARDS, counts, section.model_copy(update={"epochs": epochs}))
+    return {
+        "train": counts.train,
+        "val": counts.val,
+        "forwards": round(forwards),
+        **{key: timing[key] for key in ("processor_seconds", "threads", "machine", "python")},
+    }
+
+
+def attacked(folder: Path, eps: float) -> dict[str, Any]:
+    keys = ("torch", "version", "n", "clean", "robust", "expected", "alpha", "images", "clean_flags", "robust_flags")
+    if not (folder / "reports/robustness.json").is_file():
+        return dict.fromkeys((*keys, "dial"))
+    report = read_json(folder / "reports/robustness.json")
+    flags = np.load(folder / "reports/robust_flags.npy", allow_pickle=False)
+    flags = flags[np.argsort(flags["id"])]
+    curve = [point for point in read_csv(folder / "reports/eps_curve.csv") if point["model"] == "robust"]
+    dial = read_csv(folder / "reports/alpha_curve.csv")
+    return {
+        "torch": report["versions"]["torch"],
+        "version": report["version"],
+        "n": len(flags),
+        "clean": report["clean_accuracy"],
+        "robust": report["robust_accuracy"],
+        "expected": mean_over_radius([(float(p["eps"]), float(p["accuracy"])) for p in curve], 2 * eps),
+        "alpha": report["alpha"],
+        "images": hashlib.sha256(b"".join(flags["id"].tolist())).hexdigest()[:12],
+        "clean_flags": bits(flags["clean"]),
+        "robust_flags": bits(flags["robust"]),
+        "dial": dial_of(dial),
+    }
+
+
+def dial_of(rows: list[dict[str, str]]) -> str:
+    return " ".join(
+        f"{float(r['alpha']):g}:{float(r['clean']):.4f}/{float(r['robust']):.4f}"
+        for r in rows
+        if r.get("toward", "branch") == "branch"
+    )
+
+
+# --- the files -------------------------------------------------------------------------------------------------------
+
+
+def read_csv(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="", encoding="utf-8") as text:
+        return list(csv.DictReader(text))
+
+
+def read(folder: Path) -> list[Row]:
+    return [parsed(line) for file in sorted(folder.glob(f"{PREFIX}*.csv")) for line in read_csv(file)]
+
+
+def parsed(line: dict[str, str]) -> Row:
+    return Row(**{name: value_of(line[name], kind) for name, kind in get_type_hints(Row).items()})
+
+
+def value_of(text: str, kind: Any) -> Any:
+    first = getattr(kind, "__args__", (kind,))[0]
+    return None if text == "" and kind is not first else first(text)
+
+
+def write(folder: Path, rows: Iterable[Row]) -> None:
+    """A file for each study, in a fixed order."""
+    studies: dict[str, list[Row]] = {}
+    for one in sorted(rows, key=lambda r: (r.study, r.data, r.recipe, r.setting, r.seed)):
+        studies.setdefault(one.study, []).append(one)
+    for study, some in studies.items():
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([field.name for field in fields(Row)])
+        writer.writerows(as_text(one) for one in some)
+        write_text(folder / f"{study}.csv", text.getvalue())
+
+
+def as_text(one: Row) -> Iterator[str]:
+    return (
+        "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value) for value in astuple(one)
+    )
+
+
+def merged(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
+    """By cell, the new row for the old one; but what a cell cost stays known where it came from DVC's cache now."""
+    known = {(one.study, one.cell): one for one in old}
+    for one in new:
+        before = known.get((one.study, one.cell))
+        if before and one.forwards is None:
+            one = replace(one, **{name: getattr(before, name) for name in COST})
+        known[one.study, one.cell] = one
+    return list(known.values())

@@ -1,0 +1,104 @@
+"""The pictures of docs/results.md. Each carries a hash of the numbers that it shows, for --check."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from benchmarks._report_cells import Row, series
+from benchmarks._report_numbers import Group, price, tries
+
+SHOWN = "numbers"  # the name of the note in the file
+Panels = dict[str, dict[str, list[tuple[float, float]]]]  # by set and by recipe: points
+
+
+def cost(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
+    """Robust accuracy over forwards, in millions."""
+    found: Panels = {}
+    for group in some:
+        forwards, robust = price(rows, group, "forwards"), group.mean("robust")
+        if forwards is not None and robust is not None:
+            found.setdefault(group.data, {})[group.recipe] = [(forwards / 1e6, 100 * robust)]
+    return found
+
+
+def rates(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
+    """Validation accuracy under PGD-10 over the first rate: the tries of searches."""
+    found: Panels = {}
+    for group in some:
+        points = [(row.rate, 100 * row.val_robust) for row in tries(rows, group) if row.val_robust is not None]
+        if len(points) > 1:
+            found.setdefault(group.data, {})[group.recipe] = sorted(points)
+    return found
+
+
+def cosines(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
+    """Between the gradients of the natural and of the adversarial loss, by epoch, at the first seed."""
+    found: Panels = {}
+    for group in some:
+        values = series(group.rows[0].cosine_by_epoch)
+        points = [(float(epoch), value) for epoch, value in enumerate(values, 1) if value is not None]
+        if points:
+            found.setdefault(group.data, {})[group.recipe] = points
+    return found
+
+
+PICTURES: dict[str, tuple[Callable[[Sequence[Row], Sequence[Group]], Panels], str, str]] = {
+    "results-cost": (cost, "forwards of training, millions (searches included)", "robust accuracy, %"),
+    "results-rates": (rates, "first learning rate", "validation, PGD-10, %"),
+    "results-cosine": (cosines, "epoch", "cosine of the two gradients"),
+}
+
+
+def panels(rows: Sequence[Row], some: Sequence[Group]) -> dict[str, Panels]:
+    """What each picture shows; a picture without points is not drawn."""
+    found = {name: points(rows, some) for name, (points, _, _) in PICTURES.items()}
+    return {name: shown for name, shown in found.items() if shown}
+
+
+def digest(shown: Panels) -> str:
+    rounded = {
+        d: {r: [[float(f"{v:.5g}") for v in p] for p in ps] for r, ps in some.items()} for d, some in shown.items()
+    }
+    return hashlib.sha256(json.dumps(rounded).encode()).hexdigest()[:16]
+
+
+def noted(file: Path) -> str | None:
+    """The hash that a picture carries."""
+    with Image.open(file) as image:
+        return str(image.info.get(SHOWN))
+
+
+def draw(name: str, shown: Panels, file: Path) -> None:
+    """One panel a set, one colour a recipe."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    _, below, beside = PICTURES[name]
+    recipes = sorted({recipe for some in shown.values() for recipe in some})
+    figure = Figure(figsize=(3.1 * len(shown) + 2.2, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (data, some) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
+        for recipe, points in some.items():
+            line(axes, recipe, points, f"C{recipes.index(recipe) % 10}", recipes.index(recipe) >= 10)
+        if name != "results-cosine":
+            axes.set_xscale("log")
+        axes.set_title(data, fontsize=10, loc="left")
+        axes.set_xlabel(below, fontsize=8)
+        axes.set_ylabel(beside, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
+    figure.savefig(file, dpi=100, metadata={SHOWN: digest(shown), "Software": None})
+
+
+def line(axes: Any, recipe: str, points: list[tuple[float, float]], colour: str, hollow: bool) -> None:
+    x, y = zip(*points)
+    style = {"marker": "o", "markersize": 6} if len(x) < 10 else {"linewidth": 1}
+    axes.plot(x, y, color=colour, label=recipe, markerfacecolor="white" if hollow else colour, **style)

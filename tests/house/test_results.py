@@ -1,0 +1,178 @@
+"""docs/results.md against numbers counted by hand, and the pages of this repository against its own."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import _report_cells as cells
+from benchmarks import _report_numbers as numbers
+from benchmarks import report, small_sets
+from benchmarks._report_cells import Row, bits
+from benchmarks._report_pages import MAIN
+from pipelines.sweeps import grid, search
+from tests.house.imports import ROOT
+
+
+def row(recipe: str, seed: int, stood: str, **other: object) -> Row:
+    """Ten images, of which those marked 1 stand the attack; all are read rightly without it."""
+    robust = np.array([letter == "1" for letter in stood])
+    return replace(
+        Row(
+            study=MAIN, data="digits", recipe=recipe, seed=seed, setting="", cell=f"{recipe}-{seed}", commit="c0ffee",
+            threat="linf 8/255", side=32, train=600, val=120, epochs=40, rate=0.01, val_clean=0.9, val_robust=0.5,
+            forwards=1_000_000, processor_seconds=10.0, threads=1, machine="a machine", python="3.11", torch="2.13",
+            version="fast", n=len(robust), clean=1.0, robust=robust.mean().item(), expected=0.5, alpha=0.0,
+            images="the same", clean_flags=bits(np.ones(len(robust), bool)), robust_flags=bits(robust),
+            val_robust_by_epoch="0.1 0.5", cosine_by_epoch="0.9 0.7", dial="0:0.9000/0.5000",
+        ),
+        **other,
+    )  # fmt: skip
+
+
+def attempt(recipe: str, rate: float, right: float, forwards: int) -> Row:
+    """A try of a search."""
+    name, nothing = f"finetune.rate={rate}", dict.fromkeys(("n", "clean", "robust", "clean_flags", "robust_flags"))
+    return row(
+        recipe, 0, "0", setting=name, cell=name, rate=rate, val_robust=right, forwards=forwards, **nothing, version=None
+    )
+
+
+ROWS = [
+    row("vanilla-searched", 0, "1110000000"),
+    row("vanilla-searched", 1, "1100000000"),
+    row("best", 0, "1111111110"),  # six more than the baseline at seed 0
+    row("best", 1, "1111000000"),
+    row("natural", 0, "0000000001"),
+    attempt("vanilla-searched", 0.003, 0.2, 700_000),
+    attempt("vanilla-searched", 0.03, 0.4, 800_000),
+]
+
+
+def test_means_and_spreads():
+    found = {group.recipe: group for group in numbers.groups(ROWS)}
+    assert found["best"].mean("robust") == pytest.approx(0.65)
+    assert found["best"].sd("robust") == pytest.approx(0.25 * 2**0.5)  # of 0.9 and 0.4
+    assert found["natural"].sd("robust") is None
+    assert len(found) == 3  # tries are no results
+
+
+def test_an_image_counts_once_and_p_is_corrected():
+    """At seed 0 images 4 to 9 are best's alone, at seed 1 images 3 and 4: seven for best, none for the baseline."""
+    some = numbers.compared(numbers.groups(ROWS), ["vanilla-searched"], "robust")
+    found = {one.recipe: one for one in some}
+    best, natural = found["best"], found["natural"]
+    assert (best.seeds, best.only_ours, best.only_theirs) == (2, 7, 0)
+    assert best.difference == pytest.approx((0.6 + 0.2) / 2)
+    assert best.p == pytest.approx(2 / 2**7)
+    assert best.adjusted == pytest.approx(2 * 2 / 2**7)  # the smaller of two
+    assert (natural.seeds, natural.only_ours, natural.only_theirs) == (1, 1, 3)
+    assert natural.p == natural.adjusted == pytest.approx(2 * (1 + 4) / 2**4)
+    assert best.sure()
+    assert not natural.sure()
+
+
+def test_other_images_are_not_compared():
+    with pytest.raises(numbers.Mixed, match="digits: best and vanilla-searched"):
+        numbers.compared(numbers.groups([ROWS[0], replace(ROWS[2], images="others")]), ["vanilla-searched"], "robust")
+
+
+def test_a_search_costs_its_tries():
+    found = {group.recipe: group for group in numbers.groups(ROWS)}
+    assert numbers.price(ROWS, found["vanilla-searched"], "forwards") == 1_500_000
+    assert numbers.price(ROWS, found["best"], "forwards") == 1_000_000
+
+
+def test_what_more_forwards_buy():
+    some = numbers.groups(ROWS)
+    named = {group.recipe: group for group in some}
+    prices = {"natural": 1.0, "vanilla-searched": 1.5, "best": 3.0}
+    assert numbers.front(some, lambda group: prices[group.recipe]) == [*map(named.get, prices)]
+    prices["best"] = 1.0  # 65 % for the price of natural's 10 %
+    assert numbers.front(some, lambda group: prices[group.recipe]) == [named["best"]]
+
+
+def test_rows_survive_their_file(tmp_path):
+    cells.write(tmp_path, ROWS)
+    assert sorted(cells.read(tmp_path), key=str) == sorted(ROWS, key=str)
+    once_more = cells.merged(ROWS, [replace(ROWS[2], forwards=None, processor_seconds=None, robust=0.8)])
+    changed = next(one for one in once_more if one.cell == "best-0")
+    assert (changed.robust, changed.forwards, len(once_more)) == (0.8, 1_000_000, len(ROWS))
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """Pages that were built from the rows above."""
+    shutil.copytree(ROOT / "presets/sweeps", tmp_path / "presets/sweeps")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("<!-- made by benchmarks.report -->\n<!-- end of what is made -->\n")
+    cells.write(tmp_path / cells.RESULTS, ROWS)
+    report.build(tmp_path)
+    assert report.wrong(tmp_path) == []
+    return tmp_path
+
+
+def test_the_page_says_it(project):
+    page = (project / "docs/results.md").read_text()
+    assert "**5 of 132 cells have run, 127 have not** (digits 5 of 33," in page
+    assert "| digits | best | 2 | 100.0 ± 0.0 | 65.0 ± 35.4 | 50.0 | 0.01 |" in page
+    assert "| digits | best | **+40.0 (7:0, p 0.031)** |" in page
+    assert "| best | vanilla-searched | 1 | 1 | 0 | 0 |" in page
+    assert "| digits | vanilla-searched | 1.50 | 20 | 2 | 25.0 |" in page
+    assert "Not run yet: `uv run python -m pipelines.sweep small-sides`" in page
+    assert "## On few images" not in (project / "README.md").read_text()  # one set is not enough
+
+
+def test_a_changed_number_is_found(project):
+    page = project / "docs/results.md"
+    page.write_text(page.read_text().replace("65.0 ± 35.4", "66.0 ± 35.4"))
+    assert [problem.partition(",")[0] for problem in report.wrong(project)] == ["docs/results.md"]
+
+
+def test_a_changed_table_is_found_on_page_and_picture(project):
+    cells.write(project / cells.RESULTS, [replace(one, forwards=2_000_000) for one in ROWS])
+    found = {problem.partition(" ")[0].rstrip(",") for problem in report.wrong(project)}
+    assert found == {"docs/results.md", "docs/results-cost.png"}
+
+
+def test_what_is_written_by_hand_stays(project):
+    page = project / "docs/results.md"
+    page.write_text(page.read_text().replace("<!-- written by hand -->\n", "<!-- written by hand -->\nWe think so.\n"))
+    assert report.wrong(project) == []
+    report.build(project)
+    assert "We think so." in page.read_text()
+
+
+def test_three_sets_reach_the_readme(project):
+    leading = ["vanilla-searched", "twins-searched", "autolora2024-paper", "best"]
+    rows = [row(name, 0, "1100000000", data=data, cell=f"{data}-{name}") for data in "abc" for name in leading]
+    cells.write(project / cells.RESULTS, rows)
+    report.build(project)
+    readme = (project / "README.md").read_text()
+    assert "| best | 100.0 / 20.0 | 100.0 / 20.0 | 100.0 / 20.0 |" in readme
+    assert "on 0 of 3 sets, surely less on 0." in readme
+
+
+def test_our_own_pages_are_what_our_numbers_say():
+    assert report.wrong(ROOT) == []
+
+
+def test_the_sweep_of_the_page():
+    plan = grid.load(MAIN, ROOT)
+    assert len(plan.cells) == 4 * 11 * 3
+    assert len(search.tries(plan)) == 4 * 2 * 4
+
+
+def test_a_larger_pool_holds_the_smaller_one():
+    images = {name: np.arange(40 * 3, dtype=np.uint8).reshape(40, 1, 1, 3) + shift for shift, name in enumerate("ab")}
+    few, many = (small_sets.parts(images, small_sets.Cut(5, pool, val=3)) for pool in (4, 20))
+    assert np.array_equal(few["x_test"], many["x_test"])
+    assert np.array_equal(few["x_val"], many["x_val"])
+    assert {x.tobytes() for x in few["x_train"]} < {x.tobytes() for x in many["x_train"]}
+    assert [len(few[f"x_{part}"]) for part in ("train", "val", "test")] == [8, 6, 10]
+    every = [x.tobytes() for part in ("train", "val", "test") for x in many[f"x_{part}"][: len(many[f"x_{part}"]) // 2]]
+    assert len(every) == len(set(every))
