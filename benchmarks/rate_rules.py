@@ -6,8 +6,8 @@
     python -m benchmarks.rate_rules table
 
 PATH holds data/{cifar100-20,dtd10,trashnet} and weights/ of small robust networks. A rule is one of
-objectives.REFERENCES, with AutoLoRa's loss, or METHOD@RATE: a method at a fixed first rate, with its own rate rule
-(autolora@0.03: `best` from 0.03 on).
+objectives.REFERENCES, with AutoLoRa's loss; or METHOD@RATE: a fixed first rate, with the baselines' schedule
+(autolora@0.03: `best` from 0.03 on); or settings of autolora.finetune, as attack=pgd,rate=0.03.
 Each data set is cut once, class by class, into a pool, a part to select on and a test part; a seed draws the training
 images and the rule's own validation images from the pool. `--on test` attacks the networks that were kept on the test
 part: once, for what was chosen.
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image, ImageOps
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ NETS: dict[str, tuple[str, dict[str, Any], str]] = {  # file, how it is loaded, 
         dict(arch="benchmarks.zoo:ResNetB", options={"stem": 16, "widths": [32, 32]}, **CIFAR),
         "2/255",
     ),
+    "resnet20": ("cifar10-resnet20-robust2.pth", dict(arch="benchmarks.zoo:ResNet20"), "2/255"),
     "resnet10t": (
         "cifar10-resnet10t-linf8.safetensors",
         dict(arch="resnet10t", stem="nopool", options={"channels": [32, 64, 128, 256], "stem_width": 16}),
@@ -110,8 +112,12 @@ def joined(pieces: list[tuple[np.ndarray, int]]) -> Part:
 
 
 def settings(rule: str) -> dict:
+    if "=" in rule:
+        return {key: yaml.safe_load(value) for key, value in (pair.split("=") for pair in rule.split(","))}
     method, at, rate = rule.partition("@")
-    return {"method": method, "rate": float(rate)} if at else {"method": "autolora", "reference": rule}
+    if not at:
+        return {"reference": rule}
+    return {"method": method, "rate": float(rate), "reference": "best" if method == "autolora" else "paper"}
 
 
 def run(path: Path, net: str, name: str, rule: str, seed: int, epochs: int) -> dict:

@@ -206,6 +206,8 @@ def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: 
     return {
         "method": robust.method,
         "reference": robust.settings.reference,
+        "attack": robust.settings.attack,
+        "first_rate": robust.history[0]["lr"],
         **how(params.finetune.recipe, robust),
         "threat": params.threat.as_record(),
         "seed": params.seed,
@@ -228,7 +230,7 @@ def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: 
 
 def how(recipe: str | None, robust: Tuned) -> dict[str, Any]:
     """What differs from AutoLoRa's defaults; nothing where nothing does."""
-    plain = Settings(robust.settings.threat)
+    plain = Settings(robust.settings.threat, attack=robust.settings.attack)
     axes = {key: value for key in AXES if (value := getattr(robust.settings, key)) != getattr(plain, key)}
     collapsed = [record["epoch"] for record in robust.history if record["event"] == "collapsed"]
     found = {

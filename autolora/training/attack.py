@@ -26,8 +26,10 @@ class TrainingAttack:
 
     def __init__(self, settings: Settings, device: torch.device, layout: torch.memory_format) -> None:
         self.threat, self.reach = settings.threat, 1.0  # of eps, in this epoch
-        self.single = settings.attack == "single"
-        self.straight = Straight() if self.single and settings.threat.eps > STRAIGHT_UP_TO + 1e-9 else None
+        self.single = settings.attack != "pgd"
+        self.straight = (
+            Straight() if settings.attack == "single" and settings.threat.eps > STRAIGHT_UP_TO + 1e-9 else None
+        )
         self.noise, self.batch, self.layout = torch.Generator(device), settings.batch_size, layout
 
     def begin(self, seed: int, batch: int) -> None:

@@ -25,6 +25,7 @@ from autolora.data.mixing import MIXED, Pairs, cutmix, draw_pairs, interpolated
 from autolora.training.attack import STEPS, TrainingAttack, View
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.training.controllers import Controller, PairedRate, between_looks, scalars
+from autolora.training.first_rate import feature_power, first_rate, some_of
 from autolora.training.low_rank import dense, with_low_rank
 from autolora.training.objectives import (
     METHODS,
@@ -104,10 +105,19 @@ class Learner:
         for module in self.modules():
             module.to(self.device, self.dtype)
 
+    def _first_rate(self) -> float:
+        if self.settings.rate is not None:
+            return self.settings.rate
+        if not self.reference.finds_rate:
+            return self.method.rate
+        some = some_of(len(self.labels)).split(self.settings.batch_size)
+        batches = (self.pixels(take(self.images, index, self.device)) for index in some)
+        return first_rate(feature_power(self.model, batches))
+
     def _controller(self) -> Controller:
-        rate = self.method.rate if self.settings.rate is None else self.settings.rate
-        controller = (self.method.controller or self.reference.controller)(rate, self.settings.epochs)
-        if self.settings.attack == "single" and isinstance(controller, PairedRate):
+        own = None if self.reference.finds_rate else self.method.controller
+        controller = (own or self.reference.controller)(self._first_rate(), self.settings.epochs)
+        if self.settings.attack != "pgd" and isinstance(controller, PairedRate):
             controller.every = between_looks(len(self.labels), len(self.val_labels), self.settings.epochs)
         return controller
 

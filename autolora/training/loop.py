@@ -48,6 +48,7 @@ from autolora.training.settings import (
 from autolora.training.weight_attack import WAITS
 
 DIVERGED = 1e4  # a loss above this never comes back
+SLOWER = 4  # times, where training diverges at a rate that was found
 HEAD_RATE = 0.1  # the first one, of the head alone
 LOOK = 50  # steps between two looks at the losses: each look waits for the device
 TERMS = ("loss", "loss_natural", "loss_adversarial", "loss_kl", "batch_accuracy")
@@ -155,10 +156,18 @@ class Way(NamedTuple):
 
 
 def run(model: nn.Module, train: Split, val: Split, settings: Settings, way: Way) -> Tuned:
+    """Where training diverges at a rate that was found, once more from the start, at a part of it."""
     file = checkpoint_file(way.checkpoints, model, train, val, settings, way.device)
     with alone(file), torch.random.fork_rng([way.device] if way.device.type == "cuda" else []):
         learner = Learner(model, train, val, settings, way.device, image_memory=way.memory)
-        return fit(learner, file, way.on_epoch, show=way.show)
+        first = learner.controller.rate
+        try:
+            return fit(learner, file, way.on_epoch, show=way.show)
+        except Diverged as error:
+            if settings.rate is not None or not learner.reference.finds_rate:
+                raise
+            tqdm.write(f"{error} Once more from the start, at the rate {first / SLOWER:g}.", file=sys.stderr)
+    return run(model, train, val, replace(settings, rate=first / SLOWER), way)
 
 
 def robust_head(

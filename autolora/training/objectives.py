@@ -211,12 +211,13 @@ class Reference:
     average: float | None = (
         None  # decay of averaged weights that are validated and shipped; None: the weights themselves
     )
+    finds_rate: bool = False  # for every method, in place of its own: `controller`, from a rate that the features give
 
 
 REFERENCES: dict[str, Reference] = {
     "paper": Reference(all_layers, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_published)),
     "released": Reference(last_blocks, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_released)),
-    "best": Reference(all_layers, PairedRate),
+    "best": Reference(all_layers, PairedRate, finds_rate=True),
     "slow_start": Reference(all_layers, SlowStart),
 }
 

@@ -53,7 +53,7 @@ class Settings:
     rate: float | None = None  # None: the method's own; for searches over the baselines' learning rate
     decay: float | None = None
     start: str = "pretrained"  # robust_head: the head alone first, on attacked images
-    attack: str = "pgd"  # single: one gradient an image; auto: `decided` below
+    attack: str = "auto"  # pgd; single: one gradient an image; auto: one for as long as it serves, or pgd: `decided`
     trains: str = "all"  # lora: a low-rank change of each layer, norms and head; head: nothing else;
     # blocks: head and some blocks; prominent: in each step the weights with large gradients
     blocks: tuple[str, ...] | None = None  # where blocks are trained: which; None: they are chosen first
@@ -113,16 +113,16 @@ def check_settings(settings: Settings) -> None:
 
 
 def decided(settings: Settings, train: Split) -> Settings:
-    """`reference: auto` is `best` on small data and `paper` on large, `attack: auto` one gradient where that is enough;
-    the record of the run says which."""
+    """`reference: auto` is `best` on small data and `paper` on large, and `attack: auto` is PGD-10 outside `best`; the
+    record of the run says which."""
     if settings.blocks is not None:
         settings = replace(settings, blocks=tuple(settings.blocks))
-    if settings.attack == "auto":
-        one = settings.threat.norm == "linf" and METHODS[settings.method].attacked
-        settings = replace(settings, attack="single" if one else "pgd")
     if settings.reference == "auto":
         small = len(train[1]) < SMALL or settings.eps_schedule == "ramp"
         settings = replace(settings, reference="best" if small else "paper")
+    if settings.attack == "auto":
+        one = settings.threat.norm == "linf" and METHODS[settings.method].attacked and settings.reference == "best"
+        settings = replace(settings, attack="auto" if one else "pgd")
     return settings
 
 

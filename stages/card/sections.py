@@ -28,6 +28,7 @@ def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
         ("Reads", f"{size} × {size} pixels in colour, {pixels}; it normalises them itself"),
         ("Answers", f"{len(names)} logits: {', '.join(names[:12])}{more}"),
         ("Method", f"{tuned['method']}, reference {tuned['reference']}{_axes(tuned)}" if tuned else ""),
+        ("Trained on", _trained_on(tuned)),
         ("Recipe", f"{recipe['name']}. {recipe['paper']}" if (recipe := tuned.get("recipe")) else ""),
         ("Dial", f"alpha = {plain(r['alpha'])}{_made_of(r)}"),
         ("File", f"model.onnx, {evidence.exported['bytes'] / 1e6:.2f} MB, opset {evidence.exported['opset']}"),
@@ -59,6 +60,14 @@ def _axes(tuned: dict[str, Any]) -> str:
     said = "".join(f", {key.replace('_', ' ')} {value}" for key, value in tuned.get("axes", {}).items())
     gave_up = ", ".join(map(str, tuned.get("collapsed", [])))
     return said + (f"; one gradient an image was given up after epoch {gave_up}" if gave_up else "")
+
+
+def _trained_on(tuned: dict[str, Any]) -> str:
+    if "first_rate" not in tuned:  # a record of before
+        return ""
+    gradients = "ten gradients" if tuned["attack"] == "pgd" else "one gradient"
+    attack = "" if tuned["method"] in ("natural", "linear") else f"{gradients} of the attack an image, "
+    return f"{attack}first learning rate {tuned['first_rate']:g}"
 
 
 def _made_of(r: dict[str, Any]) -> str:

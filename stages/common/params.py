@@ -138,7 +138,7 @@ class Finetune(Section):
     method: Literal["autolora", "vanilla", "twins", "madry", "mart", "arow", "natural", "linear"] = "autolora"
     reference: Literal["auto", "paper", "released", "best", "slow_start"] = "auto"
     start: Literal["pretrained", "robust_head"] = "pretrained"
-    attack: Literal["pgd", "single", "auto"] = "pgd"
+    attack: Literal["auto", "pgd", "single"] = "auto"
     trains: Literal["all", "lora", "head", "blocks", "prominent"] = "all"
     weight_attack: Annotated[float, Field(ge=0, le=0.1)] | None = None
     smoothing: Annotated[float, Field(ge=0, le=0.3)] = 0.0

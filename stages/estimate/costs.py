@@ -56,7 +56,7 @@ def epoch(price: Price, counts: Counts, section: Finetune) -> float:
         return counts.train * price.of(steps=steps) + counts.val * price.of(forwards=1)
     measured = 1 * (section.method == "autolora")  # the natural branch's accuracy on the training images
     perturbed = 0 if section.weight_attack is None else steps  # the gradient that finds the perturbation
-    single = section.attack != "pgd"
+    single = section.attack == "single"  # auto may have to go on with ten gradients
     gradients = 1 if single else TRAINING_ATTACK
     revised = steps if section.trains == "prominent" else 0  # of each pass one through the revision, and one way back
     train = price.of(gradients=gradients + revised, steps=steps + perturbed, forwards=measured)

@@ -78,9 +78,9 @@ def start(augmentation, **changes):
     for _ in range(3):
         model(torch.rand(8, 3, 8, 8, dtype=torch.float64))
     x, y = torch.rand(6, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
-    settings = Settings(
-        THREAT, METHOD[augmentation], "best", batch_size=6, precision="float32", augmentation=augmentation, **changes
-    )
+    changes = {"batch_size": 6, "precision": "float32", "attack": "pgd", "rate": 0.01} | changes
+    changes["augmentation"] = augmentation
+    settings = Settings(THREAT, METHOD[augmentation], "best", **changes)
     learner = Learner(model, (x, y), (x, y), settings, torch.device("cpu"))
     learner.weights = Scalars(0.5, 3.0)
     learner.model.train()
@@ -104,7 +104,7 @@ def test_a_step_on_cutmix_attacks_and_learns_the_mixed_label():
     assert 0 < y[pairs.partners != torch.arange(6)].amax(1).min() < 1
     found, _ = one_step(learner, x, learner.attack(x, y), y)
     loss = oracle.vanilla_loss(w, stats, x, y, noise(x, 5), THREAT.eps)
-    oracle.sgd(w, dict(zip(w, torch.autograd.grad(loss, list(w.values())))), {}, rate=0.003, decay=1e-4)
+    oracle.sgd(w, dict(zip(w, torch.autograd.grad(loss, list(w.values())))), {}, rate=0.01, decay=1e-4)
     assert found[0].item() == pytest.approx(loss.item(), rel=1e-6)
     for name, value in w.items():
         assert torch.allclose(learner.model.get_parameter(name), value, atol=1e-12), name

@@ -21,7 +21,8 @@ def start(seed, method, reference="paper", average=None):
     for _ in range(3):
         model(torch.rand(8, 3, 8, 8, dtype=torch.float64))
     images, labels = torch.rand(BATCH, 3, 8, 8, dtype=torch.float64), torch.arange(BATCH) % 3
-    settings = Settings(Threat("linf", EPS), method, reference, batch_size=BATCH, gamma=0.4, precision="float32")
+    threat, same = Threat("linf", EPS), {"batch_size": BATCH, "precision": "float32", "attack": "pgd"}
+    settings = Settings(threat, method, reference, gamma=0.4, **same)
     learner = Learner(model, (images, labels), (images, labels), settings, torch.device("cpu"))
     learner.weights = WEIGHTS
     learner.model.train()

@@ -100,7 +100,8 @@ def test_a_recipe_is_trained_and_told_and_the_twin_knows_nothing_of_it(workspace
     assert "axes" not in json.loads(plain["finetuned.json"])
     record = json.loads(changed["finetuned.json"])
     assert record["method"] == "madry"
-    assert record["axes"] == {"attack": "single"}
+    assert "axes" not in record
+    assert record["attack"] == "single"
     assert record["recipe"]["name"] == "nfgsm2022"
     assert record["recipe"]["paper"].startswith("N-FGSM (de Jorge et al., NeurIPS 2022)")
     assert changed["robust.safetensors"] != plain["robust.safetensors"]

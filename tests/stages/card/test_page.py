@@ -310,7 +310,7 @@ def test_another_recipe_is_said_in_words(tmp_path):
     folder = make_run(tmp_path / "run")
     tuned = {
         "method": "vanilla", "reference": "best", "collapsed": [7],
-        "axes": {"weight_attack": 0.005, "attack": "single"},
+        "axes": {"weight_attack": 0.005}, "attack": "single", "first_rate": 0.0807,
         "recipe": {"name": "awp2020", "paper": "Adversarial weight perturbation (NeurIPS 2020)."},
     }  # fmt: skip
     (folder / "models/finetuned").mkdir(parents=True, exist_ok=True)
@@ -318,7 +318,8 @@ def test_another_recipe_is_said_in_words(tmp_path):
     text = " ".join(Tree(page(folder)).text.split())
     for words in (
         "tuned adversarially from a pre-trained backbone (TRADES, ICML 2019)",
-        "vanilla, reference best, attack single, weight attack 0.005; one gradient an image was given up after epoch 7",
+        "vanilla, reference best, weight attack 0.005; one gradient an image was given up after epoch 7",
+        "one gradient of the attack an image, first learning rate 0.0807",
         "awp2020. Adversarial weight perturbation (NeurIPS 2020).",
     ):
         assert words in text, words

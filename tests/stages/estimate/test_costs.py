@@ -49,11 +49,11 @@ def images(n: int, classes: int = 4) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        *((method, {}) for method in ("autolora", "vanilla", "twins", "madry", "arow", "natural")),
+        *((method, {"attack": "pgd"}) for method in ("autolora", "vanilla", "twins", "madry", "arow", "natural")),
         ("vanilla", {"attack": "single"}),
-        ("madry", {"weight_attack": 0.01}),
-        ("madry", {"augmentation": "interpolate"}),
-        ("vanilla", {"trains": "prominent"}),
+        ("madry", {"attack": "pgd", "weight_attack": 0.01}),
+        ("madry", {"attack": "pgd", "augmentation": "interpolate"}),
+        ("vanilla", {"attack": "pgd", "trains": "prominent"}),
     ],
 )
 def test_an_epoch_makes_as_many_passes_as_are_counted(seen, method, changes):
@@ -70,6 +70,11 @@ def test_an_epoch_makes_as_many_passes_as_are_counted(seen, method, changes):
     assert (
         one - 2 * 16 <= costs.epoch(EACH, counts, Finetune(method=method, epochs=3, **changes)) <= one
     )  # two gradients of one batch, for their cosine
+
+
+def test_one_gradient_that_may_not_serve_is_counted_as_ten():
+    auto, pgd = (costs.epoch(EACH, Counts(64, 32), Finetune(attack=attack)) for attack in ("auto", "pgd"))
+    assert auto == pgd
 
 
 def test_a_fine_tuning_is_its_epochs_and_the_twins():

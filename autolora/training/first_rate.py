@@ -1,0 +1,50 @@
+"""The first learning rate, from the length of the features that the head is given.
+
+    rate = 1 / E |f(x)|^2
+
+A step of SGD moves the logits of an image by rate * |f|^2 times its error: the power of its input is what a linear
+layer's step is divided by (normalised least mean squares, Nagumo & Noda 1967). Networks differ tenfold in it, by how
+they normalise and pool. The gradients of the layers below come through the head, and differ with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from autolora.backbones.frozen import frozen
+from autolora.backbones.layers import head_name
+
+IMAGES = 512  # evenly from the training part
+LOWEST, HIGHEST = 0.003, 0.1  # a network unlike all that were tried gets no rate beyond theirs
+
+
+def first_rate(power: float) -> float:
+    """Three digits, so that the order in which a sum was added decides nothing."""
+    return float(f"{min(HIGHEST, max(LOWEST, 1 / max(power, 1e-6))):.3g}")
+
+
+def some_of(count: int) -> Tensor:
+    return torch.linspace(0, count - 1, min(IMAGES, count)).long()
+
+
+@torch.no_grad()
+def feature_power(model: nn.Module, batches: Iterable[Tensor]) -> float:
+    """E |f(x)|^2 of what the head is given, the network at rest."""
+    found: list[Tensor] = []
+    head = model.get_submodule(head_name(model))
+    channels = 1 if isinstance(head, nn.Conv2d) else -1
+
+    def keep(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        found.append(given[0].double().square().sum(channels).flatten())
+
+    hook = head.register_forward_pre_hook(keep)
+    try:
+        with frozen(model):
+            for x in batches:
+                model(x)
+    finally:
+        hook.remove()
+    return float(torch.cat(found).mean())
