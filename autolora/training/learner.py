@@ -40,7 +40,7 @@ from autolora.training.objectives import (
 from autolora.training.prominence import NATURAL, WEIGHT, Revision, conserved, prominence
 from autolora.training.settings import Settings, Split, StoredImages, count_classes
 from autolora.training.single_step import single_step
-from autolora.training.speed import speed
+from autolora.training.speed import crashes_in_channels_last, speed
 from autolora.training.twins import Norms
 from autolora.training.weight_attack import weights_of_layers, worst_direction
 
@@ -62,6 +62,8 @@ class Learner:
         self.reference: Reference = REFERENCES[settings.reference]
         self.objective = objective(settings)
         self.speed = speed(settings, device)
+        if settings.trains != "all" and crashes_in_channels_last(model, device):
+            self.speed = self.speed._replace(layout=torch.contiguous_format)
         self.model = copy.deepcopy(model).to(device).requires_grad_(True)
         self.model.to(memory_format=self.speed.layout)  # type: ignore[call-overload]
         self.dtype = next(self.model.parameters()).dtype

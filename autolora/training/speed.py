@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from autolora.backbones.fold_batchnorm import has_bfloat16
 from autolora.training.settings import Settings
@@ -27,3 +28,8 @@ def speed(settings: Settings, device: torch.device) -> Speed:
         precisions["auto"] = (low, low if device.type == "cuda" else full)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     return Speed(*precisions[settings.precision], compile=settings.compile not in ("auto", False), layout=layout)
+
+
+def crashes_in_channels_last(model: nn.Module, device: torch.device) -> bool:
+    """On a CPU, where a group norm learns from features that do not: torch 2.13 ends the process in its backward."""
+    return device.type == "cpu" and any(isinstance(module, nn.GroupNorm) for module in model.modules())

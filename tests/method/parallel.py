@@ -1,6 +1,6 @@
 """Run by torchrun in tests: fine-tune in one or several processes and keep what came out.
 
-torchrun --nproc-per-node 2 -m tests.method.parallel FOLDER METHOD[+AUGMENTATION]...
+torchrun --nproc-per-node 2 -m tests.method.parallel FOLDER METHOD[+AXIS=VALUE]...
 """
 
 import sys
@@ -9,26 +9,35 @@ from pathlib import Path
 import torch
 
 from autolora.common import distributed
+from autolora.threat import Threat
 from autolora.training.loop import finetune
-from tests.method.small import QUICK, THREAT, images, network
+from tests.method.small import QUICK, images, network
+
+NUMBERS = ("weight_attack", "smoothing", "average")
 
 
 def tune(folder: str | Path, chosen: str) -> None:
-    method, _, augmentation = chosen.partition("+")
+    method, *axes = chosen.split("+")
+    changes = dict(axis.split("=") for axis in axes)
+    threat = Threat("linf", changes.pop("eps", "8/255"))
+    changes = {axis: float(value) if axis in NUMBERS else value for axis, value in changes.items()}
     pixels = [torch.from_numpy(x).double() / 255 for x, _ in (images(39), images(13, 1))]
     with distributed.group():
         tuned = finetune(
             network().double(),
             (pixels[0], images(39)[1]),
             (pixels[1], images(13, 1)[1]),
-            THREAT,
+            threat,
             method=method,
             checkpoints=folder,
-            **QUICK
-            | ({"augmentation": augmentation} if augmentation else {}),  # global batches of 16, 16 and 7: uneven parts
+            **QUICK | changes,  # global batches of 16, 16 and 7: uneven parts
         )
         kept = {"model": tuned.model.state_dict(), "history": tuned.history}
-        torch.save(kept, Path(folder) / f"{chosen}-{distributed.process_count()}-{distributed.process_number()}.out")
+        torch.save(
+            kept,
+            Path(folder)
+            / f"{chosen.replace('/', ':')}-{distributed.process_count()}-{distributed.process_number()}.out",
+        )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,13 @@ from autolora.common import distributed
 from tests.method.parallel import tune
 from tests.oracle.steps import Small
 
+METHODS = [
+    *("autolora", "twins", "vanilla+augmentation=cutmix", "madry+augmentation=interpolate"),
+    *("mart+start=robust_head+reference=best", "arow+smoothing=0.1+reference=slow_start"),
+    *("madry+attack=single+eps=16/255+reference=best", "madry+eps_schedule=ramp+reference=best"),
+    *("madry+trains=lora+augmentation=idbh", "madry+trains=head", "madry+trains=blocks", "vanilla+trains=prominent"),
+    *("vanilla+weight_attack=0.01", "vanilla+trains=prominent+weight_attack=0.01+average=0.9"),
+]
 TIMES = ("seconds", "images_per_second", "peak_memory_mb")
 
 
@@ -72,15 +79,15 @@ def free_port():
 
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one(root, tmp_path):
-    methods = ["autolora", "twins", "vanilla+cutmix", "madry+interpolate"]
-    for method in methods:
+    for method in METHODS:
         tune(tmp_path, method)
     (tmp_path / "two").mkdir()
-    done = torchrun(root, 2, "-m", "tests.method.parallel", str(tmp_path / "two"), *methods)
+    done = torchrun(root, 2, "-m", "tests.method.parallel", str(tmp_path / "two"), *METHODS)
     assert done.returncode == 0, done.stderr[-2000:]
-    for method in methods:
-        one = torch.load(tmp_path / f"{method}-1-0.out")
-        two = [torch.load(tmp_path / "two" / f"{method}-2-{rank}.out") for rank in (0, 1)]
+    for method in METHODS:
+        name = method.replace("/", ":")
+        one = torch.load(tmp_path / f"{name}-1-0.out")
+        two = [torch.load(tmp_path / "two" / f"{name}-2-{rank}.out") for rank in (0, 1)]
         for name, value in one["model"].items():
             assert torch.equal(two[0]["model"][name], two[1]["model"][name]), name
             assert torch.allclose(two[0]["model"][name], value, rtol=1e-6, atol=1e-8), name

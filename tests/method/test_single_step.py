@@ -1,17 +1,21 @@
 """Training on one gradient an image: the attack, ELLE-A's weight and bend, looks at validation, and the guard."""
 
+import copy
 from statistics import mean, pstdev
 
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import nn
 
 from autolora.threat import Threat
 from autolora.training import attack as training_attack
-from autolora.training import loop
+from autolora.training import judgement, loop
 from autolora.training.controllers import Measured, PairedRate, between_looks
 from autolora.training.loop import finetune
 from autolora.training.single_step import Straight, bends, collapsed, single_step
+from stages.finetune import how
 from tests.method.small import QUICK, THREAT, images, network
 
 
@@ -139,6 +143,68 @@ def test_what_the_guard_sees_makes_it_go_back_and_on_with_pgd(monkeypatch):
     assert len(watched) == 2  # not asked any more
     assert tuned.history[at]["val_robust"] is not None
     assert tuned.best_epoch != at + 1
+
+
+class Flat(nn.Module):
+    """Small, and with enough weights at its end to fool one step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32)
+        self.wide, self.head = nn.Linear(32 * 6 * 6, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = self.norm(self.conv(self.stem(8 * (x - 0.5)).relu())).relu()
+        return self.head(self.wide(x.flatten(1)).relu())
+
+
+def pale_digits(start, stop):
+    """Handwritten digits in three tenths of the range of greys: 16/255 is a fifth of what tells them apart."""
+    digits = load_digits()
+    x = torch.from_numpy(digits.images[start:stop]).float()[:, None].repeat(1, 3, 1, 1) / 16
+    return 0.35 + 0.3 * F.interpolate(x, size=12, mode="bilinear"), torch.from_numpy(digits.target[start:stop])
+
+
+def stands(model, x, y, steps):
+    """The share that withstands signed steps from the image itself, written out."""
+    eps, point = 16 / 255, x.clone()
+    for _ in range(steps):
+        point.requires_grad_(True)
+        (slope,) = torch.autograd.grad(F.cross_entropy(model(point), y), point)
+        point = point.detach() + (eps if steps == 1 else eps / 4) * slope.sign()
+        point = torch.min(torch.max(point, x - eps), x + eps).clamp(0, 1)
+    return (model(point).argmax(1) == y).float().mean().item()
+
+
+@pytest.mark.slow
+def test_a_collapse_that_really_happens_is_caught(monkeypatch):
+    """No noise and nothing that keeps the loss straight: the network learns to fool the one step."""
+    monkeypatch.setattr(training_attack, "NOISE", 0.0)
+    monkeypatch.setattr(training_attack, "STRAIGHT_UP_TO", 1.0)
+    give_up, seen, train = judgement.give_up_single, {}, pale_digits(0, 1000)
+
+    def watched(learner, done, right):
+        model = copy.deepcopy(learner.model).eval()
+        seen["one"], seen["ten"] = (stands(model, *train, steps) for steps in (1, 10))
+        event = give_up(learner, done, right)
+        seen["back"] = all(
+            torch.equal(value, done.best["0"][name]) for name, value in learner.model.state_dict().items()
+        )
+        return event
+
+    monkeypatch.setattr(judgement, "give_up_single", watched)
+    torch.manual_seed(0)
+    tuned = finetune(
+        Flat(), train, pale_digits(1500, 1600), Threat("linf", "16/255"), method="madry", attack="single",
+        **QUICK | {"reference": "best", "epochs": 16, "batch_size": 64, "rate": 0.05, "augmentation": "none"},
+    )  # fmt: skip
+    (at,) = [record["epoch"] for record in tuned.history if record["event"] == "collapsed"]
+    assert seen["one"] > 1.5 * seen["ten"]
+    assert seen["back"]  # to the kept state
+    fell, rose = (tuned.history[epoch - 1]["val_robust"] for epoch in (at, tuned.best_epoch))
+    assert tuned.best_epoch > at  # on with PGD-10,
+    assert rose > fell + 0.05  # which is worth it
+    assert how(None, tuned)["collapsed"] == [at]
 
 
 def test_resuming_after_a_collapse_goes_on_with_pgd(tmp_path, monkeypatch):
