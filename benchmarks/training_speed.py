@@ -169,6 +169,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     settings = Settings(
         Threat("linf", EPS),
         reference="paper",
+        attack="pgd",
         batch_size=BATCH,
         compile=arguments.compile,
         precision=arguments.precision,
