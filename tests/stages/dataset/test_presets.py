@@ -12,13 +12,13 @@ PRESETS = sorted(p.stem for p in (ROOT / "presets").glob("*.yaml"))
 
 
 def test_all_are_there():
-    assert {"cifar10", "cifar100", "dtd", "dogs", "cub200", "caltech256", "folder"} <= set(PRESETS)
+    assert {"cifar10", "cifar100", "dtd", "dogs", "cub200", "caltech256", "folder", "trashnet"} <= set(PRESETS)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_whole_params_file(name):
     params = check(ROOT / f"presets/{name}.yaml")
-    assert params.data.source == name
+    assert params.data.source == {"trashnet": "folder"}.get(name, name)
     assert params.data.source in SOURCES
     assert params.threat.as_record()["text"] == "linf:8/255"
     assert params.finetune.epochs == 60
