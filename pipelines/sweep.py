@@ -83,7 +83,7 @@ def sweep(
     if pool:
         pools.require_workers(f"rebuild/{pool}-cell")
     tries = {each.name(): each for cell in wanted for each in search.tries_for(plan, cell)}
-    failed = build_all(source, plan, commit, list(tries.values()), search.STAGES, pool)
+    failed = build_all(source, plan, commit, list(tries.values()), search.STAGES, pool) if tries else {}
     ready = [done for cell in wanted if (done := settled(source, plan, cell, commit))]
     failed |= build_all(source, plan, commit, ready, plan.stages, pool)
     return conclude(source, plan, commit, failed)
@@ -102,7 +102,7 @@ def build_all(
 ) -> dict[str, str]:
     """Those that are not finished, each marked as finished when it is; the failed ones with their reasons."""
     waiting = {cell.name(): cell for cell in cells if not finished(source, plan, cell, commit)}
-    get_run_logger().info("%d cells to %s, %d of them to do", len(cells), " and ".join(stages), len(waiting))
+    get_run_logger().info("%d cells, %d of them to do", len(cells), len(waiting))
     for cell in waiting.values():  # or what an earlier commit has left would pass for this one's
         (place_of(source, plan, cell) / KEPT).unlink(missing_ok=True)
     there = Path(".") if pool else source  # on a worker: its own clone

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autolora.common.files import write_json
 from benchmarks import _report_cells as cells
 from benchmarks import _report_numbers as numbers
 from benchmarks import report, small_sets
@@ -102,6 +103,38 @@ def test_rows_survive_their_file(tmp_path):
     once_more = cells.merged(ROWS, [replace(ROWS[2], forwards=None, processor_seconds=None, robust=0.8)])
     changed = next(one for one in once_more if one.cell == "best-0")
     assert (changed.robust, changed.forwards, len(once_more)) == (0.8, 1_000_000, len(ROWS))
+
+
+def test_a_finished_cell_becomes_a_row(tmp_path):
+    """The files that a rebuild leaves, counted by hand."""
+    folder = tmp_path / ".work/sweeps/small-table/a-cell"
+    (folder / "reports/timing").mkdir(parents=True)
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    axes = {"data": "digits", "recipe": "best", "side": "16", "seed": "2"}
+    write_json(folder / "cell.json", {"axes": axes, "commit": "0123456789abcdef"})
+    write_json(
+        folder / "reports/timing/finetune.json",
+        {"images": {"train": 100, "val": 10}, "processor_seconds": 7.5, "threads": 1, "machine": "m", "python": "3"},
+    )
+    (folder / "reports/training.csv").write_text(
+        "lr,val_clean,val_robust,gradient_cosine,event\n0.01,0.5,0.2,,best\n0.01,0.7,0.4,0.9,best\n0.005,0.8,0.3,0.8,\n"
+    )
+    ((one,)) = cells.collect(tmp_path)
+    assert (one.setting, one.seed, one.commit, one.epochs, one.rate) == ("side=16", 2, "0123456789ab", 3, 0.01)
+    assert (one.val_clean, one.val_robust, one.cosine_by_epoch) == (0.7, 0.4, "- 0.9 0.8")
+    assert one.forwards == 3 * (100 * (10 * 3 + 2 * 3 + 1) + 10 * (10 * 3 + 2))  # attack, two passes, SA; validation
+    assert not one.attacked()  # as a try of a search
+
+    flags = np.array([(b"b", True, False), (b"a", True, True)], [("id", "S64"), ("clean", "?"), ("robust", "?")])
+    np.save(folder / "reports/robust_flags.npy", flags)
+    report_ = {"version": "fast", "clean_accuracy": 1.0, "robust_accuracy": 0.5, "alpha": 0, "versions": {"torch": "2"}}
+    write_json(folder / "reports/robustness.json", report_)
+    (folder / "reports/eps_curve.csv").write_text(f"model,eps,accuracy\nrobust,0,1\nrobust,{32 / 255},0\nnatural,0,0\n")
+    (folder / "reports/alpha_curve.csv").write_text("toward,alpha,clean,robust\nbranch,0,0.9,0.5\nnatural,1,0.9,0.1\n")
+    ((one,)) = cells.collect(tmp_path)
+    assert (one.n, one.clean, one.robust, one.dial) == (2, 1.0, 0.5, "0:0.9000/0.5000")
+    assert one.expected == pytest.approx(0.5)  # a straight line from 1 to 0 over 32/255, twice the threat's 16/255
+    assert cells.unpacked(str(one.robust_flags), 2).tolist() == [True, False]  # by id
 
 
 @pytest.fixture
