@@ -46,7 +46,10 @@ FINETUNED, TRAINING = Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
 KEYS = ("reference", "batch_size", "augmentation", "average", "precision", "compile", "channels_last")
 SEARCHED = ("rate", "decay", "gamma")  # for searches over the baselines; never of the naturally tuned twin
-AXES = ("start", "attack", "trains", "weight_attack", "smoothing", "eps_schedule")  # nor these
+AXES = (  # nor these
+    *("start", "attack", "trains", "weight_attack", "smoothing", "eps_schedule"),
+    *("teacher", "natural_teacher"),
+)
 COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"]
 
 

@@ -26,3 +26,16 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             parameter.requires_grad_(flag)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """These modules in eval, parameters as they are."""
+    modes = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

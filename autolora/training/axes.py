@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Protocol
 
 NO_ATTACK = ("natural", "linear")
+FIRST_PASS, TWIN = "first_pass", "twin"  # teachers that the run makes itself
+TEACHERS = {"teacher": FIRST_PASS, "natural_teacher": TWIN}
 ONE_LABEL = ("mart", "arow")  # these weigh each image by the answer for its one label
 APART = ("madry", "natural", "linear")  # these never compare an image with itself under attack
 OWN_PARTS = ("autolora", "twins", "linear")  # these methods say themselves what is trained
@@ -31,6 +34,12 @@ class Asked(Protocol):
     def augmentation(self) -> str: ...
     @property
     def eps_schedule(self) -> str: ...
+    @property
+    def smoothing(self) -> float: ...
+    @property
+    def teacher(self) -> str | None: ...
+    @property
+    def natural_teacher(self) -> str | None: ...
 
 
 def clashes(asked: Asked, norm: str) -> Iterator[tuple[str, object, str]]:
@@ -54,6 +63,21 @@ def clashes(asked: Asked, norm: str) -> Iterator[tuple[str, object, str]]:
     if asked.augmentation == "interpolate" and asked.method not in APART:
         said = f"method {asked.method} compares each image with itself under attack, and the two are mixed apart"
         yield "augmentation", "interpolate", f"{said}: set method to {', '.join(APART[:-1])} or {APART[-1]}"
+    yield from _of_teachers(asked)
     if asked.eps_schedule == "ramp" and asked.reference in ("paper", "released"):
         said = f"reference {asked.reference} judges progress from the first epoch on: set reference to best"
         yield "eps_schedule", "ramp", said
+
+
+def _of_teachers(asked: Asked) -> Iterator[tuple[str, object, str]]:
+    if asked.method == "distill":
+        if asked.teacher is None:
+            yield "method", "distill", f"teacher is none: give a classifier file, or {FIRST_PASS}"
+        if asked.smoothing:
+            yield "smoothing", asked.smoothing, "method distill learns from its teacher's answers, not from labels"
+    for key, made in TEACHERS.items():
+        value = getattr(asked, key)
+        if value is not None and asked.method != "distill":
+            yield key, value, f"method {asked.method} has no teacher: set method to distill"
+        elif value not in (None, made) and not Path(value).is_file():
+            yield key, value, f"there is no such file: give a classifier file, or {made}"

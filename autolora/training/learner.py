@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,12 @@ from torch.optim.swa_utils import AveragedModel
 
 from autolora.attacks.pgd import pgd
 from autolora.backbones.fold_batchnorm import Folded
-from autolora.backbones.frozen import frozen
+from autolora.backbones.frozen import evaluating, frozen
 from autolora.common import distributed
 from autolora.data.batches import augmentation, centre, moved, place, take, to_pixels
 from autolora.data.mixing import MIXED, Pairs, cutmix, draw_pairs, interpolated
 from autolora.training.attack import STEPS, TrainingAttack, View
+from autolora.training.averaging import following
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.training.controllers import Controller, PairedRate, between_looks, scalars
 from autolora.training.first_rate import feature_power, first_rate, some_of
@@ -32,15 +33,17 @@ from autolora.training.objectives import (
     REFERENCES,
     Losses,
     Method,
-    Objective,
     Reference,
+    chosen_objective,
     cross_entropy,
     divergence,
+    wide,
 )
 from autolora.training.prominence import NATURAL, WEIGHT, Revision, conserved, prominence
 from autolora.training.settings import Settings, Split, StoredImages, count_classes
 from autolora.training.single_step import single_step
 from autolora.training.speed import crashes_in_channels_last, speed
+from autolora.training.teachers import Balance, Teachers
 from autolora.training.twins import Norms
 from autolora.training.weight_attack import weights_of_layers, worst_direction
 
@@ -55,12 +58,13 @@ class Learner:
         device: torch.device,
         *,
         image_memory: float | None = None,
+        teachers: Teachers | None = None,
     ) -> None:
         self.settings, self.device = settings, device
         self.gamma, self.smoothing = settings.gamma, settings.smoothing
         self.method: Method = METHODS[settings.method]
         self.reference: Reference = REFERENCES[settings.reference]
-        self.objective = objective(settings)
+        self.objective = chosen_objective(settings)
         self.speed = speed(settings, device)
         if settings.trains != "all" and crashes_in_channels_last(model, device):
             self.speed = self.speed._replace(layout=torch.contiguous_format)
@@ -79,6 +83,12 @@ class Learner:
         self.folded = Folded(self.model, example)
         self.folded_shipped = self.folded if self.average is None else Folded(self.average.module, example)
         self.attack_view, self.call = self._views()
+        self.teachers = teachers
+        for network in teachers.networks() if teachers else ():
+            network.to(device, self.dtype, memory_format=self.speed.layout)  # type: ignore[call-overload]
+        self.balance = Balance() if settings.natural_teacher else None
+        self.first_rate = self.controller.rate
+        self.asked: tuple[Tensor, Tensor] | None = None  # the last batch that the teacher saw, and its answers
         self.weights = scalars(0.0)  # of the coming epoch
         self.global_batch = settings.batch_size
         self.classes = count_classes(self.model, self.val_images)
@@ -159,7 +169,13 @@ class Learner:
         if not self.method.attacked:
             return x
         self.folded.refresh()
-        return self.attacker(self.attack_view, x, y)
+        return self.attacker(self.attack_view, x, self.attacked_labels(x, y))
+
+    def attacked_labels(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of one teacher alone its answers: the slope of the cross-entropy is then that of KL(T(x) || h(x~))."""
+        if self.teachers is None or self.balance is not None:
+            return y
+        return F.softmax(wide(self.teacher(x)), 1)
 
     def train(self) -> None:
         """Training mode. A body of which only some blocks learn, or none, rests: its statistics stay as they are."""
@@ -241,6 +257,26 @@ class Learner:
         assert self.norms is not None
         with evaluating(*(m for m in self.model.modules() if isinstance(m, _BatchNorm))):
             return self.call(self.norms.weights(), x)
+
+    def teacher(self, x: Tensor) -> Tensor:
+        """The attack and the loss ask for the same batch."""
+        assert self.teachers is not None
+        if self.asked is None or self.asked[0] is not x:
+            self.asked = x, self._taught(self.teachers.robust, x)
+        return self.asked[1]
+
+    def natural_teacher(self, x: Tensor) -> Tensor:
+        assert self.teachers is not None
+        assert self.teachers.natural is not None
+        return self._taught(self.teachers.natural, x)
+
+    @torch.no_grad()
+    def _taught(self, network: nn.Module, x: Tensor) -> Tensor:
+        return self._in(self.speed.train, network, x)
+
+    def balance_of_teachers(self) -> float:
+        assert self.balance is not None
+        return self.balance.natural
 
     def mean(self, values: Tensor) -> Tensor:
         return values.sum() / self.global_batch
@@ -324,14 +360,6 @@ class Learner:
             module.load_state_dict(state[str(i)])
 
 
-def objective(settings: Settings) -> Objective:
-    method = METHODS[settings.method]
-    if settings.augmentation == "interpolate":
-        assert method.interpolated is not None  # axes.clashes
-        return method.interpolated
-    return (settings.reference == "released" and method.released) or method.objective
-
-
 class LossModule(nn.Module):
     """An objective's losses as the forward of one module, which torch's DistributedDataParallel can wrap."""
 
@@ -348,39 +376,9 @@ class LossModule(nn.Module):
             losses = losses._replace(total=losses.total + WEIGHT * learner.revised(attacked, y))
         if straight is None or not learner.attacker.single:
             return losses
-        bend = learner.mean(learner.attacker.bend(learner.still, x, y))
+        bend = learner.mean(learner.attacker.bend(learner.still, x, learner.attacked_labels(x, y)))
         learner.bend = bend.detach().clone()
         return losses._replace(total=losses.total + straight.weight * bend)
-
-
-def following(decay: float) -> Callable[..., None]:
-    """An exponential average that starts fast, min(decay, (1 + n) / (10 + n)): with few steps an epoch a slow one is
-    still the untrained network when the controller judges it.
-    """
-
-    @torch.no_grad()
-    def follow(averages: list[Tensor], values: list[Tensor], n: Tensor) -> None:
-        weight = 1 - torch.clamp((1 + n) / (10 + n), max=decay)  # a tensor: no waiting for the device
-        for average, value in zip(averages, values):
-            if average.is_floating_point():
-                average.lerp_(value, weight.to(average.dtype))
-            else:  # a counter of batch norm
-                average.copy_(value)
-
-    return follow
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """These modules in eval, parameters as they are."""
-    modes = [(m, m.training) for module in modules for m in module.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def number(seed: int, *what: object) -> int:

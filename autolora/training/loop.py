@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from autolora.backbones.frozen import evaluating
 from autolora.common import distributed
 from autolora.common.malloc import freed_memory_kept
 from autolora.common.progress import bar as progress_bar
@@ -31,10 +32,14 @@ from autolora.data.batches import moved, stream, to_pixels
 from autolora.threat import Threat
 from autolora.training import subtuning
 from autolora.training.attack import reach
+from autolora.training.axes import FIRST_PASS, TEACHERS, TWIN
 from autolora.training.branch import Branch
 from autolora.training.controllers import scalars
+from autolora.training.divergence import Diverged, check_losses, check_weights
 from autolora.training.judgement import judge_epoch
-from autolora.training.learner import Learner, evaluating, generator, number
+from autolora.training.learner import Learner, generator, number
+from autolora.training.objectives import Losses
+from autolora.training.phases import best_blocks, first_pass, robust_head, twin
 from autolora.training.resume import Record, RunState, alone, checkpoint_file, forget, keep, restore
 from autolora.training.settings import (
     Settings,
@@ -45,17 +50,12 @@ from autolora.training.settings import (
     check_splits,
     decided,
 )
+from autolora.training.teachers import SPEED, Teachers, from_files
 from autolora.training.weight_attack import WAITS
 
-DIVERGED = 1e4  # a loss above this never comes back
 SLOWER = 4  # times, where training diverges at a rate that was found
-HEAD_RATE = 0.1  # the first one, of the head alone
 LOOK = 50  # steps between two looks at the losses: each look waits for the device
 TERMS = ("loss", "loss_natural", "loss_adversarial", "loss_kl", "batch_accuracy")
-
-
-class Diverged(ValueError):
-    """The loss is no number any more, or beyond all bounds."""
 
 
 @dataclass(repr=False)
@@ -70,6 +70,7 @@ class Tuned:
     settings: Settings
     checkpoint: Path | None = None
     head: list[Record] | None = None  # of the epochs before, in which the head alone was tuned
+    first_pass: list[Record] | None = None  # of the run that made the teacher
     tries: list[Record] = field(default_factory=list)  # of blocks that were trained shortly, to choose from
     right: list[bool] = field(default_factory=list)  # per validation image, by the best state: what it was chosen by
 
@@ -125,24 +126,17 @@ def finetune(
     batch_size, augmentation, ...) are those of `settings.Settings`.
     """
     check_call(model, threat, settings)
-    chosen = Settings(threat, method, epochs=epochs, seed=seed, **settings)
-    check_settings(chosen)
+    settings |= {key: str(settings[key]) for key in TEACHERS if isinstance(settings.get(key), Path)}
+    asked = Settings(threat, method, epochs=epochs, seed=seed, **settings)
+    check_settings(asked)
     train, val = as_split(train, "training"), as_split(val, "validation")
     check_splits(model, train, val)
-    chosen = decided(chosen, train)
-    if chosen.trains == "blocks":
-        subtuning.check_blocks(model, chosen.blocks or ())
+    if asked.trains == "blocks":
+        subtuning.check_blocks(model, asked.blocks or ())
     with distributed.group(), freed_memory_kept():
         first = progress and distributed.process_number() == 0
         way = Way(checkpoints, pick_device(device), on_epoch or (lambda record: None), first, image_memory)
-        head, tries = None, subtuning.Tries()
-        if chosen.start == "robust_head":
-            model, head = robust_head(model, train, val, chosen, way)
-        if chosen.trains == "blocks" and chosen.blocks is None:
-            chosen = replace(chosen, blocks=best_blocks(model, train, val, chosen, way, tries))
-        tuned = run(model, train, val, chosen, way)
-        tuned.head, tuned.tries = head, subtuning.as_records(tries)
-        return tuned
+        return in_phases(model, train, val, asked, way)
 
 
 class Way(NamedTuple):
@@ -155,11 +149,45 @@ class Way(NamedTuple):
     memory: float | None
 
 
-def run(model: nn.Module, train: Split, val: Split, settings: Settings, way: Way) -> Tuned:
+def in_phases(model: nn.Module, train: Split, val: Split, asked: Settings, way: Way) -> Tuned:
+    """The run itself, and before it those that it needs: the twin, the head alone, the first pass, short runs for its
+    blocks. Each is resumed by itself."""
+    settings, read, silent = decided(asked, train), from_files(asked, model, val), way._replace(on_epoch=lambda _: None)
+    natural = read.get("natural_teacher")
+    if settings.natural_teacher == TWIN:
+        natural = run(model, train, val, decided(twin(asked), train), silent).model
+    head = before = teachers = None
+    if settings.start == "robust_head":
+        head = run(model, train, val, robust_head(settings), silent)
+        model = head.model
+    if settings.teacher == FIRST_PASS:
+        before = run(model, train, val, first_pass(settings), silent)
+    if settings.teacher is not None:
+        teachers = Teachers(before.model if before else read["teacher"], natural)
+    tries: list[Record] = []
+    if settings.trains == "blocks" and settings.blocks is None:
+        file = checkpoint_file(way.checkpoints, model, train, val, settings, way.device, teachers=teachers)
+
+        def tried(shorter: Settings) -> list[bool]:
+            tuned = run(model, train, val, shorter, silent, teachers=teachers)
+            forget(tuned.checkpoint)
+            return tuned.right
+
+        blocks, tries = best_blocks(tried, model, settings, file)
+        settings = replace(settings, blocks=blocks)
+    tuned = run(model, train, val, settings, way, teachers=teachers)
+    tuned.head, tuned.first_pass = head.history if head else None, before.history if before else None
+    tuned.tries = tries
+    return tuned
+
+
+def run(
+    model: nn.Module, train: Split, val: Split, settings: Settings, way: Way, *, teachers: Teachers | None = None
+) -> Tuned:
     """Where training diverges at a rate that was found, once more from the start, at a part of it."""
-    file = checkpoint_file(way.checkpoints, model, train, val, settings, way.device)
+    file = checkpoint_file(way.checkpoints, model, train, val, settings, way.device, teachers=teachers)
     with alone(file), torch.random.fork_rng([way.device] if way.device.type == "cuda" else []):
-        learner = Learner(model, train, val, settings, way.device, image_memory=way.memory)
+        learner = Learner(model, train, val, settings, way.device, image_memory=way.memory, teachers=teachers)
         first = learner.controller.rate
         try:
             return fit(learner, file, way.on_epoch, show=way.show)
@@ -167,41 +195,7 @@ def run(model: nn.Module, train: Split, val: Split, settings: Settings, way: Way
             if settings.rate is not None or not learner.reference.finds_rate:
                 raise
             tqdm.write(f"{error} Once more from the start, at the rate {first / SLOWER:g}.", file=sys.stderr)
-    return run(model, train, val, replace(settings, rate=first / SLOWER), way)
-
-
-def robust_head(
-    model: nn.Module, train: Split, val: Split, settings: Settings, way: Way
-) -> tuple[nn.Module, list[Record]]:
-    """RoLI (Hua et al., 2024): first the head on attacked images, the body as pre-trained and in eval; then the method.
-
-    A linear probe is safe to train on one gradient an image, whatever the rest is trained on.
-    """
-    attack = "single" if settings.threat.norm == "linf" else "pgd"
-    first = replace(
-        settings, method="madry", trains="head", attack=attack, reference="best", rate=HEAD_RATE, decay=None,
-        epochs=max(1, settings.epochs // 2), eps_schedule="constant", weight_attack=None, average=None, blocks=None,
-    )  # fmt: skip
-    head = run(model, train, val, first, way._replace(on_epoch=lambda record: None))
-    return head.model, head.history
-
-
-def best_blocks(
-    model: nn.Module, train: Split, val: Split, settings: Settings, way: Way, tries: subtuning.Tries
-) -> tuple[str, ...]:
-    """SubTuning: short runs from the same start say which blocks to train. One that is over leaves no checkpoint."""
-    quiet = way._replace(on_epoch=lambda record: None)
-
-    def tried(blocks: tuple[str, ...]) -> list[bool]:
-        short = replace(settings, blocks=blocks, epochs=subtuning.short_epochs(settings.epochs))
-        tuned = run(model, train, val, short, quiet)
-        forget(tuned.checkpoint)
-        return tuned.right
-
-    file = checkpoint_file(way.checkpoints, model, train, val, settings, way.device)
-    with alone(file):
-        kept = None if file is None else file.with_suffix(".blocks.json")
-        return subtuning.choose(subtuning.blocks_of(model), subtuning.remembered(tried, kept, tries))
+    return run(model, train, val, replace(settings, rate=first / SLOWER), way, teachers=teachers)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -250,7 +244,7 @@ def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) ->
     learner.attacker.reach = reach(learner.settings, epoch)
     learner.perturbs = learner.settings.weight_attack is not None and epoch > learner.settings.epochs // WAITS
     losses, cosine = train_epoch(learner, epoch, rate, bar, file)
-    check_weights(learner, epoch, file)
+    check_weights(learner.trained, epoch, file)
     means = dict(zip(TERMS, losses.mean(0).tolist()))
     accuracy = means["batch_accuracy"]
     if learner.branch is not None:
@@ -337,30 +331,20 @@ def one_step(
     if (straight := learner.attacker.straight) is not None and learner.attacker.single:
         distributed.add([learner.bend])
         straight.observe(learner.bend.item())
+    if learner.balance is not None:
+        balance(learner, losses)
     if learner.average is not None:
         learner.average.update_parameters(learner.model)
     return torch.stack([t.detach().float() for t in losses]), seen
 
 
-def check_weights(learner: Learner, epoch: int, file: Path | None) -> None:
-    """What an epoch's last step did is seen by no loss."""
-    if not all(torch.isfinite(p).all() for p in learner.trained):
-        raise Diverged(f"weights that are no numbers after epoch {epoch}: {last_good(epoch, file)}")
-
-
-def last_good(epoch: int, file: Path | None) -> str:
-    return f"the last good state, after epoch {epoch - 1}, is in {file}" if file and epoch > 1 else "no state was kept"
-
-
-def check_losses(losses: Tensor, epoch: int, file: Path | None) -> None:
-    bad = ~torch.isfinite(losses).all(1) | (losses[:, 0].abs() > DIVERGED)
-    if bad.any():
-        step = int(bad.int().argmax())
-        raise Diverged(
-            f"training diverged: the loss is {losses[step, 0].item():g} in epoch {epoch}, step {step + 1}; "
-            f"{last_good(epoch, file)}. "
-            "Look at the images and the backbone's weights; a baseline may need a lower rate."
-        )
+def balance(learner: Learner, losses: Losses) -> None:
+    """Of two teachers; slower as the learning rate falls."""
+    assert learner.balance is not None
+    divergences = torch.stack([losses.adversarial, losses.natural]).detach()
+    distributed.add([divergences])
+    adversarial, natural = divergences.tolist()
+    learner.balance.observe(adversarial, natural, SPEED * learner.controller.rate / learner.first_rate)
 
 
 def gradient_cosine(learner: Learner, x: Tensor, attacked: Tensor, y: Tensor, most: int = 64) -> float | None:

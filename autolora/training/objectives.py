@@ -30,6 +30,7 @@ from autolora.training.controllers import (
 BETA = 6.0  # the weight of the KL term in TRADES and TWINS
 MART_BETA = 5.0
 AROW_LAMBDA = 7.0  # [code]: twice the text's 3.5
+RSLAD_ADVERSARIAL = 5 / 6
 
 
 class Losses(NamedTuple):
@@ -56,6 +57,12 @@ class Network(Protocol):
     def still(self, x: Tensor) -> Tensor: ...  # branch off, in eval: batch-norm statistics are used and not moved
 
     def frozen(self, x: Tensor) -> Tensor: ...  # TWINS: pre-trained batch-norm statistics, own affine copy
+
+    def teacher(self, x: Tensor) -> Tensor: ...  # the robust one's logits, in eval, constant
+
+    def natural_teacher(self, x: Tensor) -> Tensor: ...
+
+    def balance_of_teachers(self) -> float: ...  # the natural one's share
 
     def mean(self, values: Tensor) -> Tensor: ...  # this process' part of the mean over the global batch
 
@@ -167,6 +174,25 @@ def arow(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars)
     return Losses(natural + AROW_LAMBDA * kl, natural, adversarial, kl, accuracy(net, z, y))
 
 
+def distill(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """RSLAD (Zi et al., 2021): 5/6 KL(T(x) || h(x~)) + 1/6 KL(T(x) || h(x)). No label takes part."""
+    taught = net.teacher(x)
+    z, z_adv = net.plain(x), net.plain(attacked)
+    natural, adversarial = divergence(net, taught, z), divergence(net, taught, z_adv)
+    total = RSLAD_ADVERSARIAL * adversarial + (1 - RSLAD_ADVERSARIAL) * natural
+    return Losses(total, natural, adversarial, natural.new_zeros(()), accuracy(net, z, y))
+
+
+def distill_from_two(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
+    """MTARD (Zhao et al., 2022): (1 - w) KL(T(x~) || h(x~)) + w KL(N(x) || h(x)), w by `teachers.Balance`."""
+    z, z_adv = net.plain(x), net.plain(attacked)
+    natural = divergence(net, net.natural_teacher(x), z)
+    adversarial = divergence(net, net.teacher(attacked), z_adv)
+    share = net.balance_of_teachers()
+    total = (1 - share) * adversarial + share * natural
+    return Losses(total, natural, adversarial, natural.new_zeros(()), accuracy(net, z, y))
+
+
 def natural(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
     """Plain fine-tuning: what accuracy costs nothing to have."""
     z = net.plain(x)
@@ -228,6 +254,7 @@ class Method:
     rate: float  # the first learning rate
     decay: float = 1e-4
     released: Objective | None = None  # where the released code computes another loss
+    two_teachers: Objective | None = None  # its form with a natural teacher too
     interpolated: Objective | None = None  # its form with `augmentation: interpolate`; None: there is none
     controller: Callable[[float, int], Controller] | None = StepRate  # None: the reference's own
     parts: tuple[str, ...] = ()  # what is trained beside the network: "branch", "norms"
@@ -242,6 +269,33 @@ METHODS: dict[str, Method] = {
     "madry": Method(madry, 0.01, controller=None, interpolated=iat),
     "mart": Method(mart, 0.01, controller=None),
     "arow": Method(arow, 0.01, controller=None),
+    # [code] a rate of 0.1 and a decay of 2e-4 on the mean over ten classes too, which is a tenth of the divergence
+    "distill": Method(distill, 0.01, decay=2e-3, controller=None, two_teachers=distill_from_two),
     "natural": Method(natural, 0.01, attacked=False, interpolated=mixup(natural)),
     "linear": Method(linear, 0.01, attacked=False, head_only=True, interpolated=mixup(linear)),
 }
+
+
+class Form(Protocol):
+    """Of a run's settings, what its loss depends on."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def reference(self) -> str: ...
+    @property
+    def augmentation(self) -> str: ...
+    @property
+    def natural_teacher(self) -> str | None: ...
+
+
+def chosen_objective(form: Form) -> Objective:
+    """axes.clashes has refused what has no form."""
+    method = METHODS[form.method]
+    if form.augmentation == "interpolate":
+        assert method.interpolated is not None
+        return method.interpolated
+    if form.natural_teacher is not None:
+        assert method.two_teachers is not None
+        return method.two_teachers
+    return (form.reference == "released" and method.released) or method.objective

@@ -25,13 +25,14 @@ from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import locked, naming, replacing, weights_sha256
 from autolora.data.ragged import Rectangles
 from autolora.training.controllers import Scalars
-from autolora.training.learner import Learner, objective
-from autolora.training.objectives import METHODS
+from autolora.training.learner import Learner
+from autolora.training.objectives import METHODS, chosen_objective
 from autolora.training.settings import Settings, Split
 from autolora.training.speed import speed
+from autolora.training.teachers import Balance, Teachers
 
 Record = dict[str, Any]
-PARTS = {"modules", "optimiser", "controller", "attacker", "weights", "progress"}  # of a saved state
+PARTS = {"modules", "optimiser", "controller", "attacker", "weights", "balance", "progress"}  # of a saved state
 LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their version, or by the files here
 
 
@@ -49,10 +50,17 @@ class RunState:
 
 
 def checkpoint_file(
-    folder: str | Path | None, model: nn.Module, train: Split, val: Split, settings: Settings, device: torch.device
+    folder: str | Path | None,
+    model: nn.Module,
+    train: Split,
+    val: Split,
+    settings: Settings,
+    device: torch.device,
+    *,
+    teachers: Teachers | None = None,
 ) -> Path | None:
-    """A stale file is never picked up: other settings, network, weights, images, labels, code, kind of device or torch
-    are another name."""
+    """A stale file is never picked up: other settings, network, weights, teachers, images, labels, code, kind of device
+    or torch are another name."""
     if folder is None:
         return None
     digest = hashlib.sha256(f"{code_sha256()} {settings} {speed(settings, device)} {device.type}".encode())
@@ -60,6 +68,8 @@ def checkpoint_file(
     layers = re.sub(" at 0x[0-9a-f]+", "", repr(model))  # where a function lies in memory is another in each process
     digest.update(f"{layers} {getattr(model, 'spec', None)}".encode())
     digest.update(weights_sha256(model.state_dict() | dict(model.named_buffers())).encode())
+    for network in teachers.networks() if teachers else ():
+        digest.update(f"{network} {weights_sha256(network.state_dict())}".encode())
     for images, labels in (train, val):
         for start in range(0, len(images), 1024):
             chunk: Any = images[start : start + 1024]
@@ -73,7 +83,10 @@ def checkpoint_file(
 def written_elsewhere(model: nn.Module, settings: Settings) -> bytes:
     """What others wrote: the network's own layers and the method's objective."""
     digest = hashlib.sha256()
-    written = {type(module) for module in model.modules()} | {METHODS[settings.method].objective, objective(settings)}
+    written = {type(module) for module in model.modules()} | {
+        METHODS[settings.method].objective,
+        chosen_objective(settings),
+    }
     for thing in sorted(written, key=lambda t: f"{t.__module__}.{t.__qualname__}"):
         if thing.__module__.split(".")[0] not in LIBRARIES:
             with suppress(OSError, TypeError):  # typed into a shell, or compiled
@@ -97,6 +110,7 @@ def keep(learner: Learner, done: RunState, file: Path | None) -> None:
             "controller": learner.controller.state(),
             "attacker": learner.attacker.state(),
             "weights": tuple(learner.weights),
+            "balance": learner.balance.state() if learner.balance else None,
             "progress": {**vars(done)},
         }
         with naming(file), replacing(file) as part:
@@ -131,6 +145,7 @@ def restore(learner: Learner, file: Path | None) -> RunState:
         learner.controller.load(saved["controller"])
         learner.attacker.load(saved["attacker"])
         learner.weights = Scalars(*saved["weights"])
+        learner.balance = Balance(**saved["balance"]) if saved["balance"] else None
     return done
 
 

@@ -15,7 +15,7 @@ from autolora.backbones.frozen import frozen
 from autolora.common.errors import BadArgument, Words
 from autolora.data.batches import AUGMENTATIONS, StoredImages, centre, take, to_pixels
 from autolora.threat import Threat
-from autolora.training.axes import clashes
+from autolora.training.axes import TEACHERS, clashes
 from autolora.training.objectives import METHODS, REFERENCES
 
 Split = tuple[StoredImages, Tensor]
@@ -61,6 +61,8 @@ class Settings:
     smoothing: float = 0.0  # of the labels in every cross-entropy
     eps_schedule: str = "constant"  # ramp: 0 at first, then on a straight line to eps
     gamma: float = 1.0  # TWINS only
+    teacher: str | None = None  # distill only: a classifier file, or first_pass: AutoLoRa first
+    natural_teacher: str | None = None  # distill only: a classifier file, or twin: the natural twin first
     average: float | None = None  # decay of averaged weights, validated and shipped in place of the last ones
     precision: str = "auto"
     compile: bool | str = "auto"
@@ -108,6 +110,11 @@ def check_settings(settings: Settings) -> None:
             raise BadArgument(key, value, f"expected a number from 0 to {most}")
     if settings.blocks is not None and settings.trains != "blocks":
         raise BadArgument("blocks", settings.blocks, f"trains is {settings.trains}: set it to blocks")
+    for key in TEACHERS:
+        value = getattr(settings, key)
+        if not isinstance(value, str | None):
+            reason = "expected the path of a file of autolora.backbones.classifier.save_classifier"
+            raise BadArgument(key, Words(f"a {type(value).__name__}"), f"{reason}, or {TEACHERS[key]}")
     for key, value, reason in clashes(settings, settings.threat.norm):
         raise BadArgument(key, value, reason)
 

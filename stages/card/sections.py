@@ -43,6 +43,7 @@ PUBLISHED = {
     "madry": "PGD training, ICLR 2018",
     "mart": "MART, ICLR 2020",
     "arow": "ARoW, ICML 2023",
+    "distill": "RSLAD, ICCV 2021",
 }
 
 
@@ -52,6 +53,8 @@ def _tuned_how(tuned: dict[str, Any]) -> str:
 
 def _published(tuned: dict[str, Any]) -> str:
     paper = PUBLISHED.get(tuned.get("method", "autolora"))
+    if "natural_teacher" in tuned.get("axes", {}):
+        paper = "MTARD, ECCV 2022"
     return f" ({paper})" if paper else ""
 
 

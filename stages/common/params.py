@@ -29,13 +29,14 @@ from pydantic import (
 from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
-from autolora.training.axes import clashes
+from autolora.training.axes import TEACHERS, clashes
 from stages.common.errors import StageError
 from stages.common.recipes import with_recipe
 from stages.common.scrub import scrubbed
 from stages.common.yaml_text import short
 
 LISTED = 20  # faults told at once
+PRETRAINED = Path("models/pretrained")  # which DVC watches
 SMALLEST = 16  # pixels a side that corruptions need
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -135,10 +136,14 @@ else:
 
 class Finetune(Section):
     recipe: Annotated[str | None, none_in_words("none")] = None
-    method: Literal["autolora", "vanilla", "twins", "madry", "mart", "arow", "natural", "linear"] = "autolora"
+    method: Literal["autolora", "vanilla", "twins", "madry", "mart", "arow", "distill", "natural", "linear"] = (
+        "autolora"
+    )
     reference: Literal["auto", "paper", "released", "best", "slow_start"] = "auto"
     start: Literal["pretrained", "robust_head"] = "pretrained"
     attack: Literal["auto", "pgd", "single"] = "auto"
+    teacher: Annotated[str | None, none_in_words("none")] = None
+    natural_teacher: Annotated[str | None, none_in_words("none")] = None
     trains: Literal["all", "lora", "head", "blocks", "prominent"] = "all"
     weight_attack: Annotated[float, Field(ge=0, le=0.1)] | None = None
     smoothing: Annotated[float, Field(ge=0, le=0.3)] = 0.0
@@ -295,6 +300,7 @@ def contradictions(params: Params) -> Iterator[str]:
     """What one section says and another does not allow."""
     for key, value, reason in clashes(params.finetune, params.threat.norm):
         yield f"finetune.{key} is {value}: {reason}"
+    yield from _of_teachers(params.finetune)
     yield from _of_merge(params)
     also, size = params.evaluate.also, params.data.image_size
     if str(params.threat) in also:
@@ -306,6 +312,19 @@ def contradictions(params: Params) -> Iterator[str]:
     for word in params.register.gates.also:
         if word not in measured:
             yield f"register.gates.also asks for {word}, which is not measured: evaluate.also is {also}"
+
+
+def inside_pretrained(path: Path, pretrained: Path = PRETRAINED) -> bool:
+    """The folder and not the file: DVC reads what a link leads to, and sees it change."""
+    return path.parent.resolve().is_relative_to(pretrained.resolve())
+
+
+def _of_teachers(section: Finetune) -> Iterator[str]:
+    for key in TEACHERS:
+        path = getattr(section, key)
+        if path is not None and Path(path).is_file() and not inside_pretrained(Path(path)):
+            said = f"it lies outside {PRETRAINED}/, where DVC does not see it change: copy it there"
+            yield f"finetune.{key} is {path}: {said}"
 
 
 def _of_merge(params: Params) -> Iterator[str]:

@@ -7,9 +7,8 @@ from pathlib import Path
 from autolora.common.downloads import fetch, shown
 from autolora.common.errors import BadArgument
 from autolora.common.files import file_sha256
+from stages.common.params import PRETRAINED, inside_pretrained
 from stages.common.runner import work_root
-
-PRETRAINED = Path("models/pretrained")
 
 
 def resolve_weights(weights: str | None, sha256: str | None = None, pretrained: Path = PRETRAINED) -> Path | None:
@@ -17,9 +16,7 @@ def resolve_weights(weights: str | None, sha256: str | None = None, pretrained: 
     if weights is None:
         return None
     path = fetch(weights, sha256, work_root() / "downloads")
-    # the folder and not the file: DVC reads what a link leads to, and sees it change
-    inside = path.parent.resolve().is_relative_to(pretrained.resolve())
-    if sha256 is None and not inside:
+    if sha256 is None and not inside_pretrained(path, pretrained):
         raise BadArgument(
             "weights",
             shown(weights),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autolora.training.axes import FIRST_PASS, TWIN
 from autolora.training.controllers import between_looks
 from autolora.training.subtuning import short_epochs, short_runs
 from stages.common.params import Finetune, Merge
@@ -55,6 +56,7 @@ def epoch(price: Price, counts: Counts, section: Finetune) -> float:
     if section.method in PLAIN:
         return counts.train * price.of(steps=steps) + counts.val * price.of(forwards=1)
     measured = 1 * (section.method == "autolora")  # the natural branch's accuracy on the training images
+    measured += _taught(section)
     perturbed = 0 if section.weight_attack is None else steps  # the gradient that finds the perturbation
     single = section.attack == "single"  # auto may have to go on with ten gradients
     gradients = 1 if single else TRAINING_ATTACK
@@ -67,19 +69,28 @@ def epoch(price: Price, counts: Counts, section: Finetune) -> float:
     return counts.train * train + judged
 
 
+def _taught(section: Finetune) -> int:
+    """Forwards of teachers, taken to be as large as the network."""
+    return (section.teacher is not None) + (section.natural_teacher is not None)
+
+
 def finetune(price: Price, counts: Counts, section: Finetune, blocks: int = 0) -> tuple[float, float]:
     """Of the method, all its members, and of the naturally tuned twin; the network has so many blocks."""
     robust, twin = (
         section.epochs * epoch(price, counts, section.model_copy(update={"method": method}))
         for method in (section.method, "natural")
     )
+    if section.teacher == FIRST_PASS:
+        first = section.model_copy(update={"method": "autolora", "teacher": None, "natural_teacher": None})
+        robust += section.epochs * epoch(price, counts, first)
     if section.start == "robust_head":
-        first = section.model_copy(update={"method": "linear"})
-        robust += section.epochs // 2 * (epoch(price, counts, first) + counts.train * price.of(gradients=1))
+        head = section.model_copy(update={"method": "linear"})
+        robust += section.epochs // 2 * (epoch(price, counts, head) + counts.train * price.of(gradients=1))
     if section.trains == "blocks":
         short = section.model_copy(update={"epochs": short_epochs(section.epochs)})
         robust += short_runs(blocks) * short.epochs * epoch(price, counts, short)
-    return section.members * robust, twin
+    own_twins = (section.members - 1) * (section.natural_teacher == TWIN)  # the first member's is that of the stage
+    return section.members * robust + own_twins * twin, twin
 
 
 def dial(price: Price, counts: Counts, points: int) -> float:

@@ -13,14 +13,14 @@ from autolora.threat import Threat
 from autolora.training.loop import finetune
 from tests.method.small import QUICK, images, network
 
-NUMBERS = ("weight_attack", "smoothing", "average")
+NUMBERS = {"weight_attack": float, "smoothing": float, "average": float, "epochs": int}
 
 
 def tune(folder: str | Path, chosen: str) -> None:
     method, *axes = chosen.split("+")
     changes = dict(axis.split("=") for axis in axes)
     threat = Threat("linf", changes.pop("eps", "8/255"))
-    changes = {axis: float(value) if axis in NUMBERS else value for axis, value in changes.items()}
+    changes = {axis: NUMBERS.get(axis, str)(value) for axis, value in changes.items()}
     pixels = [torch.from_numpy(x).double() / 255 for x, _ in (images(39), images(13, 1))]
     with distributed.group():
         tuned = finetune(

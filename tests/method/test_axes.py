@@ -166,6 +166,18 @@ def test_slow_start_fast_decay():
             {"augmentation": "interpolate"},
             "augmentation is 'interpolate': method autolora compares .* set method to madry",
         ),
+        ({"method": "distill"}, "method is 'distill': teacher is none: give a classifier file, or first_pass"),
+        ({"teacher": "first_pass"}, "teacher is 'first_pass': method autolora has no teacher: set method to distill"),
+        ({"natural_teacher": "twin"}, "natural_teacher is 'twin': method autolora has no teacher"),
+        ({"method": "distill", "teacher": "no.file"}, "teacher is 'no.file': there is no such file"),
+        (
+            {"method": "distill", "teacher": "first_pass", "natural_teacher": "first_pass"},
+            "natural_teacher is 'first_pass': there is no such file: give a classifier file, or twin",
+        ),
+        (
+            {"method": "distill", "teacher": "first_pass", "smoothing": 0.1},
+            "smoothing is 0.1: method distill learns from its teacher's answers, not from labels",
+        ),
         ({"smoothing": 0.5}, "smoothing is 0.5: expected a number from 0 to 0.3"),
         ({"weight_attack": -1.0}, r"weight_attack is -1.0: expected a number from 0 to 0.1"),
         ({"attack": "fgsm"}, "attack is 'fgsm': expected one of pgd, single, auto"),

@@ -19,6 +19,7 @@ METHODS = [
     *("mart+start=robust_head+reference=best", "arow+smoothing=0.1+reference=slow_start"),
     *("madry+attack=single+eps=16/255+reference=best", "madry+eps_schedule=ramp+reference=best"),
     *("madry+trains=lora+augmentation=idbh", "madry+trains=head", "madry+trains=blocks", "vanilla+trains=prominent"),
+    "distill+teacher=first_pass+natural_teacher=twin+epochs=1",
     *("vanilla+weight_attack=0.01", "vanilla+trains=prominent+weight_attack=0.01+average=0.9"),
 ]
 TIMES = ("seconds", "images_per_second", "peak_memory_mb")

@@ -1,10 +1,8 @@
 """CutMix and interpolation: what is mixed with what, whole steps against the oracle, resume, other networks."""
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from autolora.common.files import weights_sha256
 from autolora.data.mixing import Pairs, box, cutmix, draw_pairs, interpolated
@@ -148,9 +146,9 @@ def test_of_natural_images_it_is_mixup():
 # --- whole runs ------------------------------------------------------------------------------------------------------
 
 
-def tune(augmentation, model=None, **changes):
+def tune(augmentation, **changes):
     settings = QUICK | {"reference": "best", "augmentation": augmentation, "method": METHOD[augmentation]} | changes
-    return finetune(model or network(), images(36, size=16), images(12, 1, size=16), THREAT, **settings)
+    return finetune(network(), images(36, size=16), images(12, 1, size=16), THREAT, **settings)
 
 
 @pytest.mark.parametrize("augmentation", MIXED)
@@ -180,24 +178,10 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(augmentation, tmp_path, 
     assert weights_sha256(again.model.state_dict()) == weights_sha256(whole.model.state_dict())
 
 
-def transformer():
-    torch.manual_seed(0)
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=3
-    )
-
-
-def without_batch_norm():
-    torch.manual_seed(0)
-    body = [nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(nn.Sequential(*body), nn.Linear(6, 3))
-
-
-@pytest.mark.parametrize("model", [transformer, without_batch_norm])
 @pytest.mark.parametrize("augmentation", MIXED)
-@pytest.mark.parametrize("changes", [{}, {"attack": "single"}, {"weight_attack": 0.01}])
-def test_other_networks_and_other_axes(augmentation, model, changes):
-    tuned = tune(augmentation, model(), epochs=1, **changes)
+@pytest.mark.parametrize("changes", [{"attack": "single"}, {"weight_attack": 0.01}])
+def test_other_axes(augmentation, changes):
+    tuned = tune(augmentation, epochs=1, **changes)
     assert all(torch.isfinite(p).all() for p in tuned.model.parameters())
 
 

@@ -94,7 +94,7 @@ def test_blocks_are_chosen_by_short_runs_and_then_trained(monkeypatch):
     runs = []
     run = loop.run
     monkeypatch.setattr(
-        loop, "run", lambda m, t, v, settings, way: runs.append(settings) or run(m, t, v, settings, way)
+        loop, "run", lambda m, t, v, settings, way, **k: runs.append(settings) or run(m, t, v, settings, way, **k)
     )
     tuned = tune(trains="blocks", epochs=6)
     *short, whole = runs
@@ -121,16 +121,16 @@ def test_a_choice_that_is_killed_goes_on_and_ends_the_same(tmp_path, monkeypatch
     assert len(list((tmp_path / "whole").glob("*.pt"))) == 1, left  # of the short runs only what they found
     run, made = loop.run, []
 
-    def killed(model, train, val, settings, way):
+    def killed(model, train, val, settings, way, **more):
         if len(made) == 3:
             raise KeyboardInterrupt
         made.append(settings.blocks)
-        return run(model, train, val, settings, way)
+        return run(model, train, val, settings, way, **more)
 
     monkeypatch.setattr(loop, "run", killed)
     with pytest.raises(KeyboardInterrupt):
         tune(trains="blocks", checkpoints=tmp_path / "killed")
-    monkeypatch.setattr(loop, "run", lambda *a: made.append(a[3].blocks) or run(*a))
+    monkeypatch.setattr(loop, "run", lambda *a, **k: made.append(a[3].blocks) or run(*a, **k))
     again = tune(trains="blocks", checkpoints=tmp_path / "killed")
     assert made == [tuple(tried["blocks"]) for tried in whole.tries] + [whole.settings.blocks]  # none of them twice
     assert again.tries == whole.tries

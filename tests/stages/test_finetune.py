@@ -108,6 +108,16 @@ def test_a_recipe_is_trained_and_told_and_the_twin_knows_nothing_of_it(workspace
     assert changed["natural.safetensors"] == plain["natural.safetensors"]
 
 
+def test_a_twin_that_teaches_is_the_twin_that_is_compared_with(workspace):
+    taught = {"method": "distill", "teacher": "first_pass", "natural_teacher": "twin", "smoothing": 0.0}
+    change(workspace, workspace / "params.yaml", epochs=1, **taught)
+    stage.finetune()
+    record = json.loads((workspace / "models/finetuned/finetuned.json").read_text())
+    assert record["axes"] == {"teacher": "first_pass", "natural_teacher": "twin"}
+    methods = sorted(file.name.split("-")[0] for file in (workspace / ".work").rglob("*.pt"))
+    assert methods == ["autolora", "distill", "natural"]
+
+
 def test_members_share_a_start_and_differ_by_seed(workspace):
     change(workspace, workspace / "params.yaml", epochs=1)
     stage.finetune()

@@ -259,6 +259,8 @@ def test_no_default_changes_unseen():
         "finetune.recipe": None,
         "finetune.smoothing": 0.0,
         "finetune.start": "pretrained",
+        "finetune.natural_teacher": None,
+        "finetune.teacher": None,
         "finetune.trains": "all",
         "finetune.weight_attack": None,
     }
@@ -308,6 +310,25 @@ def test_other_threats_that_cannot_be_meant(tmp_path, also, gates, data, said):
     """One line, before anything runs."""
     with pytest.raises(StageError, match=said) as caught:
         check(written(tmp_path, also, gates, **data))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ("none", "finetune.method is distill: teacher is none: give a classifier file, or first_pass"),
+        ("models/pretrained/no.file", "finetune.teacher is models/pretrained/no.file: there is no such file"),
+        ("README.md", "finetune.teacher is README.md: it lies outside models/pretrained/, where DVC does not see it"),
+    ],
+)
+def test_a_teacher_is_a_file_that_dvc_sees(tmp_path, monkeypatch, teacher, said):
+    monkeypatch.chdir(ROOT)
+    path = written(tmp_path, [])
+    settings = yaml.safe_load(path.read_text())
+    settings["finetune"] |= {"method": "distill", "teacher": teacher, "natural_teacher": "twin"}
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(StageError, match=said) as caught:
+        check(path)
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -88,6 +88,22 @@ def test_a_fine_tuning_is_its_epochs_and_the_twins():
     assert costs.finetune(EACH, counts, blocks, 5)[0] == costs.finetune(EACH, counts, vanilla)[0] + 13 * 2 * short
 
 
+def test_a_first_pass_and_a_twin_that_teach_are_counted(seen):
+    section, counted = {"method": "distill", "teacher": "first_pass", "natural_teacher": "twin", "attack": "pgd"}, []
+    for epochs in (1, 3):
+        before = seen()
+        autolora.finetune(
+            Counting(), images(64), images(32), Threat("linf", "1/255"), epochs=epochs, batch_size=16,
+            precision="float32", progress=False, **section,
+        )  # fmt: skip
+        counted.append(seen() - before)
+    one = (counted[1] - counted[0]) / 2
+    expected = sum(costs.finetune(EACH, Counts(64, 32), Finetune(epochs=1, **section)))
+    assert one - 4 * 16 <= expected <= one  # the cosine's gradients, of both
+    robust, twin = costs.finetune(EACH, Counts(64, 32), Finetune(epochs=1, members=3, **section))
+    assert (robust, twin) == (3 * (expected - twin) + 2 * twin, twin)
+
+
 def test_a_point_of_the_dial(seen):
     x, y = images(20)
     judge(Counting().eval(), (255 * x).byte(), y, Threat("linf", "1/255"))
