@@ -34,7 +34,7 @@ TIMM: dict[str, int] = {
     "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64, "seresnet50": 64, "resnest14d": 64,
     "wide_resnet50_2": 64, "mobilenetv2_100": 64, "mobilenetv3_small_100": 64, "mobilenetv3_large_100": 64,
     "efficientnet_b0": 64, "efficientnetv2_rw_t": 64, "mixnet_s": 64, "ghostnet_100": 64, "regnety_008": 64,
-    "densenet121": 64, "vgg11_bn": 64, "hrnet_w18_small": 64, "dpn68": 64, "repvgg_a0": 64, "inception_v3":
+    "densenet121": 64, "vgg11_bn": 224, "hrnet_w18_small": 64, "dpn68": 64, "repvgg_a0": 64, "inception_v3":
     128, "convnext_atto": 64, "convnextv2_atto": 64, "poolformer_s12": 64, "vit_tiny_patch16_224": 224,
     "deit_tiny_patch16_224": 224, "swin_tiny_patch4_window7_224": 224, "levit_128s": 224, "mobilevit_xxs":
     128, "pvt_v2_b0": 64, "xcit_nano_12_p16_224": 224, "eva02_tiny_patch14_224": 224, "cait_xxs24_224": 224,
@@ -49,15 +49,16 @@ TORCHVISION: dict[str, int] = {
 def network(name: str) -> tuple[nn.Module, int]:
     """With random weights; heads that begin at zero are drawn too."""
     torch.manual_seed(0)
-    if name.startswith("torchvision:"):
-        plain = name.removeprefix("torchvision:")
+    plain = name.removeprefix("torchvision:")
+    if plain in TORCHVISION:
         more: dict[str, Any] = {"aux_logits": False} if plain == "googlenet" else {}
-        return torchvision.models.get_model(plain, weights=None, num_classes=10, **more).eval(), TORCHVISION[plain]
-    model = timm.create_model(name, num_classes=10).eval()
+        model: nn.Module = torchvision.models.get_model(plain, weights=None, num_classes=10, **more).eval()
+    else:
+        model = timm.create_model(name, num_classes=10).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.05)
-    return model, TIMM[name]
+    return model, (TORCHVISION | TIMM)[plain]
 
 
 def exported(model: nn.Module, example: Tensor, exporter: str) -> onnx.ModelProto:

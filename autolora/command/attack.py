@@ -42,7 +42,7 @@ from autolora.command import result
 from autolora.command.also import WORD, measured, words
 from autolora.command.budget import within
 from autolora.command.images import Data, read
-from autolora.command.models import Asked, Normalise, Target, target
+from autolora.command.models import Asked, Normalise, Target, no_gradients, target
 from autolora.command.suspicions import look
 from autolora.common import distributed
 from autolora.common.errors import BadArgument, first_line
@@ -50,6 +50,7 @@ from autolora.common.files import locked
 from autolora.common.progress import duration
 from autolora.common.shared_out import shared_out, usual
 from autolora.data.sample import ids_sha256
+from autolora.export.operators.shapes import NoRule
 from autolora.threat import NORMS, Threat, parse_eps
 
 CPU = torch.device("cpu")
@@ -297,13 +298,17 @@ def looked_at(model: Target, data: Data, asked: Asked) -> Agreed:
     if len(data.classes) > answered.shape[1]:
         raise ValueError(f"{len(data.classes)} classes, and the model answers for {answered.shape[1]}")
     look(network, x, y, data.classes, normalised=asked.normalise is not None, guessed=data.folders)
-    return _agreed(network, x) if isinstance(network, FileNetwork) else Agreed(None, "")
+    return _agreed(network, x, asked.model) if isinstance(network, FileNetwork) else Agreed(None, "")
 
 
-def _agreed(network: FileNetwork, x: Tensor) -> Agreed:
+def _agreed(network: FileNetwork, x: Tensor, name: str) -> Agreed:
+    """Whether there are gradients to trust; a form of an operator that has no rule may show only now."""
     if network.copy is None:
-        return Agreed(None, "asked for")
-    found = network.agreement(x[:32])
+        return Agreed(None, "")
+    try:
+        found = network.agreement(x[:32])
+    except NoRule as error:
+        raise no_gradients(name, error) from None
     if found.fine:
         return Agreed(found, "")
     said = (

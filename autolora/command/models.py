@@ -94,8 +94,7 @@ def _onnx(path: Path, asked: Asked) -> Target:
             graph, normalise=asked.normalise, channels_last=channels_last, gradients=not asked.scores_only
         )
     except NoRule as error:
-        cure = "its scores alone can be attacked: --version square"
-        raise ValueError(f"{path}: {error} in torch, so there are no gradients; {cure}") from None
+        raise no_gradients(str(path), error) from None
     names = notes_in(graph).get("classes", "")
     return Target(
         path.stem,
@@ -108,6 +107,11 @@ def _onnx(path: Path, asked: Asked) -> Target:
         {"input": onnx.TensorProto.DataType.Name(image.type.tensor_type.elem_type)}
         | ({"before_softmax": True} if asked.before_softmax else {}),
     )
+
+
+def no_gradients(model: str, error: NoRule) -> ValueError:
+    cure = "its scores alone can be attacked: --version square"
+    return ValueError(f"{model}: {error} in torch, so there are no gradients; {cure}")
 
 
 def _listed(text: str) -> list[str]:

@@ -51,7 +51,7 @@ def open_session(
     options.intra_op_num_threads = threads
     options.enable_mem_pattern = not beside_torch
     options.add_session_config_entry("session.intra_op.allow_spinning", "0" if beside_torch else "1")
-    options.log_severity_level = 3  # what matters arrives as an exception
+    options.log_severity_level = 4  # fatal: what matters arrives as an exception
     try:
         return onnxruntime.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers)
     except Exception as error:  # onnxruntime has one class per kind of fault, and no common one

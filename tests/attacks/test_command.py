@@ -212,13 +212,13 @@ def test_several_processes_come_to_what_one_does(tmp_path: Path, data: Path, pyt
 
 
 def test_a_failed_check_leaves_nothing_to_go_on_with(
-    capsys: pytest.CaptureFixture, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Square breaks what gradients did not: they lead nowhere, and would do so again."""
     monkeypatch.setattr(FileNetwork, "quick", lambda self, x: self.answers(x) + 0 * x.sum())
     monkeypatch.setattr(FileNetwork, "forward", lambda self, x: self.answers(x) + 0 * x.sum())
     model = colours.write(tmp_path / "m.onnx")
-    refused(capsys, tmp_path, model, "--data", data, says="masked gradients")
+    refused(capfd, tmp_path, model, "--data", data, says="masked gradients")
 
 
 def test_a_budget_says_what_was_left_out(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,10 +265,10 @@ def test_too_few_that_stand(tmp_path: Path, data: Path) -> None:
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
-def refused(capsys: pytest.CaptureFixture, tmp_path: Path, *arguments: object, says: str) -> None:
+def refused(capfd: pytest.CaptureFixture, tmp_path: Path, *arguments: object, says: str) -> None:
     before = sorted(tmp_path.rglob("*"))
     assert run("attack", *arguments, "--eps", "8/255", "--out", tmp_path / "out") == 2
-    said = capsys.readouterr().err.strip()
+    said = capfd.readouterr().err.strip()
     assert len(said.splitlines()) == 1
     assert said.startswith("attack: ")
     assert says in said
@@ -292,9 +292,20 @@ def refused(capsys: pytest.CaptureFixture, tmp_path: Path, *arguments: object, s
     ],
 )
 def test_files_that_cannot_be_attacked(
-    capsys: pytest.CaptureFixture, tmp_path: Path, data: Path, form: str, options: list[str], says: str
+    capfd: pytest.CaptureFixture, tmp_path: Path, data: Path, form: str, options: list[str], says: str
 ) -> None:
-    refused(capsys, tmp_path, colours.write(tmp_path / "m.onnx", form), "--data", data, *options, says=says)
+    refused(capfd, tmp_path, colours.write(tmp_path / "m.onnx", form), "--data", data, *options, says=says)
+
+
+def test_images_that_onnxruntime_cannot_take(capfd: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
+    """Its own complaint beside ours would be a second one."""
+    model = onnx.load(colours.write(tmp_path / "m.onnx"))
+    del model.graph.value_info[:]
+    model.graph.node.insert(0, onnx.helper.make_node("Reshape", ["image", "sides"], ["turned"]))
+    model.graph.node[1].input[0] = "turned"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([24, 3, 8, 8]), "sides"))  # and never one image
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    refused(capfd, tmp_path, tmp_path / "m.onnx", "--data", data, says="does not take images [3, 8, 8]: [ONNX")
 
 
 def saved(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
@@ -302,7 +313,7 @@ def saved(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
     return path
 
 
-def test_data_that_cannot_be_meant(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_data_that_cannot_be_meant(capfd: pytest.CaptureFixture, tmp_path: Path) -> None:
     model = colours.write(tmp_path / "m.onnx")
     for x, y, says in (
         (X.astype(np.float32), Y, "divide them by 255"),
@@ -316,20 +327,20 @@ def test_data_that_cannot_be_meant(capsys: pytest.CaptureFixture, tmp_path: Path
         ),
         (X, (Y + np.arange(24) // 3) % 3, "random weights, other pixels than [0,1]"),
     ):
-        refused(capsys, tmp_path, model, "--data", saved(tmp_path / "d.npz", x, y), says=says)
-    refused(capsys, tmp_path, model, "--data", tmp_path / "none", says="there is no such file or folder")
-    refused(capsys, tmp_path, tmp_path / "none.onnx", "--data", tmp_path / "d.npz", says="there is no such file")
+        refused(capfd, tmp_path, model, "--data", saved(tmp_path / "d.npz", x, y), says=says)
+    refused(capfd, tmp_path, model, "--data", tmp_path / "none", says="there is no such file or folder")
+    refused(capfd, tmp_path, tmp_path / "none.onnx", "--data", tmp_path / "d.npz", says="there is no such file")
 
 
-def test_folders_in_another_order(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_folders_in_another_order(capfd: pytest.CaptureFixture, tmp_path: Path) -> None:
     for i, (x, y) in enumerate(zip(X, Y)):
         (folder := tmp_path / "images" / colours.NAMES[y]).mkdir(parents=True, exist_ok=True)
         write_png(torch.from_numpy(x), str(folder / f"{i}.png"))
     says = "the folders seem to be in another order than the model's"
-    refused(capsys, tmp_path, colours.write(tmp_path / "m.onnx"), "--data", tmp_path / "images", says=says)
+    refused(capfd, tmp_path, colours.write(tmp_path / "m.onnx"), "--data", tmp_path / "images", says=says)
 
 
-def test_pixels_that_the_model_does_not_expect(capsys: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
+def test_pixels_that_the_model_does_not_expect(capfd: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
     """A file that subtracts 127 and looks which colours are left."""
     path = colours.write(tmp_path / "m.onnx", "wants255")
     model = onnx.load(path)
@@ -338,24 +349,33 @@ def test_pixels_that_the_model_does_not_expect(capsys: pytest.CaptureFixture, tm
     model.graph.initializer.append(numpy_helper.from_array(np.float32(100), "level"))
     model.graph.node[2].input[0] = "left"
     onnx.save(model, str(path))
-    refused(capsys, tmp_path, path, "--data", data, says="with --mean 0 --std 1/255 it is 24")
+    refused(capfd, tmp_path, path, "--data", data, says="with --mean 0 --std 1/255 it is 24")
 
 
-def test_graphs_that_have_no_copy(capsys: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
+def test_graphs_that_have_no_copy(capfd: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
     path = colours.write(tmp_path / "m.onnx")
     model = onnx.load(path)
     model.graph.node.append(onnx.helper.make_node("Det", ["logits"], ["d"]))
     onnx.save(model, str(path))
-    refused(capsys, tmp_path, path, "--data", data, says="no rule for Det in torch, so there are no gradients")
+    refused(capfd, tmp_path, path, "--data", data, says="no rule for Det in torch, so there are no gradients")
+    model.graph.node.pop()
+    form = {"axes": [2, 3], "keep_aspect_ratio_policy": "not_smaller"}
+    resize = onnx.helper.make_node("Resize", ["image", "", "", "sides"], ["resized"], **form)
+    model.graph.node.insert(0, resize)
+    model.graph.node[1].input[0] = "resized"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([8, 8]), "sides"))
+    model.opset_import[0].version = 18
+    onnx.save(model, str(path))
+    refused(capfd, tmp_path, path, "--data", data, says="no rule for Resize that keeps the aspect ratio in torch")
     path.write_bytes(path.read_bytes()[:-40])
-    refused(capsys, tmp_path, path, "--data", data, says="is no ONNX file, or it is damaged")
+    refused(capfd, tmp_path, path, "--data", data, says="is no ONNX file, or it is damaged")
     with open(path, "wb") as file:
         file.truncate(2**31 + 10)  # no byte of it is on the disk
-    refused(capsys, tmp_path, path, "--data", data, says="holds 2.1 GB: one ONNX file holds 2.1 GB at most")
+    refused(capfd, tmp_path, path, "--data", data, says="holds 2.1 GB: one ONNX file holds 2.1 GB at most")
 
 
-def test_a_folder_that_is_somebody_elses(capsys: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
+def test_a_folder_that_is_somebody_elses(capfd: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     says = "it is there already, and no attack wrote it"
-    refused(capsys, tmp_path, colours.write(tmp_path / "m.onnx"), "--data", data, says=says)
+    refused(capfd, tmp_path, colours.write(tmp_path / "m.onnx"), "--data", data, says=says)
