@@ -69,7 +69,7 @@ OPTIONS = {
     "also",
     "processes",
 }
-ALONE = 10.0  # seconds after which one of several processes may say what the first has not said
+ALONE = 5.0  # seconds after which one of several processes may say what the first has not said
 ASKED = 256  # images on which the copy is held against the file, and the labels against the answers
 
 

@@ -15,6 +15,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,7 +29,7 @@ import torch.distributed as dist
 from autolora.common.processes import cores, end_with_parent
 
 MOST = 8
-GRACE = 10.0  # seconds that a process may have ended before the first one has joined
+GRACE = 10.0  # seconds that a process may have ended, or fallen silent, before the first one draws a conclusion
 Work = Callable[[], Any]
 Runs = Callable[[Callable[[], None]], None]  # what stands around the work of a helper: how it tells an error
 
@@ -51,7 +52,7 @@ def shared_out(work: Work, number: int, runs: Runs) -> Iterator[bool]:
     except OneEnded:
         raise
     except RuntimeError as error:
-        if any(_has_failed(helper) for helper in helpers):  # and so cut the connection
+        if _one_failed(helpers):  # and so cut the connection
             raise OneEnded(f"one of {number} processes has ended: its message is above") from error
         raise
     finally:
@@ -138,9 +139,12 @@ def _require_alive(helpers: list[BaseProcess], joining: threading.Thread) -> Non
             )
 
 
-def _has_failed(helper: BaseProcess) -> bool:
-    helper.join(1)
-    return bool(helper.exitcode)
+def _one_failed(helpers: list[BaseProcess]) -> bool:
+    """It may still be telling why."""
+    limit = time.monotonic() + GRACE
+    while helpers and time.monotonic() < limit and not any(helper.exitcode for helper in helpers):
+        helpers[0].join(0.2)
+    return any(helper.exitcode for helper in helpers)
 
 
 def _stop(helper: BaseProcess, seconds: float) -> None:
