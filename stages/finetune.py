@@ -50,6 +50,7 @@ AXES = (  # nor these
     *("start", "attack", "trains", "weight_attack", "smoothing", "eps_schedule"),
     *("teacher", "natural_teacher"),
 )
+OF_THE_HEAD = ("epoch", "lr", "loss", "val_clean", "val_robust", "event")  # of the epochs before the others
 COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"]
 
 
@@ -239,6 +240,7 @@ def how(recipe: str | None, robust: Tuned) -> dict[str, Any]:
     found = {
         "recipe": {"name": recipe, "paper": words(recipe)} if recipe else {},
         "axes": axes,
+        "head": [{key: rounded(record[key]) for key in OF_THE_HEAD} for record in robust.head or []],
         "blocks": {"chosen": robust.settings.blocks, "tried": robust.tries} if robust.tries else {},
         "collapsed": collapsed,
     }
@@ -250,7 +252,11 @@ def write_training(history: list[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         for record in history:
-            writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in record.items()})
+            writer.writerow({k: rounded(v) for k, v in record.items()})
+
+
+def rounded(value: Any) -> Any:
+    return round(value, 6) if isinstance(value, float) else value
 
 
 if __name__ == "__main__":

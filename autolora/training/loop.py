@@ -88,6 +88,7 @@ class Tuned:
             ("network", f"{type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} weights"),
             ("branch", branch),
             *([] if settings.blocks is None else [("trained", ", ".join([*settings.blocks, "head"]))]),
+            *([] if self.head is None else [("before", f"{len(self.head)} epochs of the head alone, attacked")]),
             ("epochs", f"{len(self.history)} of {settings.epochs}, the best one is {self.best_epoch}"),
             ("chosen", f"{found} of the validation images"),
             ("next", "autolora.merge(tuned) gives the network to attack and to export"),

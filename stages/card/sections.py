@@ -59,8 +59,16 @@ def _published(tuned: dict[str, Any]) -> str:
 
 
 def _axes(tuned: dict[str, Any]) -> str:
-    """What differs from the method's plain form, and whether one gradient an image was given up."""
+    """What differs from the method's plain form, what came before, and whether one gradient an image was given up."""
     said = "".join(f", {key.replace('_', ' ')} {value}" for key, value in tuned.get("axes", {}).items())
+    if head := tuned.get("head"):
+        looked = [record for record in head if record["val_robust"] is not None]
+        kept = [record for record in looked if "best" in record["event"]][-1:] or looked[-1:]
+        first, last = (percent(record["val_robust"]) for record in (looked[0], kept[0]))
+        epochs = f"{len(head)} epochs: {first} of the validation images withstood PGD, then {last}"
+        said += f"; the head alone first, {epochs}"
+    if blocks := tuned.get("blocks"):
+        said += f"; trained: {', '.join([*blocks['chosen'], 'head'])}, after {len(blocks['tried'])} short runs"
     gave_up = ", ".join(map(str, tuned.get("collapsed", [])))
     return said + (f"; one gradient an image was given up after epoch {gave_up}" if gave_up else "")
 

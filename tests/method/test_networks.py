@@ -28,7 +28,7 @@ def without_batch_norm():
 NETWORKS = {"transformer": transformer, "batch norm": network, "no batch norm": without_batch_norm}
 OTHER_METHOD = {("augmentation", "interpolate"): "madry"}  # where the loss of TRADES does not do
 ELSEWHERE = {"distill", "twins"}  # a teacher, or batch norm, is needed: tested with it
-DEFAULTS = {"vanilla", "pretrained", "pgd", "all", "constant", "best", "auto"}  # each of these tests takes the others'
+DEFAULTS = {"vanilla", "pretrained", "all", "constant", "best", "auto"}  # each of these tests takes the others'
 VALUES = [
     *(("method", name) for name in METHODS if name not in ELSEWHERE),
     *(("start", name) for name in STARTS if name not in DEFAULTS),

@@ -311,6 +311,11 @@ def test_another_recipe_is_said_in_words(tmp_path):
     tuned = {
         "method": "vanilla", "reference": "best", "collapsed": [7],
         "axes": {"weight_attack": 0.005}, "attack": "single", "first_rate": 0.0807,
+        "head": [
+            {"epoch": 1, "val_robust": None, "event": ""}, {"epoch": 2, "val_robust": 0.1, "event": "best"},
+            {"epoch": 3, "val_robust": 0.3, "event": "cooling+best"}, {"epoch": 4, "val_robust": 0.2, "event": ""},
+        ],
+        "blocks": {"chosen": ["layer2.0"], "tried": [{"blocks": []}, {"blocks": ["layer2.0"]}]},
         "recipe": {"name": "awp2020", "paper": "Adversarial weight perturbation (NeurIPS 2020)."},
     }  # fmt: skip
     (folder / "models/finetuned").mkdir(parents=True, exist_ok=True)
@@ -318,7 +323,9 @@ def test_another_recipe_is_said_in_words(tmp_path):
     text = " ".join(Tree(page(folder)).text.split())
     for words in (
         "tuned adversarially from a pre-trained backbone (TRADES, ICML 2019)",
-        "vanilla, reference best, weight attack 0.005; one gradient an image was given up after epoch 7",
+        "vanilla, reference best, weight attack 0.005; the head alone first, 4 epochs: 10 % of the",
+        "of the validation images withstood PGD, then 30 %; trained: layer2.0, head, after 2 short runs; one gradient",
+        "one gradient an image was given up after epoch 7",
         "one gradient of the attack an image, first learning rate 0.0807",
         "awp2020. Adversarial weight perturbation (NeurIPS 2020).",
     ):

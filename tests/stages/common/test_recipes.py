@@ -7,10 +7,15 @@ import re
 import pytest
 import yaml
 
+from autolora.data.batches import AUGMENTATIONS
+from autolora.training.objectives import METHODS, REFERENCES
+from autolora.training.settings import ATTACKS, EPS_SCHEDULES, STARTS, TRAINS
 from stages.common import recipes
 from stages.common.errors import StageError
 from stages.common.params import Finetune, Merge, check
+from stages.finetune import AXES
 from tests.house.imports import ROOT
+from tools import draw_axes
 
 
 def with_finetune(tmp_path, merge=None, **keys):
@@ -68,6 +73,24 @@ def test_axes_that_exclude_each_other_are_refused_with_the_file(tmp_path):
         with_finetune(tmp_path, trains="lora")
     with pytest.raises(StageError, match=r"finetune.attack is single: method natural has no attack"):
         with_finetune(tmp_path, recipe="nfgsm2022", method="natural")
+
+
+def test_the_picture_of_the_axes_is_of_today():
+    picture = (ROOT / "docs/axes.svg").read_text()
+    assert picture == draw_axes.draw(), "python -m tools.draw_axes"
+    said = re.search(r'aria-label="The axes of fine-tuning: ([^"]*)"', picture)
+    assert said
+    shown = {key: values.split(", ") for key, _, values in (axis.partition(": ") for axis in said[1].split("; "))}
+    assert {f"finetune.{key}" for key in AXES} <= shown.keys()
+    for key, known in {
+        "method": METHODS, "start": STARTS, "attack": ATTACKS, "trains": TRAINS, "eps_schedule": EPS_SCHEDULES,
+        "augmentation": AUGMENTATIONS, "reference": ("auto", *REFERENCES),
+    }.items():  # fmt: skip
+        assert set(shown[f"finetune.{key}"]) == set(known), key
+    for key in ("soup", "toward", "mix"):
+        assert all(Merge.model_validate({key: value}) for value in shown[f"merge.{key}"])
+    chips = re.findall(r'<text class="v"[^>]*>([^<]*)</text>', picture)
+    assert chips == [word for axes in draw_axes.COLUMNS.values() for axis in axes for word in draw_axes.values(axis)]
 
 
 def test_the_page_lists_what_there_is():
