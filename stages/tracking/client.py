@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from autolora.common.errors import first_line
 from stages.common.clone import clone_of, seen_from_clone
 from stages.common.errors import StageError, TryAgain
@@ -78,11 +80,38 @@ def connect() -> ModuleType:
     if reason is None:
         mlflow = mlflow_module()
         try:
+            make_database(mlflow, tracking_uri())
             mlflow.MlflowClient().search_experiments(max_results=1)
             return mlflow
         except Exception as error:  # whatever the driver of this address raises
             reason = f"{type(error).__name__}: {first_line(error)}"
     raise away(reason)
+
+
+def make_database(mlflow: ModuleType, uri: str) -> None:
+    """All of it under another name first: what a kill leaves of MLflow's migrations can be opened by nobody again."""
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or path.exists() or path.name in ("", ":memory:"):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_what_a_kill_left(path)
+    part = part_of(path, os.getpid())
+    try:
+        mlflow.MlflowClient(f"{SQLITE}{part}").search_experiments(max_results=1)
+        with suppress(FileExistsError):  # another process was first
+            os.link(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def part_of(path: Path, process: int | str) -> Path:
+    return path.with_name(f".{path.name}.{process}.part")
+
+
+def remove_what_a_kill_left(path: Path) -> None:
+    for part in path.parent.glob(part_of(path, "*").name):
+        if not psutil.pid_exists(int(part.name.split(".")[-2])):
+            part.unlink(missing_ok=True)
 
 
 def away(reason: str) -> ServerAway:

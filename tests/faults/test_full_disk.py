@@ -28,7 +28,7 @@ def small_files() -> Iterator[None]:
 def learner(size: int) -> SimpleNamespace:
     part = SimpleNamespace(state_dict=dict, state=dict)
     parts = {"optimiser": part, "controller": part, "attacker": part}
-    return SimpleNamespace(state=lambda: {"w": torch.ones(size)}, weights=[], **parts)
+    return SimpleNamespace(state=lambda: {"w": torch.ones(size)}, weights=[], balance=None, **parts)
 
 
 def test_a_checkpoint_that_does_not_fit(tmp_path, small_files):

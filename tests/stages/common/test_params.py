@@ -227,7 +227,7 @@ def test_no_default_changes_unseen():
         "export.license": None,
         "export.max_robust_drop": 1.0,
         "export.variants": [],
-        "finetune.attack": "pgd",
+        "finetune.attack": "auto",
         "finetune.augmentation": "auto",
         "finetune.average": None,
         "finetune.batch_size": 128,

@@ -1,0 +1,43 @@
+"""The registry's own file: there whole, or not at all."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stages.tracking.client import connect, part_of
+
+CONNECT = "from stages.tracking.client import connect; connect()"
+
+
+@pytest.mark.slow
+def test_a_kill_while_mlflow_makes_its_tables_leaves_nothing_that_cannot_be_opened(tmp_path, monkeypatch):
+    path = tmp_path / "mlflow.db"
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{path}"}
+    process = subprocess.Popen([sys.executable, "-c", CONNECT], env=environment)
+    part, deadline = part_of(path, process.pid), time.monotonic() + 120
+    while tables(part) < 10 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert part.exists(), "killed too late"
+    assert not path.exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+    mlflow = connect()
+    mlflow.MlflowClient().create_experiment("goes on")
+    assert tables(path) > 10
+    assert [found.name for found in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def tables(path):
+    if not path.exists():
+        return 0
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
+        try:
+            return database.execute("select count(*) from sqlite_master where type = 'table'").fetchone()[0]
+        except sqlite3.OperationalError:  # locked for a moment
+            return 0
