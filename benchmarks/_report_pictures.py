@@ -78,6 +78,7 @@ def draw(name: str, shown: Panels, file: Path) -> None:
     """One panel a set, one colour a recipe."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     _, below, beside = PICTURES[name]
     recipes = sorted({recipe for some in shown.values() for recipe in some})
@@ -88,6 +89,9 @@ def draw(name: str, shown: Panels, file: Path) -> None:
             line(axes, recipe, points, f"C{recipes.index(recipe) % 10}", recipes.index(recipe) >= 10)
         if name != "results-cosine":
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(data, fontsize=10, loc="left")
         axes.set_xlabel(below, fontsize=8)
         axes.set_ylabel(beside, fontsize=8)
