@@ -22,9 +22,7 @@ from autolora.common.files import read_json, write_json
 from autolora.training.branch import block_of
 from autolora.training.controllers import SURE, rise
 
-MOST = (
-    3  # blocks that are chosen: few do most of it, and each round costs nearly as many short runs as there are blocks
-)
+MOST = 3  # blocks that are chosen: few do most of it, and a round costs nearly a short run for each block that is left
 SHORT = 6  # a short run has a sixth of the epochs
 
 Tries = dict[str, list[int]]  # names of blocks, with a space between two: which validation images were right, 0 or 1

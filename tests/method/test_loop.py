@@ -37,7 +37,8 @@ def digest(tuned):
 
 @pytest.mark.parametrize(("method", "reference"), [*((m, "paper") for m in objectives.METHODS), ("twins", "released")])
 def test_every_method_trains_and_keeps_its_best_state(method, reference):
-    tuned = tune(method, reference=reference, epochs=2)
+    teachers = {"teacher": "first_pass"} if method == "distill" else {}
+    tuned = tune(method, reference=reference, epochs=2, **teachers)
     keys = {"lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl", "natural_accuracy"}
     keys |= {"epoch", "val_clean", "val_robust", "gradient_cosine", "event", "images_per_second", "peak_memory_mb"}
     assert all(keys <= set(record) for record in tuned.history)
