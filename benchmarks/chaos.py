@@ -65,6 +65,7 @@ def judged(place: Place, project: Project | None, began: float, hurt: hurts.Hurt
     note = "; ".join([*hurt.notes, *(f"differs: {path}" for path in wrong)])
     if ended.code:
         note += "; ended with: " + ended.text.strip()[-600:]
+    note = note.replace(f"{place.folder}/", "")  # where it lay is nobody's business
     well = ended.code == 0 and not wrong and not lost
     return Fault(name, well, len(wrong), lost, ended.tries, ended.tracebacks, round(time.time() - began, 1), note)
 
