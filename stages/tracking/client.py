@@ -98,10 +98,20 @@ def make_database(mlflow: ModuleType, uri: str) -> None:
     part = part_of(path, os.getpid())
     try:
         mlflow.MlflowClient(f"{SQLITE}{part}").search_experiments(max_results=1)
-        with suppress(FileExistsError):  # another process was first
-            os.link(part, path)
+        _put(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _put(part: Path, path: Path) -> None:
+    """Never over what another process has put there meanwhile."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            os.replace(part, path)
 
 
 def part_of(path: Path, process: int | str) -> Path:

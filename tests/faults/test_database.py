@@ -1,5 +1,6 @@
 """The registry's own file: there whole, or not at all."""
 
+import errno
 import os
 import signal
 import sqlite3
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from stages.tracking.client import connect, part_of
+from stages.tracking.client import _put, connect, part_of
 
 CONNECT = "from stages.tracking.client import connect; connect()"
 
@@ -31,6 +32,20 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_nothing_that_cannot_be_open
     mlflow.MlflowClient().create_experiment("goes on")
     assert tables(path) > 10
     assert [found.name for found in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    part, path = tmp_path / "part", tmp_path / "mlflow.db"
+    part.write_text("mine")
+    _put(part, path)
+    assert path.read_text() == "mine"
+    part.write_text("late")
+    _put(part, path)
+    assert path.read_text() == "mine"
 
 
 def tables(path):

@@ -30,7 +30,7 @@ def power_of(model, n=24):
 
 
 def scaled(factor):
-    """The same network with features `factor` times as long, and a head that undoes it: the same function."""
+    """The same network, whose head is given features `factor` times as long."""
     model = network()
     model.head = nn.Sequential(Times(factor), nn.Linear(model.head.in_features, 3))
     return model
@@ -109,7 +109,7 @@ def test_the_papers_own_rules_keep_their_rates(reference, method, rate):
 
 
 def test_where_training_diverges_it_starts_again_at_a_quarter(monkeypatch, tmp_path, capsys):
-    """A rate far beyond the bounds: what they do not prevent. A kill in the second run goes on in the second run."""
+    """A rate far beyond the bounds: what they do not prevent."""
     monkeypatch.setattr("autolora.training.learner.first_rate", lambda power: 1e9)
     monkeypatch.setattr(loop, "SLOWER", 1e11)  # a quarter of 1e9 diverges as well
     run = dict(method="madry", checkpoints=tmp_path, **FOUND | {"epochs": 4})
@@ -126,8 +126,7 @@ def test_a_given_rate_is_nobodys_to_change():
         finetune(network(), images(24), images(12, 1), THREAT, method="madry", rate=1e9, **FOUND | {"epochs": 4})
 
 
-def test_it_does_not_depend_on_the_batch(monkeypatch):
-    """Nor on how many processes share one: each looks at the same images."""
+def test_it_does_not_depend_on_the_batch():
     rates = []
     for batch in (5, 16, 24):
         settings = Settings(THREAT, "autolora", "best", batch_size=batch, precision="float32")
