@@ -1,7 +1,9 @@
 """Small networks and images that take no time: colours and stripes, three classes."""
 
 import numpy as np
+import timm
 import torch
+from torch import nn
 
 from autolora.threat import Threat
 from tests.oracle.steps import Small
@@ -14,6 +16,18 @@ QUICK |= {"reference": "paper"}
 def network(classes: int = 3) -> Small:
     torch.manual_seed(0)
     return Small(classes)
+
+
+def transformer(size: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"img_size": size, "patch_size": size // 2, "embed_dim": 12, "depth": 2, "num_heads": 2}
+    return timm.create_model("vit_tiny_patch16_224", num_classes=3, **sizes)
+
+
+def without_batch_norm() -> nn.Module:
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 6, 3, stride=2), nn.ReLU()]
+    return nn.Sequential(nn.Sequential(*body), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
 
 
 def images(n: int, seed: int = 0, size: int = 8) -> tuple[np.ndarray, np.ndarray]:

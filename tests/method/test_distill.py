@@ -1,9 +1,9 @@
 """Distillation from one robust teacher (RSLAD), and from that and a natural one (MTARD)."""
 
+from functools import partial
+
 import pytest
-import timm
 import torch
-from torch import nn
 
 from autolora.backbones.classifier import save_classifier
 from autolora.backbones.loading import load_backbone
@@ -14,7 +14,7 @@ from autolora.training.learner import Learner
 from autolora.training.loop import finetune, one_step
 from autolora.training.settings import Settings
 from autolora.training.teachers import Balance, Teachers
-from tests.method.small import QUICK, THREAT, images, network
+from tests.method.small import QUICK, THREAT, images, network, transformer, without_batch_norm
 from tests.oracle import steps as oracle
 
 WEIGHTS = Scalars(0.5, 3.0)
@@ -286,20 +286,7 @@ def test_another_teacher_is_another_run(tmp_path):
     assert len(list(tmp_path.glob("distill-*.pt"))) == 2
 
 
-def transformer():
-    torch.manual_seed(0)
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=3
-    )
-
-
-def without_batch_norm():
-    torch.manual_seed(0)
-    body = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.AdaptiveAvgPool2d(1))
-    return nn.Sequential(body, nn.Flatten(), nn.Linear(6, 3))
-
-
-@pytest.mark.parametrize("model", [transformer, without_batch_norm])
+@pytest.mark.parametrize("model", [partial(transformer, 16), without_batch_norm])
 def test_other_networks(model):
     assert tune(model(), epochs=1, **TWO).history[0]["loss"] > 0
 

@@ -1,7 +1,6 @@
 """Each value of each axis takes a step or two on a transformer, with batch norm and without."""
 
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -9,21 +8,7 @@ from autolora.data.batches import AUGMENTATIONS
 from autolora.training.loop import finetune
 from autolora.training.objectives import METHODS, REFERENCES
 from autolora.training.settings import ATTACKS, EPS_SCHEDULES, STARTS, TRAINS
-from tests.method.small import QUICK, THREAT, images, network
-
-
-def transformer():
-    torch.manual_seed(0)
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=12, depth=2, num_heads=2, num_classes=3
-    )
-
-
-def without_batch_norm():
-    torch.manual_seed(0)
-    body = [nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 6, 3, stride=2), nn.ReLU()]
-    return nn.Sequential(nn.Sequential(*body), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
-
+from tests.method.small import QUICK, THREAT, images, network, transformer, without_batch_norm
 
 NETWORKS = {"transformer": transformer, "batch norm": network, "no batch norm": without_batch_norm}
 OTHER_METHOD = {("augmentation", "interpolate"): "madry"}  # where the loss of TRADES does not do
