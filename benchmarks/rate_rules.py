@@ -58,6 +58,7 @@ NETS: dict[str, tuple[str, dict[str, Any], str]] = {  # file, how it is loaded, 
         "2/255",
     ),
     "resnet20": ("cifar10-resnet20-robust2.pth", dict(arch="benchmarks.zoo:ResNet20"), "2/255"),
+    "natural20": ("cifar10-resnet20-natural.pth", dict(arch="benchmarks.zoo:ResNet20"), "2/255"),  # not robust at all
     "resnet10t": (
         "cifar10-resnet10t-linf8.safetensors",
         dict(arch="resnet10t", stem="nopool", options={"channels": [32, 64, 128, 256], "stem_width": 16}),

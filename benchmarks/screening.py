@@ -1,0 +1,220 @@
+"""Which axis of a fine-tuning is worth having? One at a time against the default, image by image, on parts to select on.
+
+    python -m benchmarks.screening run PATH --seeds 0 [--nets shipped resnet4b] [--only pgd vanilla]
+    python -m benchmarks.screening table
+    python -m benchmarks.screening confirm PATH --seeds 0 --only pgd       AutoAttack `fast` on the test part
+    python -m benchmarks.screening table --on test
+
+PATH, networks and parts are those of benchmarks.rate_rules. A row of benchmarks/results/screening.csv is one
+fine-tuning, with a bit for each image. What is there is not run again. The networks themselves lie in .work/screening,
+to be attacked on the test part: once, for what was chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any, get_type_hints
+
+import numpy as np
+import torch
+from safetensors.torch import load_model, save_model
+
+from autolora.attacks.autoattack import autoattack
+from autolora.common.command_line import Command
+from autolora.common.files import write_text
+from autolora.common.statistics import holm
+from autolora.data.batches import to_pixels
+from autolora.threat import Threat
+from autolora.training.controllers import rise
+from autolora.training.loop import finetune
+from benchmarks._report_cells import bits, unpacked
+from benchmarks.rate_rules import NETS, SETS, backbone, hits, parts
+
+RESULTS, KEPT = Path("benchmarks/results/screening.csv"), Path(".work/screening")
+EPOCHS = 40
+DEFAULT = "default"
+CHANGES: dict[str, dict[str, Any]] = {  # each an axis of autolora.finetune; what a loss needs beside it comes with it
+    DEFAULT: {},
+    "pgd": {"attack": "pgd"},
+    "vanilla": {"method": "vanilla"},
+    "madry": {"method": "madry"},
+    "arow": {"method": "arow"},
+    "mart": {"method": "mart"},
+    "smoothing": {"smoothing": 0.1},
+    "weight_attack": {"weight_attack": 0.005},
+    "average": {"average": 0.98},
+    "robust_head": {"start": "robust_head"},
+    "idbh": {"augmentation": "idbh"},
+    "cutmix": {"augmentation": "cutmix"},
+    "ramp": {"eps_schedule": "ramp"},
+    "slow_start": {"reference": "slow_start", "attack": "single"},
+    "lora": {"method": "madry", "trains": "lora"},
+    "prominent": {"method": "vanilla", "trains": "prominent"},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    net: str
+    data: str
+    change: str
+    seed: int
+    on: str
+    n: int
+    clean: float
+    robust: float
+    seconds: float  # of the processor, for the fine-tuning
+    rate: float
+    train_accuracy: float  # of the natural images in training, in the kept epoch
+    val_robust: float
+    collapsed: int  # times the guard went back
+    clean_flags: str
+    robust_flags: str
+
+    def key(self) -> tuple[Any, ...]:
+        return self.net, self.data, self.change, self.seed, self.on
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+def tuned(path: Path, net: str, name: str, change: str, seed: int) -> Row:
+    data, threat = parts(path, name, seed), Threat("linf", NETS[net][2])
+    start = time.process_time()
+    done = finetune(
+        backbone(path, net, data, seed), data["train"], data["val"], threat,
+        epochs=EPOCHS, seed=seed, progress=False, **CHANGES[change],
+    )  # fmt: skip
+    seconds = time.process_time() - start
+    save_model(done.model, str(kept(net, name, change, seed)))
+    return Row(
+        net, name, change, seed, "select", **judged(*hits(done.model, data["select"], threat)),
+        seconds=round(seconds, 1), rate=done.history[0]["lr"], train_accuracy=done.best["natural_accuracy"],
+        val_robust=done.best["val_robust"], collapsed=sum("collapsed" in r["event"] for r in done.history),
+    )  # fmt: skip
+
+
+def attacked(path: Path, row: Row) -> Row:
+    """The network of a row on the test part, by AutoAttack `fast`."""
+    data = parts(path, row.data, row.seed)
+    model = backbone(path, row.net, data, row.seed)
+    load_model(model, kept(row.net, row.data, row.change, row.seed))
+    x, y = to_pixels(data["test"][0]), data["test"][1]
+    report = autoattack(model, x, y, Threat("linf", NETS[row.net][2]), version="fast", progress=False)
+    with torch.no_grad():
+        clean = model.eval()(x).argmax(1) == y
+    return Row(**asdict(row) | {"on": "test"} | judged(clean, report.robust))
+
+
+def judged(clean: torch.Tensor, robust: torch.Tensor) -> dict[str, Any]:
+    flags = {"clean": clean.numpy(), "robust": robust.numpy()}
+    shares = {what: round(100 * float(right.mean()), 2) for what, right in flags.items()}
+    return {"n": len(clean)} | shares | {f"{what}_flags": bits(right) for what, right in flags.items()}
+
+
+def kept(net: str, name: str, change: str, seed: int) -> Path:
+    return KEPT / f"{net}.{name}.{change}.{seed}.safetensors"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Change by change, so that what is broken off has whole columns."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    for seed, change, net, name in itertools.product(args.seeds, args.only, args.nets, args.sets):
+        if (net, name, change, seed, "select") not in {row.key() for row in read()}:
+            added(tuned(args.path, net, name, change, seed))
+
+
+def confirm(args: argparse.Namespace) -> None:
+    rows = read()
+    there = {row.key() for row in rows}
+    for row in rows:
+        asked = row.net in args.nets and row.data in args.sets and row.change in args.only and row.seed in args.seeds
+        if asked and row.on == "select" and (*row.key()[:-1], "test") not in there:
+            added(attacked(args.path, row))
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def table(args: argparse.Namespace) -> None:
+    """Differences in points, and p after Holm's correction for every test in the table; * is below 0.05."""
+    rows = [row for row in read() if row.on == args.on]
+    tests = list(comparisons(rows))
+    adjusted = holm([p for *_, p in tests])
+    print("| network, set | change | seeds | clean | robust | seconds |\n|---|---|---|---|---|---|")
+    for (group, two), ps in zip(itertools.groupby(tests, lambda t: t[:3]), itertools.batched(adjusted, 2)):
+        net, name, change = group
+        said = [f"{difference:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (*_, difference, _), p in zip(two, ps)]
+        shown = [row for row in rows if row.key()[:3] == group]
+        base = [row for row in rows if row.key()[:3] == (net, name, DEFAULT)]
+        cost = fmean(row.seconds for row in shown) / fmean(row.seconds for row in base)
+        print(f"| {net}, {name} | {change} | {len(shown)} | {' | '.join(said)} | {cost:.2f} |")
+
+
+def comparisons(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str, float, float]]:
+    """Network, set, change, measure, the difference to the default in points, and its two-sided p."""
+    for net, name, change in itertools.product(NETS, SETS, list(CHANGES)[1:]):
+        base, ours = (
+            {row.seed: row for row in rows if row.key()[:3] == (net, name, which)} for which in (DEFAULT, change)
+        )
+        if shared := sorted(base.keys() & ours.keys()):
+            for what in ("clean", "robust"):
+                before, now = (shares([some[seed] for seed in shared], what) for some in (base, ours))
+                p = math.erfc(abs(rise(before.tolist(), now.tolist())) / math.sqrt(2))
+                yield net, name, change, what, 100 * float((now - before).mean()), p
+
+
+def shares(rows: Sequence[Row], what: str) -> np.ndarray:
+    """Of each image the share of the seeds under which it is right."""
+    return np.mean([unpacked(getattr(row, f"{what}_flags"), row.n) for row in rows], axis=0)
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+def read() -> list[Row]:
+    if not RESULTS.is_file():
+        return []
+    kinds = get_type_hints(Row)
+    with open(RESULTS, newline="", encoding="utf-8") as text:
+        return [Row(**{name: kinds[name](value) for name, value in line.items()}) for line in csv.DictReader(text)]
+
+
+def added(row: Row) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(one) for one in sorted([*read(), row], key=Row.key))
+    write_text(RESULTS, text.getvalue())
+    print(*row.key(), f"clean {row.clean} robust {row.robust} (n = {row.n}), {row.seconds} s", flush=True)
+
+
+def main() -> None:
+    parser = Command(
+        __doc__, reads=f"PATH/data and PATH/weights; {RESULTS}", writes=f"{RESULTS}, {KEPT}; a table on stdout"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("run", "confirm"):
+        command = commands.add_parser(name)
+        command.add_argument("path", type=Path)
+        command.add_argument("--nets", nargs="+", choices=NETS, default=["shipped", "resnet4b"])
+        command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+        command.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
+        command.add_argument("--seeds", nargs="+", type=int, default=[0])
+    commands.add_parser("table").add_argument("--on", choices=("select", "test"), default="select")
+    args = parser.parse_args()
+    {"run": run, "confirm": confirm, "table": table}[args.command](args)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
