@@ -1,4 +1,4 @@
-"""Which axis of a fine-tuning is worth having? One at a time against the default, image by image, on parts to select on.
+"""Which axis of a fine-tuning is worth having? One at a time against the default, image by image, on select parts.
 
     python -m benchmarks.screening run PATH --seeds 0 [--nets shipped resnet4b] [--only pgd vanilla]
     python -m benchmarks.screening table
@@ -109,7 +109,7 @@ def attacked(path: Path, row: Row) -> Row:
     model = backbone(path, row.net, data, row.seed)
     load_model(model, kept(row.net, row.data, row.change, row.seed))
     x, y = to_pixels(data["test"][0]), data["test"][1]
-    report = autoattack(model, x, y, Threat("linf", NETS[row.net][2]), version="fast", progress=False)
+    report = autoattack(model, x, y, Threat("linf", NETS[row.net][2]), version="fast")
     with torch.no_grad():
         clean = model.eval()(x).argmax(1) == y
     return Row(**asdict(row) | {"on": "test"} | judged(clean, report.robust))
@@ -149,11 +149,11 @@ def table(args: argparse.Namespace) -> None:
     """Differences in points, and p after Holm's correction for every test in the table; * is below 0.05."""
     rows = [row for row in read() if row.on == args.on]
     tests = list(comparisons(rows))
-    adjusted = holm([p for *_, p in tests])
+    adjusted = iter(holm([p for *_, p in tests]))
     print("| network, set | change | seeds | clean | robust | seconds |\n|---|---|---|---|---|---|")
-    for (group, two), ps in zip(itertools.groupby(tests, lambda t: t[:3]), itertools.batched(adjusted, 2)):
+    for group, two in itertools.groupby(tests, lambda test: test[:3]):
         net, name, change = group
-        said = [f"{difference:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (*_, difference, _), p in zip(two, ps)]
+        said = [f"{difference:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (*_, difference, _), p in zip(two, adjusted)]
         shown = [row for row in rows if row.key()[:3] == group]
         base = [row for row in rows if row.key()[:3] == (net, name, DEFAULT)]
         cost = fmean(row.seconds for row in shown) / fmean(row.seconds for row in base)
