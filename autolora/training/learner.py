@@ -66,7 +66,7 @@ class Learner:
         self.reference: Reference = REFERENCES[settings.reference]
         self.objective = chosen_objective(settings)
         self.speed = speed(settings, device)
-        if settings.trains != "all" and crashes_in_channels_last(model, device):
+        if crashes_in_channels_last(model, device, settings.trains):
             self.speed = self.speed._replace(layout=torch.contiguous_format)
         self.model = copy.deepcopy(model).to(device).requires_grad_(True)
         self.model.to(memory_format=self.speed.layout)  # type: ignore[call-overload]

@@ -18,6 +18,12 @@ def network(classes: int = 3) -> Small:
     return Small(classes)
 
 
+def wide_enough() -> Small:
+    """For channels last: torch crashes on the narrow shortcut of `network` (autolora/training/speed.py)."""
+    torch.manual_seed(0)
+    return Small(stem=8)
+
+
 def transformer(size: int = 8) -> nn.Module:
     torch.manual_seed(0)
     sizes = {"img_size": size, "patch_size": size // 2, "embed_dim": 12, "depth": 2, "num_heads": 2}

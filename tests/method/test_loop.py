@@ -23,7 +23,7 @@ from autolora.training.controllers import StepRate
 from autolora.training.loop import Diverged, finetune
 from autolora.training.objectives import Losses, Method, cross_entropy
 from autolora.training.settings import Settings, as_split, decided
-from tests.method.small import QUICK, THREAT, images, network
+from tests.method.small import QUICK, THREAT, images, network, wide_enough
 
 
 def tune(method="autolora", train=None, val=None, model=None, **changes):
@@ -450,7 +450,7 @@ def test_all_weights_and_images_have_the_memory_format_asked_for(switch, method)
     (other,) = {*LAYOUTS.values()} - {mine}
     settings = Settings(THREAT, method, "paper", batch_size=16, augmentation="crop_flip", channels_last=switch)
     train, val = (as_split(split, "some") for split in (images(48), images(12, 1)))
-    net = learner.Learner(network().to(memory_format=other), train, val, settings, torch.device("cpu"))
+    net = learner.Learner(wide_enough().to(memory_format=other), train, val, settings, torch.device("cpu"))
     met: list[nn.Module] = []
     layers = [m for view in (net.model, net.folded.view) for m in view.modules() if isinstance(m, nn.Conv2d)]
     for layer in layers:
@@ -463,8 +463,23 @@ def test_all_weights_and_images_have_the_memory_format_asked_for(switch, method)
     assert {*met} == {*layers}
 
 
+@pytest.mark.parametrize(
+    ("stride", "channels", "layout"),
+    [(2, 4, torch.contiguous_format), (1, 4, torch.channels_last), (2, 8, torch.channels_last)],
+)
+def test_where_torch_would_write_beyond_its_memory_the_usual_format(stride, channels, layout):
+    """A strided 1x1 convolution of few channels: the process dies, or not, as its heap lies (without AVX-512)."""
+    body = [nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels), nn.Conv2d(channels, 6, 1, stride=stride)]
+    model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    train, val = (as_split(split, "some") for split in (images(48), images(12, 1)))
+    net = learner.Learner(model, train, val, Settings(THREAT, "madry", "paper"), torch.device("cpu"))
+    assert net.speed.layout == layout
+
+
 def test_either_memory_format_is_the_same_training(tmp_path):
-    last, first = (tune(epochs=2, channels_last=switch, checkpoints=tmp_path) for switch in ("auto", False))
+    last, first = (
+        tune(epochs=2, model=wide_enough(), channels_last=switch, checkpoints=tmp_path) for switch in ("auto", False)
+    )
     assert last.history[-1]["loss"] == pytest.approx(first.history[-1]["loss"], rel=1e-3)
     for name, value in first.model.state_dict().items():
         assert torch.allclose(last.model.state_dict()[name], value, atol=1e-3), name

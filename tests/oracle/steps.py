@@ -11,15 +11,15 @@ from torch import nn
 class Small(nn.Module):
     """A residual network with a stem, a grouped and a shortcut convolution, a linear layer in the block, and a head."""
 
-    def __init__(self, classes: int = 3) -> None:
+    def __init__(self, classes: int = 3, stem: int = 4) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
-        self.stem_norm = nn.BatchNorm2d(4)
-        self.conv1 = nn.Conv2d(4, 6, (3, 1), stride=2, padding=(1, 0))
+        self.stem = nn.Conv2d(3, stem, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(stem)
+        self.conv1 = nn.Conv2d(stem, 6, (3, 1), stride=2, padding=(1, 0))
         self.norm1 = nn.BatchNorm2d(6)
         self.conv2 = nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False)
         self.norm2 = nn.BatchNorm2d(6)
-        self.short = nn.Conv2d(4, 6, 1, stride=2, bias=False)
+        self.short = nn.Conv2d(stem, 6, 1, stride=2, bias=False)
         self.mix = nn.Linear(6, 5)
         self.head = nn.Linear(5, classes)
 
