@@ -14,7 +14,9 @@ import numpy as np
 
 from autolora.common.files import read_json, write_text
 from autolora.common.statistics import mean_over_radius
-from stages.common.params import check
+from autolora.training.axes import NO_ATTACK
+from autolora.training.settings import SMALL
+from stages.common.params import Params, check
 from stages.estimate.costs import Counts, Price, finetune
 
 RESULTS = Path("benchmarks/results")
@@ -104,7 +106,7 @@ def row(folder: Path) -> Row:
         val_robust=float(kept["val_robust"]) if kept["val_robust"] else None,
         val_robust_by_epoch=by_epoch(training, "val_robust"),
         cosine_by_epoch=by_epoch(training, "gradient_cosine"),
-        **cost(folder, params.finetune, len(training)),
+        **cost(folder, params, training),
         **attacked(folder, params.threat.eps),
     )
 
@@ -113,20 +115,39 @@ def by_epoch(training: list[dict[str, str]], column: str) -> str:
     return " ".join(f"{float(epoch[column]):.4g}" if epoch[column] else "-" for epoch in training)
 
 
-def cost(folder: Path, section: Any, epochs: int) -> dict[str, Any]:
+def cost(folder: Path, params: Params, training: list[dict[str, str]]) -> dict[str, Any]:
     """Nothing where DVC's cache had the stage: times belong to the machine that took them."""
     file = folder / "reports/timing/finetune.json"
     if not file.is_file():
         return dict.fromkeys(COST)
     timing = read_json(file)
     counts = Counts(timing["images"]["train"], timing["images"]["val"])
-    forwards, _ = finetune(FORWARDS, counts, section.model_copy(update={"epochs": epochs}))
     return {
         "train": counts.train,
         "val": counts.val,
-        "forwards": round(forwards),
+        "forwards": round(forwards(params, counts, training)),
         **{key: timing[key] for key in ("processor_seconds", "threads", "machine", "python")},
     }
+
+
+def forwards(params: Params, counts: Counts, training: list[dict[str, str]]) -> float:
+    """Of the training alone. `attack: auto` has taken one gradient an image until the guard went back, if it did."""
+    epochs = len(training)
+    section = params.finetune.model_copy(update={"epochs": epochs})
+    if not one_gradient(params, counts.train):
+        return finetune(FORWARDS, counts, section)[0]
+    straight = next((i for i, epoch in enumerate(training) if epoch["event"] == "collapsed"), epochs)
+    one, ten = (
+        finetune(FORWARDS, counts, section.model_copy(update={"attack": attack}))[0] for attack in ("single", "pgd")
+    )
+    return (straight * one + (epochs - straight) * ten) / epochs
+
+
+def one_gradient(params: Params, train: int) -> bool:
+    asked = params.finetune
+    if asked.attack != "auto" or asked.method in NO_ATTACK or params.threat.norm != "linf":
+        return asked.attack == "single"
+    return asked.reference == "best" or (asked.reference == "auto" and train < SMALL)
 
 
 def attacked(folder: Path, eps: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,16 @@ def panels(rows: Sequence[Row], some: Sequence[Group]) -> dict[str, Panels]:
     return {name: shown for name, shown in found.items() if shown}
 
 
-def digest(shown: Panels) -> str:
+def recipes_of(pictures: Iterable[Panels]) -> list[str]:
+    """All that any picture shows: each has its colour, the same in all of them."""
+    return sorted({recipe for shown in pictures for some in shown.values() for recipe in some})
+
+
+def digest(shown: Panels, recipes: Sequence[str]) -> str:
     rounded = {
         d: {r: [[float(f"{v:.5g}") for v in p] for p in ps] for r, ps in some.items()} for d, some in shown.items()
     }
-    return hashlib.sha256(json.dumps(rounded).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([rounded, recipes]).encode()).hexdigest()[:16]
 
 
 def noted(file: Path) -> str | None:
@@ -74,14 +79,13 @@ def noted(file: Path) -> str | None:
         return str(image.info.get(SHOWN))
 
 
-def draw(name: str, shown: Panels, file: Path) -> None:
+def draw(name: str, shown: Panels, recipes: Sequence[str], file: Path) -> None:
     """One panel a set, one colour a recipe."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     _, below, beside = PICTURES[name]
-    recipes = sorted({recipe for some in shown.values() for recipe in some})
     figure = Figure(figsize=(3.1 * len(shown) + 2.2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (data, some) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
@@ -99,7 +103,7 @@ def draw(name: str, shown: Panels, file: Path) -> None:
         axes.grid(alpha=0.3)
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=8)
-    figure.savefig(file, dpi=100, metadata={SHOWN: digest(shown), "Software": None})
+    figure.savefig(file, dpi=100, metadata={SHOWN: digest(shown, recipes), "Software": None})
 
 
 def line(axes: Any, recipe: str, points: list[tuple[float, float]], colour: str, hollow: bool) -> None:

@@ -51,11 +51,20 @@ def made(root: Path) -> dict[str, str]:
 def build(root: Path) -> None:
     for name, text in made(root).items():
         write_text(root / name, text)
+    drawn, recipes = pictures_of(root)
+    for name, shown in drawn.items():
+        if stale(file := root / f"docs/{name}.png", shown, recipes):
+            pictures.draw(name, shown, recipes, file)
+
+
+def pictures_of(root: Path) -> tuple[dict[str, pictures.Panels], list[str]]:
     facts = facts_of(root)
-    for name, shown in pictures.panels(facts.main, facts.groups()).items():
-        file = root / f"docs/{name}.png"
-        if not file.is_file() or pictures.noted(file) != pictures.digest(shown):
-            pictures.draw(name, shown, file)
+    drawn = pictures.panels(facts.main, facts.groups())
+    return drawn, pictures.recipes_of(drawn.values())
+
+
+def stale(file: Path, shown: pictures.Panels, recipes: list[str]) -> bool:
+    return not file.is_file() or pictures.noted(file) != pictures.digest(shown, recipes)
 
 
 def wrong(root: Path) -> list[str]:
@@ -70,12 +79,9 @@ def wrong(root: Path) -> list[str]:
         else:
             if len(there) != len(text.splitlines()):
                 found.append(f"{name} has {len(there)} lines; the numbers make {len(text.splitlines())}")
-    facts = facts_of(root)
-    for name, shown in pictures.panels(facts.main, facts.groups()).items():
-        file = root / f"docs/{name}.png"
-        if not file.is_file() or pictures.noted(file) != pictures.digest(shown):
-            found.append(f"docs/{name}.png shows other numbers")
-    return found
+    drawn, recipes = pictures_of(root)
+    shown_wrongly = (name for name, shown in drawn.items() if stale(root / f"docs/{name}.png", shown, recipes))
+    return [*found, *(f"docs/{name}.png shows other numbers" for name in shown_wrongly)]
 
 
 def main() -> None:
