@@ -564,8 +564,8 @@ def claim_in_short(facts: Facts) -> str:
         said.append(f"surely more {word} on {more} of {len(some)} sets, surely less on {less}")
     missing = [f"`{name}`" for name in SEARCHED if name not in ran]
     return (
-        f"AutoLoRa without a search (`best`, the default) was {said[0]}, and {said[1]}, than vanilla fine-tuning with "
-        f"{rate}." + (f" Not run yet: {listed(missing)}, baselines with a searched rate." if missing else "")
+        f"AutoLoRa without a search (`best`, the default) against vanilla fine-tuning (TRADES) with {rate}: "
+        f"{'; '.join(said)}." + (f" The stronger baselines, {listed(missing)}, have not run yet." if missing else "")
     )
 
 
