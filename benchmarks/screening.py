@@ -106,12 +106,12 @@ def tuned(path: Path, net: str, name: str, change: str, seed: int) -> Row:
 def attacked(path: Path, row: Row) -> Row:
     """The network of a row on the test part, by AutoAttack `fast`."""
     data = parts(path, row.data, row.seed)
-    model = backbone(path, row.net, data, row.seed)
+    model = backbone(path, row.net, data, row.seed).eval()
     load_model(model, kept(row.net, row.data, row.change, row.seed))
     x, y = to_pixels(data["test"][0]), data["test"][1]
     report = autoattack(model, x, y, Threat("linf", NETS[row.net][2]), version="fast")
     with torch.no_grad():
-        clean = model.eval()(x).argmax(1) == y
+        clean = model(x).argmax(1) == y
     return Row(**asdict(row) | {"on": "test"} | judged(clean, report.robust))
 
 
