@@ -541,11 +541,15 @@ def readme(facts: Facts) -> str:
             "## On few images",
             "Clean / robust accuracy in percent, on the backbone that ships ([results.md](docs/results.md)).",
             setting([row for group in shown for row in group.rows]),
-            table(["recipe", *sets], lines),
+            table(["recipe", *(f"{data}, n = {attacked_images(groups, data)}" for data in sets)], lines),
             "![Robust accuracy over the cost of training](docs/results-cost.png)",
             claim_in_short(facts),
         ]
     ).rstrip()
+
+
+def attacked_images(groups: Sequence[Group], data: str) -> str:
+    return listed(sorted({row.n for group in groups if group.data == data for row in group.rows if row.n}))
 
 
 def both(group: Group | None) -> str:

@@ -189,6 +189,7 @@ def test_three_sets_reach_the_readme(project):
     report.build(project)
     readme = (project / "README.md").read_text()
     assert "| best | 100.0 / 20.0 | 100.0 / 20.0 | 100.0 / 20.0 |" in readme
+    assert "| recipe | a, n = 10 | b, n = 10 | c, n = 10 |" in readme
     assert "| linear |" not in readme  # on one set only
     assert "(TRADES) with its published rate: surely more robust on 0 of 3 sets, surely less on 0; " in readme
     assert "The stronger baselines, `vanilla-searched` and `twins-searched`, have not run yet." in readme
