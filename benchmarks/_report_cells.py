@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
+import torch
 
 from autolora.common.files import read_json, write_text
 from autolora.common.statistics import mean_over_radius
-from autolora.training.axes import NO_ATTACK
-from autolora.training.settings import SMALL
+from autolora.threat import Threat
+from autolora.training.settings import Settings, decided
 from stages.common.params import Params, check
 from stages.estimate.costs import Counts, Price, finetune
 
@@ -144,10 +145,10 @@ def forwards(params: Params, counts: Counts, training: list[dict[str, str]]) -> 
 
 
 def one_gradient(params: Params, train: int) -> bool:
-    asked = params.finetune
-    if asked.attack != "auto" or asked.method in NO_ATTACK or params.threat.norm != "linf":
-        return asked.attack == "single"
-    return asked.reference == "best" or (asked.reference == "auto" and train < SMALL)
+    """As the run itself decides it."""
+    asked, threat = params.finetune, Threat(params.threat.norm, params.threat.eps)
+    settings = Settings(threat, asked.method, asked.reference, attack=asked.attack, eps_schedule=asked.eps_schedule)
+    return decided(settings, (torch.empty(0), torch.empty(train))).attack != "pgd"
 
 
 def attacked(folder: Path, eps: float) -> dict[str, Any]:
