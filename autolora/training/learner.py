@@ -150,7 +150,10 @@ class Learner:
 
         attack: View = self.folded.view
         if self.speed.compile:
-            attack, call = torch.compile(attack, dynamic=False), torch.compile(call, dynamic=False)
+            last = self.speed.layout == torch.channels_last  # said, since it would choose for itself
+            attack, call = (
+                torch.compile(f, dynamic=False, options={"layout_optimization": last}) for f in (attack, call)
+            )
         return lambda x: self._in(self.speed.attack, attack, x), lambda w, x: self._in(self.speed.train, call, w, x)
 
     def _in(self, dtype: torch.dtype, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
