@@ -241,6 +241,7 @@ def how(recipe: str | None, robust: Tuned) -> dict[str, Any]:
         "recipe": {"name": recipe, "paper": words(recipe)} if recipe else {},
         "axes": axes,
         "head": [{key: rounded(record[key]) for key in OF_THE_HEAD} for record in robust.head or []],
+        "features_moved": robust.features_moved,
         "blocks": {"chosen": robust.settings.blocks, "tried": robust.tries} if robust.tries else {},
         "collapsed": collapsed,
     }

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from autolora.backbones.features import features_seen
 from autolora.backbones.frozen import frozen
 from autolora.backbones.layers import head_name
 
@@ -33,18 +34,10 @@ def some_of(count: int) -> Tensor:
 @torch.no_grad()
 def feature_power(model: nn.Module, batches: Iterable[Tensor]) -> float:
     """E |f(x)|^2 of what the head is given, the network at rest."""
-    found: list[Tensor] = []
-    head = model.get_submodule(head_name(model))
-    channels = 1 if isinstance(head, nn.Conv2d) else -1
-
-    def keep(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        found.append(given[0].double().square().sum(channels).flatten())
-
-    hook = head.register_forward_pre_hook(keep)
-    try:
-        with frozen(model):
-            for x in batches:
-                model(x)
-    finally:
-        hook.remove()
-    return float(torch.cat(found).mean())
+    channels = 1 if isinstance(model.get_submodule(head_name(model)), nn.Conv2d) else -1
+    lengths: list[Tensor] = []
+    with frozen(model), features_seen(model) as seen:
+        for x in batches:
+            model(x)
+            lengths.append(seen.pop().double().square().sum(channels).flatten())
+    return float(torch.cat(lengths).mean())

@@ -41,6 +41,7 @@ from autolora.training.learner import Learner, generator, number
 from autolora.training.objectives import Losses
 from autolora.training.phases import best_blocks, first_pass, robust_head, twin
 from autolora.training.resume import Record, RunState, alone, checkpoint_file, forget, keep, restore
+from autolora.training.robust_already import with_schedule
 from autolora.training.settings import (
     Settings,
     Split,
@@ -72,6 +73,7 @@ class Tuned:
     head: list[Record] | None = None  # of the epochs before, in which the head alone was tuned
     first_pass: list[Record] | None = None  # of the run that made the teacher
     tries: list[Record] = field(default_factory=list)  # of blocks that were trained shortly, to choose from
+    features_moved: float | None = None  # by an attacker, before training, where the schedule was chosen by it
     right: list[bool] = field(default_factory=list)  # per validation image, by the best state: what it was chosen by
 
     @property
@@ -89,10 +91,14 @@ class Tuned:
             ("branch", branch),
             *([] if settings.blocks is None else [("trained", ", ".join([*settings.blocks, "head"]))]),
             *([] if self.head is None else [("before", f"{len(self.head)} epochs of the head alone, attacked")]),
+            *([] if self.features_moved is None else [("eps", f"{settings.eps_schedule}: {self._moved()}")]),
             ("epochs", f"{len(self.history)} of {settings.epochs}, the best one is {self.best_epoch}"),
             ("chosen", f"{found} of the validation images"),
             ("next", "autolora.merge(tuned) gives the network to attack and to export"),
         ]
+
+    def _moved(self) -> str:
+        return f"before training an attacker moved features {self.features_moved:g} of the way to another image's"
 
     def __repr__(self) -> str:
         """In lines, where the fields would be pages of layers and records."""
@@ -153,7 +159,8 @@ class Way(NamedTuple):
 def in_phases(model: nn.Module, train: Split, val: Split, asked: Settings, way: Way) -> Tuned:
     """The run itself, and before it those that it needs: the twin, the head alone, the first pass, short runs for its
     blocks. Each is resumed by itself."""
-    settings, read, silent = decided(asked, train), from_files(asked, model, val), way._replace(on_epoch=lambda _: None)
+    read, silent = from_files(asked, model, val), way._replace(on_epoch=lambda _: None)
+    settings, moved_by = with_schedule(decided(asked, train), model, train, val[0].shape[-1], way.device)
     natural = read.get("natural_teacher")
     if settings.natural_teacher == TWIN:
         natural = run(model, train, val, decided(twin(asked), train), silent).model
@@ -178,7 +185,7 @@ def in_phases(model: nn.Module, train: Split, val: Split, asked: Settings, way: 
         settings = replace(settings, blocks=blocks)
     tuned = run(model, train, val, settings, way, teachers=teachers)
     tuned.head, tuned.first_pass = head.history if head else None, before.history if before else None
-    tuned.tries = tries
+    tuned.tries, tuned.features_moved = tries, moved_by
     return tuned
 
 

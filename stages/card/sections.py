@@ -78,7 +78,16 @@ def _trained_on(tuned: dict[str, Any]) -> str:
         return ""
     gradients = "ten gradients" if tuned["attack"] == "pgd" else "one gradient"
     attack = "" if tuned["method"] in ("natural", "linear") else f"{gradients} of the attack an image, "
-    return f"{attack}first learning rate {tuned['first_rate']:g}"
+    return f"{attack}first learning rate {tuned['first_rate']:g}{_schedule(tuned)}"
+
+
+def _schedule(tuned: dict[str, Any]) -> str:
+    """Why eps grew, or did not, where the run chose."""
+    if (moved := tuned.get("features_moved")) is None:
+        return ""
+    grew = tuned.get("axes", {}).get("eps_schedule") == "ramp"
+    said = "not robust before, so eps grew from 0" if grew else "robust before, so eps was the whole one throughout"
+    return f"; the backbone was {said} (an attacker moved its features {plain(moved)} times the way to another image's)"
 
 
 def _made_of(r: dict[str, Any]) -> str:

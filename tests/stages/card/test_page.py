@@ -310,7 +310,8 @@ def test_another_recipe_is_said_in_words(tmp_path):
     folder = make_run(tmp_path / "run")
     tuned = {
         "method": "vanilla", "reference": "best", "collapsed": [7],
-        "axes": {"weight_attack": 0.005}, "attack": "single", "first_rate": 0.0807,
+        "axes": {"eps_schedule": "ramp", "weight_attack": 0.005}, "attack": "single", "first_rate": 0.0807,
+        "features_moved": 2.2,
         "head": [
             {"epoch": 1, "val_robust": None, "event": ""}, {"epoch": 2, "val_robust": 0.1, "event": "best"},
             {"epoch": 3, "val_robust": 0.3, "event": "cooling+best"}, {"epoch": 4, "val_robust": 0.2, "event": ""},
@@ -323,10 +324,11 @@ def test_another_recipe_is_said_in_words(tmp_path):
     text = " ".join(Tree(page(folder)).text.split())
     for words in (
         "tuned adversarially from a pre-trained backbone (TRADES, ICML 2019)",
-        "vanilla, reference best, weight attack 0.005; the head alone first, 4 epochs: 10 % of the",
+        "vanilla, reference best, eps schedule ramp, weight attack 0.005; the head alone first, 4 epochs: 10 % of the",
         "of the validation images withstood PGD, then 30 %; trained: layer2.0, head, after 2 short runs; one gradient",
         "one gradient an image was given up after epoch 7",
-        "one gradient of the attack an image, first learning rate 0.0807",
+        "one gradient of the attack an image, first learning rate 0.0807; the backbone was not robust before",
+        "so eps grew from 0 (an attacker moved its features 2.2 times the way to another image's)",
         "awp2020. Adversarial weight perturbation (NeurIPS 2020).",
     ):
         assert words in text, words
