@@ -19,6 +19,7 @@ import onnx
 from autolora.export.notes import set_notes
 from autolora.export.runtime import as_input, open_session
 
+PORTABLE = True  # weights from -64 to 64: where a processor adds two products in 16 bits (x86 without VNNI), they fit
 CALIBRATION = 256  # images that activations are scaled on; they are clean ones of the validation part
 
 
@@ -90,6 +91,7 @@ def _static(prepared: Path, quantised: Path, calibration: np.ndarray) -> None:
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        reduce_range=PORTABLE,
     )
 
 
@@ -103,6 +105,7 @@ def _dynamic(prepared: Path, quantised: Path) -> None:
         op_types_to_quantize=["MatMul", "Gemm"],
         per_channel=True,
         weight_type=QuantType.QInt8,
+        reduce_range=PORTABLE,
     )
 
 
