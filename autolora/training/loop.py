@@ -41,7 +41,7 @@ from autolora.training.learner import Learner, generator, number
 from autolora.training.objectives import Losses
 from autolora.training.phases import best_blocks, first_pass, robust_head, twin
 from autolora.training.resume import Record, RunState, alone, checkpoint_file, forget, keep, restore
-from autolora.training.robust_already import with_schedule
+from autolora.training.robust_already import in_words, with_schedule
 from autolora.training.settings import (
     Settings,
     Split,
@@ -164,6 +164,8 @@ def in_phases(model: nn.Module, train: Split, val: Split, asked: Settings, way: 
     natural = read.get("natural_teacher")
     if settings.natural_teacher == TWIN:
         natural = run(model, train, val, decided(twin(asked), train), silent).model
+    if moved_by is not None and way.show:
+        tqdm.write(in_words(moved_by), file=sys.stderr)
     head = before = teachers = None
     if settings.start == "robust_head":
         head = run(model, train, val, robust_head(settings), silent)

@@ -46,6 +46,11 @@ def with_schedule(
     return replace(settings, eps_schedule="ramp" if moved > MOST else "constant"), moved
 
 
+def in_words(moved: float) -> str:
+    found = f"Before training an attacker moves the backbone's features {moved:g} times the way to another image's"
+    return f"{found}: eps grows from 0." if moved > MOST else f"{found}: eps is the whole one throughout."
+
+
 def features_moved(model: nn.Module, x: Tensor, threat: Threat, seed: int = 0) -> float:
     """x: [n,3,h,w] in [0,1]. Three digits, so that the order in which a sum was added decides nothing."""
     draw = torch.Generator(x.device).manual_seed(seed)

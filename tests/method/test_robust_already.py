@@ -64,9 +64,11 @@ def test_a_larger_ball_moves_more_and_the_head_counts_for_nothing():
 
 
 @pytest.mark.parametrize(("found", "schedule"), [(MOST, "constant"), (MOST + 0.01, "ramp")])
-def test_a_run_decides_by_it_and_says_so(monkeypatch, found, schedule):
+def test_a_run_decides_by_it_and_says_so(monkeypatch, capsys, found, schedule):
     monkeypatch.setattr(robust_already, "features_moved", lambda *of: found)
-    tuned = finetune(network(), images(24), images(12, 1), THREAT, **AUTO)
+    tuned = finetune(network(), images(24), images(12, 1), THREAT, **AUTO | {"progress": True})
+    said = {"constant": "eps is the whole one throughout", "ramp": "eps grows from 0"}[schedule]
+    assert f"features {found:g} times the way to another image's: {said}." in capsys.readouterr().err
     assert (tuned.settings.eps_schedule, tuned.features_moved) == (schedule, found)
     assert f"eps     {schedule}: before training an attacker moved features {found:g} of the way" in repr(tuned)
     same = finetune(network(), images(24), images(12, 1), THREAT, **AUTO | {"eps_schedule": schedule})
