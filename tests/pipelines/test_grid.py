@@ -117,8 +117,8 @@ def test_unknown_sweep_lists_those_there_are():
 
 def test_the_grid_of_the_paper():
     sweep = grid.load("paper-table", ROOT)
-    assert len(sweep.cells) == 6 * 2 * 3 * 3
-    assert sweep.axes["finetune.method"] == ["vanilla", "twins", "autolora"]
+    assert len(sweep.cells) == 6 * 2 * 8 * 3
+    assert sweep.axes["recipe"][:3] == ["vanilla", "twins2023", "autolora2024-paper"]
 
 
 @pytest.mark.parametrize("name", [file.stem for file in sorted((ROOT / "presets" / "sweeps").glob("*.yaml"))])
