@@ -193,6 +193,12 @@ def test_three_sets_reach_the_readme(project):
     assert "| linear |" not in readme  # on one set only
     assert "(TRADES) with its published rate: surely more robust on 0 of 3 sets, surely less on 0; " in readme
     assert "The stronger baselines, `vanilla-searched` and `twins-searched`, have not run yet." in readme
+    assert "Against it" not in readme
+    found = [row("vanilla-found", 0, "1110000000", data=data, cell=f"{data}-found") for data in "abc"]
+    cells.write(project / cells.RESULTS, [*rows, *found])
+    report.build(project)
+    readme = (project / "README.md").read_text()
+    assert "Against it with the same rule of the rate: surely more robust on 0 of 3 sets, surely less on 0; " in readme
 
 
 @pytest.mark.parametrize(
