@@ -43,7 +43,7 @@ RESULTS, KEPT = Path("benchmarks/results/screening.csv"), Path(".work/screening"
 EPOCHS = 40
 DEFAULT = "default"
 CHANGES: dict[str, dict[str, Any]] = {  # each an axis of autolora.finetune; what a loss needs beside it comes with it
-    DEFAULT: {},
+    DEFAULT: {"eps_schedule": "constant"},  # which the changes keep, but for `ramp`
     "pgd": {"attack": "pgd"},
     "vanilla": {"method": "vanilla"},
     "madry": {"method": "madry"},
@@ -92,7 +92,7 @@ def tuned(path: Path, net: str, name: str, change: str, seed: int) -> Row:
     start = time.process_time()
     done = finetune(
         backbone(path, net, data, seed), data["train"], data["val"], threat,
-        epochs=EPOCHS, seed=seed, progress=False, **CHANGES[change],
+        epochs=EPOCHS, seed=seed, progress=False, **CHANGES[DEFAULT] | CHANGES[change],
     )  # fmt: skip
     seconds = time.process_time() - start
     save_model(done.model, str(kept(net, name, change, seed)))

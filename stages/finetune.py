@@ -234,7 +234,7 @@ def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: 
 
 def how(recipe: str | None, robust: Tuned) -> dict[str, Any]:
     """What differs from AutoLoRa's defaults; nothing where nothing does."""
-    plain = Settings(robust.settings.threat, attack=robust.settings.attack)
+    plain = Settings(robust.settings.threat, attack=robust.settings.attack, eps_schedule="constant")
     axes = {key: value for key in AXES if (value := getattr(robust.settings, key)) != getattr(plain, key)}
     collapsed = [record["epoch"] for record in robust.history if record["event"] == "collapsed"]
     found = {

@@ -24,7 +24,7 @@ SWITCH = ("auto", True, False)
 STARTS = ("pretrained", "robust_head")
 ATTACKS = ("pgd", "single", "auto")
 TRAINS = ("all", "lora", "head", "blocks", "prominent")
-EPS_SCHEDULES = ("constant", "ramp", "auto")
+EPS_SCHEDULES = ("auto", "constant", "ramp")
 OTHER_WORDS = {  # what others call our settings
     "lr": "rate",
     "learning_rate": "rate",
@@ -59,7 +59,7 @@ class Settings:
     blocks: tuple[str, ...] | None = None  # where blocks are trained: which; None: they are chosen first
     weight_attack: float | None = None  # how far each layer's weights are moved against the step, in their own norm
     smoothing: float = 0.0  # of the labels in every cross-entropy
-    eps_schedule: str = "constant"  # ramp: 0 at first, then on a straight line to eps; auto: `robust_already`
+    eps_schedule: str = "auto"  # constant; ramp: 0 at first, then on a straight line to eps; auto: `robust_already`
     gamma: float = 1.0  # TWINS only
     teacher: str | None = None  # distill only: a classifier file, or first_pass: AutoLoRa first
     natural_teacher: str | None = None  # distill only: a classifier file, or twin: the natural twin first

@@ -147,7 +147,7 @@ class Finetune(Section):
     trains: Literal["all", "lora", "head", "blocks", "prominent"] = "all"
     weight_attack: Annotated[float, Field(ge=0, le=0.1)] | None = None
     smoothing: Annotated[float, Field(ge=0, le=0.3)] = 0.0
-    eps_schedule: Literal["constant", "ramp", "auto"] = "constant"
+    eps_schedule: Literal["auto", "constant", "ramp"] = "auto"
     epochs: int = Field(60, ge=1)
     batch_size: int = Field(128, ge=2)
     augmentation: Literal["auto", "crop_flip", "crop", "rrc_flip", "idbh", "cutmix", "interpolate", "none"] = "auto"

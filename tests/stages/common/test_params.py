@@ -255,7 +255,7 @@ def test_no_default_changes_unseen():
         "register.gates.significance": 0.05,
         "register.gates.threat": None,
         "seed": 0,
-        "finetune.eps_schedule": "constant",
+        "finetune.eps_schedule": "auto",
         "finetune.recipe": None,
         "finetune.smoothing": 0.0,
         "finetune.start": "pretrained",
