@@ -51,7 +51,8 @@ def first_pass(settings: Settings) -> Settings:
 
 def twin(settings: Settings) -> Settings:
     """The natural twin, as whoever compares with it trains it: no axis of the robust run is its own."""
-    return Settings(settings.threat, "natural", **{key: getattr(settings, key) for key in OF_THE_TWIN})
+    own = {key: getattr(settings, key) for key in OF_THE_TWIN}
+    return Settings(settings.threat, "natural", eps_schedule="constant", **own)
 
 
 def best_blocks(

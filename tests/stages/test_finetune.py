@@ -54,7 +54,8 @@ def workspace(tmp_path, root, monkeypatch, migrated):
 def change(folder: Path, source: Path, **finetune) -> None:
     params = yaml.safe_load(source.read_text())
     params["backbone"] |= {"weights": None, "options": {"channels": [4, 4, 8, 8], "stem_width": 4}}
-    params["finetune"] |= {"epochs": 2, "batch_size": 16, **finetune}
+    given = {"eps_schedule": "constant"} | params["finetune"]  # a network of random weights would get a ramp
+    params["finetune"] = given | {"epochs": 2, "batch_size": 16, **finetune}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -106,6 +107,14 @@ def test_a_recipe_is_trained_and_told_and_the_twin_knows_nothing_of_it(workspace
     assert record["recipe"]["paper"].startswith("N-FGSM (de Jorge et al., NeurIPS 2022)")
     assert changed["robust.safetensors"] != plain["robust.safetensors"]
     assert changed["natural.safetensors"] == plain["natural.safetensors"]
+
+
+def test_a_backbone_that_is_not_robust_gets_an_eps_that_grows_and_the_record_says_why(workspace):
+    change(workspace, workspace / "params.yaml", epochs=1, eps_schedule="auto")
+    stage.finetune()
+    record = json.loads(contents(workspace)["finetuned.json"])
+    assert record["features_moved"] > 0.5
+    assert record["axes"] == {"eps_schedule": "ramp"}
 
 
 def test_a_twin_that_teaches_is_the_twin_that_is_compared_with(workspace):
