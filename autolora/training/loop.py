@@ -91,14 +91,11 @@ class Tuned:
             ("branch", branch),
             *([] if settings.blocks is None else [("trained", ", ".join([*settings.blocks, "head"]))]),
             *([] if self.head is None else [("before", f"{len(self.head)} epochs of the head alone, attacked")]),
-            *([] if self.features_moved is None else [("eps", f"{settings.eps_schedule}: {self._moved()}")]),
+            *([] if self.features_moved is None else [("eps", in_words(self.features_moved))]),
             ("epochs", f"{len(self.history)} of {settings.epochs}, the best one is {self.best_epoch}"),
             ("chosen", f"{found} of the validation images"),
             ("next", "autolora.merge(tuned) gives the network to attack and to export"),
         ]
-
-    def _moved(self) -> str:
-        return f"before training an attacker moved features {self.features_moved:g} of the way to another image's"
 
     def __repr__(self) -> str:
         """In lines, where the fields would be pages of layers and records."""

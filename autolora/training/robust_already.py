@@ -47,7 +47,7 @@ def with_schedule(
 
 
 def in_words(moved: float) -> str:
-    found = f"Before training an attacker moves the backbone's features {moved:g} times the way to another image's"
+    found = f"Before training an attacker moves features by {moved:g} of the squared distance between two images"
     return f"{found}: eps grows from 0." if moved > MOST else f"{found}: eps is the whole one throughout."
 
 

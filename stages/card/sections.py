@@ -87,7 +87,10 @@ def _schedule(tuned: dict[str, Any]) -> str:
         return ""
     grew = tuned.get("axes", {}).get("eps_schedule") == "ramp"
     said = "not robust before, so eps grew from 0" if grew else "robust before, so eps was the whole one throughout"
-    return f"; the backbone was {said} (an attacker moved its features {plain(moved)} times the way to another image's)"
+    return (
+        f"; the backbone was {said} (an attacker moved its features by {plain(moved)} "
+        "of the squared distance between two images)"
+    )
 
 
 def _made_of(r: dict[str, Any]) -> str:

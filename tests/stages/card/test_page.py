@@ -328,7 +328,7 @@ def test_another_recipe_is_said_in_words(tmp_path):
         "of the validation images withstood PGD, then 30 %; trained: layer2.0, head, after 2 short runs; one gradient",
         "one gradient an image was given up after epoch 7",
         "one gradient of the attack an image, first learning rate 0.0807; the backbone was not robust before",
-        "so eps grew from 0 (an attacker moved its features 2.2 times the way to another image's)",
+        "so eps grew from 0 (an attacker moved its features by 2.2 of the squared distance between two images)",
         "awp2020. Adversarial weight perturbation (NeurIPS 2020).",
     ):
         assert words in text, words
