@@ -32,6 +32,10 @@ class TrainingAttack:
         )
         self.noise, self.batch, self.layout = torch.Generator(device), settings.batch_size, layout
 
+    def reached(self) -> Threat:
+        """The threat of this epoch."""
+        return self.threat if self.reach == 1 else Threat(self.threat.norm, self.reach * self.threat.eps)
+
     def begin(self, seed: int, batch: int) -> None:
         """The draws of a step, for so many images over all processes."""
         self.noise.manual_seed(seed)
@@ -40,7 +44,7 @@ class TrainingAttack:
     def __call__(self, view: View, x: Tensor, y: Tensor) -> Tensor:
         if self.reach == 0:
             return x
-        threat = self.threat if self.reach == 1 else Threat(self.threat.norm, self.reach * self.threat.eps)
+        threat = self.reached()
         noise = self._mine(random_in_ball(x.new_empty(()).expand(self.batch, *x.shape[1:]), threat, self.noise))
         noise = noise.contiguous(memory_format=self.layout)
         if self.single:

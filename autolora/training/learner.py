@@ -339,11 +339,11 @@ class Learner:
         return right.bool().cpu()
 
     def withstood(self, count: int) -> tuple[list[float], list[float]]:
-        """Which of the first training images withstand one step from where they are, and which PGD-10."""
+        """Which of the first training images withstand one step from where they are, and which PGD-10, of this eps."""
         index = torch.arange(min(count, len(self.labels)))
         x, y = self.pixels(take(self.images, index, self.device)), self.labels[index.to(self.device)]
         self.folded_shipped.refresh()
-        view, threat = partial(self._in, self.speed.attack, self.folded_shipped.view), self.settings.threat
+        view, threat = partial(self._in, self.speed.attack, self.folded_shipped.view), self.attacker.reached()
         one = single_step(view, x, y, threat, torch.zeros_like(x))
         ten = pgd(view, x, y, threat, STEPS, random_start=False)
         with torch.no_grad():

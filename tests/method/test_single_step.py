@@ -12,8 +12,10 @@ from torch import nn
 from autolora.threat import Threat
 from autolora.training import attack as training_attack
 from autolora.training import judgement, loop
+from autolora.training import learner as learner_module
 from autolora.training.controllers import Measured, PairedRate, between_looks
 from autolora.training.loop import finetune
+from autolora.training.settings import Settings
 from autolora.training.single_step import Straight, bends, collapsed, single_step
 from stages.finetune import how
 from tests.method.small import QUICK, THREAT, images, network
@@ -176,6 +178,15 @@ def stands(model, x, y, steps):
     return (model(point).argmax(1) == y).float().mean().item()
 
 
+def of_pale_digits(train, schedule):
+    torch.manual_seed(0)
+    return finetune(
+        Flat(), train, pale_digits(1500, 1600), Threat("linf", "16/255"), method="madry", attack="single",
+        **QUICK | {"reference": "best", "epochs": 16, "batch_size": 64, "rate": 0.05, "augmentation": "none"},
+        eps_schedule=schedule,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_a_collapse_that_really_happens_is_caught(monkeypatch):
     """No noise and nothing that keeps the loss straight: the network learns to fool the one step."""
@@ -193,11 +204,7 @@ def test_a_collapse_that_really_happens_is_caught(monkeypatch):
         return event
 
     monkeypatch.setattr(judgement, "give_up_single", watched)
-    torch.manual_seed(0)
-    tuned = finetune(
-        Flat(), train, pale_digits(1500, 1600), Threat("linf", "16/255"), method="madry", attack="single",
-        **QUICK | {"reference": "best", "epochs": 16, "batch_size": 64, "rate": 0.05, "augmentation": "none"},
-    )  # fmt: skip
+    tuned = of_pale_digits(train, "constant")
     (at,) = [record["epoch"] for record in tuned.history if record["event"] == "collapsed"]
     assert seen["one"] > 1.5 * seen["ten"]
     assert seen["back"]  # to the kept state
@@ -205,6 +212,41 @@ def test_a_collapse_that_really_happens_is_caught(monkeypatch):
     assert tuned.best_epoch > at  # on with PGD-10,
     assert rose > fell + 0.05  # which is worth it
     assert how(None, tuned)["collapsed"] == [at]
+
+
+@pytest.mark.slow
+def test_one_that_really_happens_while_eps_grows_is_caught(monkeypatch):
+    monkeypatch.setattr(training_attack, "NOISE", 0.0)
+    monkeypatch.setattr(training_attack, "STRAIGHT_UP_TO", 1.0)
+    tuned = of_pale_digits(pale_digits(0, 1000), "ramp")
+    (at,) = [record["epoch"] for record in tuned.history if record["event"] == "collapsed"]
+    assert 4 < at < 12  # eps has begun to grow, and is not whole
+    assert tuned.history[-1]["val_robust"] > 0.1  # of PGD-10, from there on
+
+
+def test_a_collapse_is_seen_while_eps_grows_too(monkeypatch):
+    asked = []
+
+    def fooled(self, count):
+        asked.append(self.attacker.reached().eps / THREAT.eps)
+        return [True] * count, [False] * count
+
+    monkeypatch.setattr(loop.Learner, "withstood", fooled)
+    tuned = tune(epochs=8, eps_schedule="ramp")
+    assert [record["event"] for record in tuned.history][:5] == ["", "", "collapsed", "", ""]  # 0 for two epochs
+    assert asked == pytest.approx([0.25])  # of the eps of the third epoch, and not asked any more
+    assert tuned.history[2]["val_robust"] is None
+    assert tuned.best_epoch >= 6
+
+
+def test_the_guard_attacks_with_the_eps_of_the_epoch(monkeypatch):
+    train, val = (tuple(map(torch.from_numpy, part)) for part in (images(32), images(12, 1)))
+    learner = loop.Learner(network(), train, val, Settings(THREAT, reference="paper"), torch.device("cpu"))
+    seen = []
+    monkeypatch.setattr(learner_module, "single_step", lambda view, x, y, threat, noise: seen.append(threat) or x)
+    learner.attacker.reach = 0.5
+    learner.withstood(32)
+    assert [threat.eps for threat in seen] == [THREAT.eps / 2]
 
 
 def test_resuming_after_a_collapse_goes_on_with_pgd(tmp_path, monkeypatch):
