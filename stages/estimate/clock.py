@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from autolora.backbones.classifier import Classifier
+from autolora.training.speed import crashes_in_channels_last
 from stages.common.runner import processes_asked_for
 from stages.estimate.costs import Price
 
@@ -56,10 +57,11 @@ def one_thread() -> Iterator[None]:
 
 
 def _price(model: Classifier, batch: int, device: torch.device, worth: Callable[[Price], bool]) -> Price:
-    twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = torch.contiguous_format if crashes_in_channels_last(model, device) else torch.channels_last
+    twin = copy.deepcopy(model).to(device, memory_format=layout)  # type: ignore[call-overload]
     size = model.spec.image_size
     noise = torch.rand(batch, model.spec.channels, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    noise = noise.contiguous(memory_format=torch.channels_last)
+    noise = noise.contiguous(memory_format=layout)
     some = noise[:SMALL]
     dearest = _timed(lambda: _step(twin, some), seconds=0.0) / len(some)  # a step, and in a small batch
     if not worth(Price(dearest, dearest, dearest)):
