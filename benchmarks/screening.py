@@ -21,12 +21,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, get_type_hints
 
 import numpy as np
 import torch
 from safetensors.torch import load_model, save_model
+from scipy.stats import t as student_t
 
 from autolora.attacks.autoattack import autoattack
 from autolora.common.command_line import Command
@@ -41,6 +42,8 @@ from benchmarks.rate_rules import NETS, SETS, backbone, hits, parts
 
 RESULTS, KEPT = Path("benchmarks/results/screening.csv"), Path(".work/screening")
 EPOCHS = 40
+MEASURES = ("clean", "robust")
+FEWEST = 3  # sets and seeds, to say how far they are apart
 DEFAULT = "default"
 CHANGES: dict[str, dict[str, Any]] = {  # each an axis of autolora.finetune; what a loss needs beside it comes with it
     DEFAULT: {"eps_schedule": "constant"},  # which the changes keep, but for `ramp`
@@ -158,6 +161,27 @@ def table(args: argparse.Namespace) -> None:
         base = [row for row in rows if row.key()[:3] == (net, name, DEFAULT)]
         cost = fmean(row.seconds for row in shown) / fmean(row.seconds for row in base)
         print(f"| {net}, {name} | {change} | {len(shown)} | {' | '.join(said)} | {cost:.2f} |")
+    print("\nOver sets and seeds, with the 95 % interval of the mean (t, each set and seed one value).\n")
+    print("| network | change | sets and seeds | clean | robust | seconds |\n|---|---|---|---|---|---|")
+    for net, change in itertools.product(NETS, list(CHANGES)[1:]):
+        if len(pairs := both(rows, net, change)) >= FEWEST:
+            rises = ([getattr(ours, what) - getattr(base, what) for base, ours in pairs] for what in MEASURES)
+            said = [f"{mean:+.1f} ± {half:.1f}" for mean, half in map(mean_and_half_interval, rises)]
+            cost = fmean(ours.seconds / base.seconds for base, ours in pairs)
+            print(f"| {net} | {change} | {len(pairs)} | {' | '.join(said)} | {cost:.2f} |")
+
+
+def both(rows: Sequence[Row], net: str, change: str) -> list[tuple[Row, Row]]:
+    """The default and the change, for each set and seed that has both."""
+    base, ours = (
+        {(row.data, row.seed): row for row in rows if (row.net, row.change) == (net, which)}
+        for which in (DEFAULT, change)
+    )
+    return [(base[cell], ours[cell]) for cell in sorted(base.keys() & ours.keys())]
+
+
+def mean_and_half_interval(values: Sequence[float]) -> tuple[float, float]:
+    return fmean(values), float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str, float, float]]:
@@ -167,7 +191,7 @@ def comparisons(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str, float
             {row.seed: row for row in rows if row.key()[:3] == (net, name, which)} for which in (DEFAULT, change)
         )
         if shared := sorted(base.keys() & ours.keys()):
-            for what in ("clean", "robust"):
+            for what in MEASURES:
                 before, now = (shares([some[seed] for seed in shared], what) for some in (base, ours))
                 p = math.erfc(abs(rise(before.tolist(), now.tolist())) / math.sqrt(2))
                 yield net, name, change, what, 100 * float((now - before).mean()), p

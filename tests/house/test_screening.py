@@ -36,6 +36,18 @@ def test_images_are_compared_over_the_seeds_that_both_have():
     assert robust[5] == pytest.approx(math.erfc(7 / math.sqrt(9) / math.sqrt(2)))  # 7 more of 9 that differ
 
 
+def test_over_sets_and_seeds_the_interval_is_of_pairs_that_both_have():
+    """Differences of 10, 20 and 30 points; t with two degrees of freedom leaves 2.5 % above 4.3027."""
+    ones = ("1000000000", "1100000000", "1110000000")
+    rows = [row("default", seed, "0" * 10) for seed in range(4)]
+    rows += [row("pgd", seed, robust) for seed, robust in enumerate(ones)] + [row("pgd", 9, "1" * 10)]
+    pairs = screening.both(rows, "shipped", "pgd")
+    assert [(a.seed, b.seed) for a, b in pairs] == [(0, 0), (1, 1), (2, 2)]
+    mean, half = screening.mean_and_half_interval([b.robust - a.robust for a, b in pairs])
+    assert mean == pytest.approx(20)
+    assert half == pytest.approx(4.3027 * 10 / math.sqrt(3), abs=1e-3)
+
+
 def test_rows_are_kept_in_a_file_and_found_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(screening, "RESULTS", tmp_path / "screening.csv")
     some = [row("pgd", 0, "1100000000"), row("default", 0, "1000000000")]
