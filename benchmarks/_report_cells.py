@@ -23,7 +23,16 @@ from stages.estimate.costs import Counts, Price, finetune
 RESULTS = Path("benchmarks/results")
 PREFIX = "small-"  # of the sweeps whose cells end up on the page
 FORWARDS = Price(forward=1, gradient=3, step=3)  # as docs/recipes.md counts
-COST = ("train", "val", "forwards", "processor_seconds", "threads", "machine", "python")  # not in DVC's cache
+COST = (
+    "train",
+    "val",
+    "forwards",
+    "processor_seconds",
+    "attack_seconds",
+    "threads",
+    "machine",
+    "python",
+)  # in no cache
 OWN_AXES = ("data", "recipe", "seed")
 
 
@@ -48,6 +57,7 @@ class Row:
     val_robust: float | None
     forwards: int | None
     processor_seconds: float | None
+    attack_seconds: float | None  # of the processor, for the stage `evaluate`
     threads: int | None
     machine: str | None
     python: str | None
@@ -118,7 +128,7 @@ def by_epoch(training: list[dict[str, str]], column: str) -> str:
 
 def cost(folder: Path, params: Params, training: list[dict[str, str]]) -> dict[str, Any]:
     """Nothing where DVC's cache had the stage: times belong to the machine that took them."""
-    file = folder / "reports/timing/finetune.json"
+    file, attack = (folder / f"reports/timing/{stage}.json" for stage in ("finetune", "evaluate"))
     if not file.is_file():
         return dict.fromkeys(COST)
     timing = read_json(file)
@@ -127,8 +137,16 @@ def cost(folder: Path, params: Params, training: list[dict[str, str]]) -> dict[s
         "train": counts.train,
         "val": counts.val,
         "forwards": round(forwards(params, counts, training)),
-        **{key: timing[key] for key in ("processor_seconds", "threads", "machine", "python")},
+        "attack_seconds": read_json(attack)["processor_seconds"] if attack.is_file() else None,
+        "processor_seconds": None if resumed(timing) else timing["processor_seconds"],
+        **{key: timing[key] for key in ("threads", "machine", "python")},
     }
+
+
+def resumed(timing: dict[str, Any]) -> bool:
+    """Then the seconds are of the last attempt alone, which its epochs show where the record does not say so."""
+    epochs = sum(epoch["seconds"] for epoch in timing["epochs"])
+    return bool(timing.get("resumed_after") or timing["seconds"] < epochs)
 
 
 def forwards(params: Params, counts: Counts, training: list[dict[str, str]]) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autolora.common.statistics import holm, mcnemar
 from benchmarks._report_cells import Row, unpacked
-from pipelines.sweeps.comparison import discordant
+from pipelines.sweeps.comparison import discordant, paired_t
 
 SURE = 0.05
 SEARCHED = "finetune.rate="  # the setting of a try
@@ -54,10 +54,18 @@ class Comparison:
     only_ours: int
     only_theirs: int
     p: float
+    p_seeds: float | None = None  # would other seeds say the same? None where one was trained
     adjusted: float = 1.0
 
     def sure(self) -> bool:
-        return self.adjusted < SURE
+        """On these images, of these trainings; and the means must not say the opposite of the count."""
+        return self.adjusted < SURE and (self.only_ours - self.only_theirs) * self.difference > 0
+
+    def more(self) -> bool:
+        return self.sure() and self.difference > 0
+
+    def less(self) -> bool:
+        return self.sure() and self.difference < 0
 
 
 def of_study(rows: Iterable[Row], study: str) -> list[Row]:
@@ -84,7 +92,8 @@ def natural(setting: str) -> tuple[float, str]:
 
 
 def compared(some: Sequence[Group], baselines: Sequence[str], what: str) -> list[Comparison]:
-    """Every recipe against each baseline of its set, by `clean` or `robust`; p corrected for all of them together."""
+    """Every recipe against each baseline of its set, by `clean` or `robust`; p corrected for all of them together.
+    Two baselines are tested once, and shown from both sides."""
     found = [
         comparison(ours, theirs, what)
         for ours in some
@@ -92,8 +101,21 @@ def compared(some: Sequence[Group], baselines: Sequence[str], what: str) -> list
         if theirs.recipe in baselines and theirs.data == ours.data and ours.recipe != theirs.recipe
         if set(ours.seeds()) & set(theirs.seeds())
     ]
-    adjusted = holm([one.p for one in found])
-    return [Comparison(**vars(one) | {"adjusted": p}) for one, p in zip(found, adjusted, strict=True)]
+    tests = {pair_of(one): one.p for one in found}
+    adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
+    return [replace(one, adjusted=adjusted[pair_of(one)]) for one in found]
+
+
+def pair_of(one: Comparison) -> tuple[str, frozenset[str]]:
+    return one.data, frozenset((one.recipe, one.baseline))
+
+
+def beside(leader: Group, others: Iterable[Group], what: str) -> list[Group]:
+    """Those that are not surely less right than the first one (Holm, over the tests of this call)."""
+    rivals = [other for other in others if other is not leader and set(other.seeds()) & set(leader.seeds())]
+    tests = [comparison(leader, other, what) for other in rivals]
+    adjusted = holm([one.p for one in tests])
+    return [other for other, one, p in zip(rivals, tests, adjusted) if not replace(one, adjusted=p).more()]
 
 
 def comparison(ours: Group, theirs: Group, what: str) -> Comparison:
@@ -104,10 +126,10 @@ def comparison(ours: Group, theirs: Group, what: str) -> Comparison:
     if len(images) > 1:
         raise Mixed(f"{ours.data}: {ours.recipe} and {theirs.recipe} were attacked on different images")
     only_ours, only_theirs = discordant(pairs)
-    shares = [statistics.fmean(a.values()) - statistics.fmean(b.values()) for a, b in pairs]
+    first, second = ([statistics.fmean(some.values()) for some in side] for side in zip(*pairs, strict=True))
     return Comparison(
-        ours.data, ours.recipe, theirs.recipe, len(shared), statistics.fmean(shares),
-        only_ours, only_theirs, mcnemar(only_ours, only_theirs),
+        ours.data, ours.recipe, theirs.recipe, len(shared), statistics.fmean(first) - statistics.fmean(second),
+        only_ours, only_theirs, mcnemar(only_ours, only_theirs), paired_t(first, second),
     )  # fmt: skip
 
 
@@ -139,14 +161,15 @@ def price(rows: Iterable[Row], group: Group, name: str) -> float | None:
     return None if None in values else float(sum(values))
 
 
-def front(some: Sequence[Group], cost: Callable[[Group], float | None]) -> list[Group]:
-    """Those to which no other is at least as robust for less, from the cheapest on."""
-    priced = sorted(
-        ((cost(group), -(group.mean("robust") or 0.0), group) for group in some if cost(group) is not None),
-        key=lambda each: each[:2],
-    )
-    found: list[Group] = []
-    for _, lost, group in priced:
-        if not found or -lost > (found[-1].mean("robust") or 0.0):
-            found.append(group)
+def front(some: Sequence[Group], cost: Callable[[Group], float | None]) -> list[tuple[Group, float | None]]:
+    """From the cheapest on, those that withstand surely more than the dearest step before them, with that test's p."""
+    priced = [(price, group) for group in some if (price := cost(group)) is not None]
+    found: list[tuple[Group, float | None]] = []
+    for _, group in sorted(priced, key=lambda each: (each[0], -(each[1].mean("robust") or 0.0))):
+        if not found:
+            found.append((group, None))
+        elif set(group.seeds()) & set(found[-1][0].seeds()):
+            one = comparison(group, found[-1][0], "robust")
+            if replace(one, adjusted=one.p).more():
+                found.append((group, one.p))
     return found

@@ -17,33 +17,35 @@ from pathlib import Path
 from autolora.common.command_line import Command
 from autolora.common.files import read_json, write_text
 from benchmarks import _report_cells as cells
-from benchmarks import _report_pages as pages
 from benchmarks import _report_pictures as pictures
+from benchmarks import _report_results, _report_users
+from benchmarks._report_words import Facts
 from pipelines.sweeps import grid
 
 ROOT = Path(__file__).resolve().parent.parent
 REPRODUCED = "reproduced.json"
+PAGES = {"docs/results.md": _report_results.results, "docs/expectations.md": _report_users.expectations}
 MARKED = re.compile(r"(<!-- made by benchmarks\.report -->\n).*?(<!-- end of what is made -->)", re.DOTALL)
 
 
-def facts_of(root: Path) -> pages.Facts:
+def facts_of(root: Path) -> Facts:
     folder = root / cells.RESULTS
     plans = {
         file.stem: grid.load(file.stem, root) for file in sorted((root / grid.PRESETS).glob(f"{cells.PREFIX}*.yaml"))
     }
     again = read_json(folder / REPRODUCED) if (folder / REPRODUCED).is_file() else []
-    return pages.Facts(cells.read(folder), plans, again)
+    return Facts(cells.read(folder), plans, again)
 
 
 def made(root: Path) -> dict[str, str]:
     """Each page as it should be, by file."""
     facts = facts_of(root)
     found = {}
-    for name, page in pages.PAGES.items():
+    for name, page in PAGES.items():
         file = root / name
         found[name] = page(facts, file.read_text(encoding="utf-8") if file.is_file() else "")
     readme = (root / "README.md").read_text(encoding="utf-8")
-    shown = pages.readme(facts)
+    shown = _report_users.readme(facts)
     found["README.md"] = MARKED.sub(lambda marks: f"{marks[1]}{shown}{shown and chr(10)}{marks[2]}", readme)
     return found
 

@@ -73,13 +73,21 @@ def train_both() -> None:
         model = backbone(params, read_json(PREPARED / "train" / "classes.json"))
         if first:
             announce.finetune(model, counts(), params.finetune)
+        here: list[int] = []  # the epochs that this attempt trains: an earlier one may have been killed
+
         with live(work, params.as_dict(), params.finetune.epochs) as on_epoch:
-            robust = tuned(params, model, params.finetune.method, work, on_epoch)
+
+            def seen(epoch: dict[str, Any]) -> None:
+                here.append(epoch["epoch"])
+                on_epoch(epoch)
+
+            robust = tuned(params, model, params.finetune.method, work, seen)
         members = [robust, *others(params, model, work)]
         natural = tuned(params, model, "natural", work)
         if first:
             write_outputs(params, model, members, natural)
             record |= speeds(robust) | {"images": {"train": counts().train, "val": counts().val}}
+            record["resumed_after"] = len(robust.history) - len(here)
 
 
 def others(params: FinetuneParams, model: Classifier, work: Path) -> list[Tuned]:

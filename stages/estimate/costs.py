@@ -16,7 +16,11 @@ from stages.common.params import Finetune, Merge
 
 TRAINING_ATTACK, DIAL_ATTACK = 10, 20  # steps of PGD
 PLAIN = ("natural", "linear")  # trained without an attack
-STEPS = {"madry": 1, "natural": 1, "linear": 0.5}  # training passes over an image; of the other methods two
+STEPS = {
+    "madry": 1,
+    "natural": 1,
+    "linear": 1 / 3,
+}  # training passes over an image, else 2; of the head a forward
 WATCHED = 32  # training images that are attacked both ways, where training takes one gradient an image
 DIAL, DIRECTIONS = 5, 2  # points of the dial in each direction
 CRITICAL_IMAGES, ASCENT = 512, 11  # and gradients of each layer's weight on all of them, for merge.toward: critical

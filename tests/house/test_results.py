@@ -14,7 +14,7 @@ from benchmarks import _report_cells as cells
 from benchmarks import _report_numbers as numbers
 from benchmarks import report, small_sets
 from benchmarks._report_cells import Row, bits
-from benchmarks._report_pages import MAIN
+from benchmarks._report_words import MAIN
 from pipelines.sweeps import grid, search
 from stages.common.params import check
 from tests.house.imports import ROOT
@@ -27,9 +27,10 @@ def row(recipe: str, seed: int, stood: str, **other: object) -> Row:
         Row(
             study=MAIN, data="digits", recipe=recipe, seed=seed, setting="", cell=f"{recipe}-{seed}", commit="c0ffee",
             threat="linf 8/255", side=32, train=600, val=120, epochs=40, rate=0.01, val_clean=0.9, val_robust=0.5,
-            forwards=1_000_000, processor_seconds=10.0, threads=1, machine="a machine", python="3.11", torch="2.13",
-            version="fast", n=len(robust), clean=1.0, robust=robust.mean().item(), expected=0.5, alpha=0.0,
-            images="the same", clean_flags=bits(np.ones(len(robust), bool)), robust_flags=bits(robust),
+            forwards=1_000_000, processor_seconds=10.0, attack_seconds=30.0, threads=1, machine="a machine",
+            python="3.11", torch="2.13", version="fast", n=len(robust), clean=1.0, robust=robust.mean().item(),
+            expected=0.5, alpha=0.0, images="the same",
+            clean_flags=bits(np.ones(len(robust), bool)), robust_flags=bits(robust),
             val_robust_by_epoch="0.1 0.5", cosine_by_epoch="0.9 0.7", dial="0:0.9000/0.5000",
         ),
         **other,
@@ -72,10 +73,43 @@ def test_an_image_counts_once_and_p_is_corrected():
     assert best.difference == pytest.approx((0.6 + 0.2) / 2)
     assert best.p == pytest.approx(2 / 2**7)
     assert best.adjusted == pytest.approx(2 * 2 / 2**7)  # the smaller of two
+    assert best.p_seeds == pytest.approx(0.2952, abs=1e-4)  # t of 0.6 and 0.2 is 2, with one degree of freedom
+    assert natural.p_seeds is None
     assert (natural.seeds, natural.only_ours, natural.only_theirs) == (1, 1, 3)
     assert natural.p == natural.adjusted == pytest.approx(2 * (1 + 4) / 2**4)
     assert best.sure()
     assert not natural.sure()
+
+
+def test_two_baselines_are_one_test():
+    some = numbers.groups(ROWS)
+    found = numbers.compared(some, ["vanilla-searched", "natural"], "robust")
+    assert len(found) == 4  # three pairs, one of them from both sides
+    ours, theirs = (one for one in found if {one.recipe, one.baseline} == {"natural", "vanilla-searched"})
+    assert ours.adjusted == theirs.adjusted
+    best = next(one for one in found if (one.recipe, one.baseline) == ("best", "vanilla-searched"))
+    assert best.adjusted == pytest.approx(3 * best.p)
+
+
+def test_a_count_that_contradicts_the_mean_is_not_sure():
+    """Three seeds: 40 images are ours alone, each under one of them; 15 are theirs alone under all three."""
+    wide = ["".join("1" if i < 40 and i % 3 == seed else "0" for i in range(60)) for seed in range(3)]
+    rows = [row("best", seed, stood) for seed, stood in enumerate(wide)]
+    rows += [row("vanilla-searched", seed, "0" * 40 + "1" * 15 + "0" * 5) for seed in range(3)]
+    ((one,)) = numbers.compared(numbers.groups(rows), ["vanilla-searched"], "robust")
+    assert (one.only_ours, one.only_theirs) == (40, 15)
+    assert one.adjusted < 0.002
+    assert one.difference < 0
+    assert not one.sure()
+    assert not one.more()
+    assert not one.less()
+
+
+def test_who_is_level_with_the_leader():
+    """10 of 10 against 9 and 1: one image is no difference, nine are."""
+    rows = [row("best", 0, "1" * 10), row("vanilla", 0, "1" * 9 + "0"), row("natural", 0, "1" + "0" * 9)]
+    leader, *others = numbers.groups(rows, ["digits", "best", "vanilla", "natural"])
+    assert [group.recipe for group in numbers.beside(leader, others, "robust")] == ["vanilla"]
 
 
 def test_other_images_are_not_compared():
@@ -93,9 +127,10 @@ def test_what_more_forwards_buy():
     some = numbers.groups(ROWS)
     named = {group.recipe: group for group in some}
     prices = {"natural": 1.0, "vanilla-searched": 1.5, "best": 3.0}
-    assert numbers.front(some, lambda group: prices[group.recipe]) == [*map(named.get, prices)]
+    found = numbers.front(some, lambda group: prices[group.recipe])
+    assert found == [(named["natural"], None), (named["best"], pytest.approx(0.0215, abs=1e-4))]  # 9:1; 3:1 is nothing
     prices["best"] = 1.0  # 65 % for the price of natural's 10 %
-    assert numbers.front(some, lambda group: prices[group.recipe]) == [named["best"]]
+    assert numbers.front(some, lambda group: prices[group.recipe]) == [(named["best"], None)]
 
 
 def test_rows_survive_their_file(tmp_path):
@@ -115,7 +150,15 @@ def test_a_finished_cell_becomes_a_row(tmp_path):
     write_json(folder / "cell.json", {"axes": axes, "commit": "0123456789abcdef"})
     write_json(
         folder / "reports/timing/finetune.json",
-        {"images": {"train": 100, "val": 10}, "processor_seconds": 7.5, "threads": 1, "machine": "m", "python": "3"},
+        {
+            "images": {"train": 100, "val": 10},
+            "processor_seconds": 7.5,
+            "threads": 1,
+            "machine": "m",
+            "python": "3",
+            "seconds": 8.0,
+            "epochs": [{"seconds": 2.0}] * 3,
+        },
     )
     (folder / "reports/training.csv").write_text(
         "lr,val_clean,val_robust,gradient_cosine,event\n0.01,0.5,0.2,,best\n0.01,0.7,0.4,0.9,best\n0.005,0.8,0.3,0.8,\n"
@@ -155,9 +198,9 @@ def test_the_page_says_it(project):
     page = (project / "docs/results.md").read_text()
     assert "**5 of 144 cells have run, 139 have not** (digits 5 of 36," in page
     assert "| digits | best | 2 | 100.0 ± 0.0 | 65.0 ± 35.4 | 50.0 | 0.01 |" in page
-    assert "| digits | best | **+40.0 (7:0, p 0.031)** |" in page
+    assert "| digits | best | **+40.0 (7:0, p 0.031, seeds p 0.3)** |" in page
     assert "| best | vanilla-searched | 1 | 1 | 0 | 0 |" in page
-    assert "| digits | vanilla-searched | 1.50 | 20 | 2 | 25.0 |" in page
+    assert "| digits | vanilla-searched | 1.50 | 20 | 2 | 30 | 25.0 |" in page
     assert "Not run yet: `uv run python -m pipelines.sweep small-sides`" in page
     assert "## On few images" not in (project / "README.md").read_text()  # one set is not enough
 
@@ -191,14 +234,26 @@ def test_three_sets_reach_the_readme(project):
     assert "| best | 100.0 / 20.0 | 100.0 / 20.0 | 100.0 / 20.0 |" in readme
     assert "| recipe | a, n = 10 | b, n = 10 | c, n = 10 |" in readme
     assert "| linear |" not in readme  # on one set only
-    assert "(TRADES) with its published rate: surely more robust on 0 of 3 sets, surely less on 0; " in readme
-    assert "The stronger baselines, `vanilla-searched` and `twins-searched`, have not run yet." in readme
-    assert "Against it" not in readme
+    nothing = "+0.0 points of {} accuracy (no sure difference on 3 sets)"
+    level = f"{nothing.format('robust')} and {nothing.format('clean')}"
+    assert f"Against `vanilla`: {level}. Each was trained once" in readme
+    assert "Not on all sets yet: the stronger baselines, `vanilla-searched` and `twins-searched`." in readme
+    assert "Against `vanilla-found`" not in readme
+    assert (
+        "Clean / robust accuracy in percent of n test images, after fine-tuning the backbone that ships on 600 "
+        in readme
+    )
     found = [row("vanilla-found", 0, "1110000000", data=data, cell=f"{data}-found") for data in "abc"]
     cells.write(project / cells.RESULTS, [*rows, *found])
     report.build(project)
     readme = (project / "README.md").read_text()
-    assert "Against it with the same rule of the rate: surely more robust on 0 of 3 sets, surely less on 0; " in readme
+    assert "Against `vanilla-found`: -10.0 points of robust accuracy (no sure difference on 3 sets) and" in readme
+    searched = row("vanilla-searched", 0, "0" * 10, data="a", cell="a-searched")
+    cells.write(project / cells.RESULTS, [*rows, searched])
+    report.build(project)
+    readme = (project / "README.md").read_text()
+    assert "Against `vanilla-searched`: +20.0 points of robust accuracy (no sure difference on 1 set) and" in readme
+    assert "Against `vanilla`: " in readme  # as long as a set lacks the search
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,11 @@ def test_files_and_bytes(workspace):
         "training.csv",
     }
     shutil.rmtree(workspace / ".work")
-    stage.finetune()
-    assert contents(workspace) == first
+    for trained_before in (0, 2):
+        stage.finetune()
+        assert contents(workspace) == first
+        timing = json.loads((workspace / "reports/timing/finetune.json").read_text())
+        assert timing["resumed_after"] == trained_before  # epochs, of which `seconds` knows nothing
     rows = list(csv.DictReader((workspace / "reports/training.csv").open()))
     assert list(rows[0]) == [
         *("epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"),

@@ -1,0 +1,229 @@
+"""docs/expectations.md and the README's table, from the rows of benchmarks/results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks._report_numbers import (
+    Comparison,
+    Group,
+    compared,
+    comparison,
+)
+from benchmarks._report_words import (
+    AGAINST,
+    MAIN,
+    SEARCHED,
+    STUDIES,
+    Facts,
+    by_data,
+    further,
+    hand,
+    join,
+    listed,
+    not_yet,
+    percent,
+    recipes_in_words,
+    seconds,
+    setting,
+    span,
+    table,
+)
+
+LEADING = ("natural", "vanilla", "best")  # without which the README says nothing
+ENOUGH_SETS = 3
+
+
+def expectations(facts: Facts, before: str) -> str:
+    return join(
+        [
+            "# What to expect",
+            "<!-- Made by `uv run python -m benchmarks.report`. Write between the marks alone. -->",
+            "For people who wonder whether to start. The tables come from the same cells as [results.md](results.md): "
+            "few small images, and the small backbone that ships. What larger images and a larger backbone give, this "
+            "page does not say. Where the text has numbers of other runs, it says of which.",
+            "## In short",
+            hand(before, "In short"),
+            "## What robustness costs in clean accuracy",
+            *paid(facts),
+            "## How long it takes",
+            *duration(facts),
+            "## How many images",
+            *asked(facts, "small-amounts"),
+            "## Which backbone",
+            *asked(facts, "small-backbones"),
+            "## When not to bother",
+            *not_worth(facts),
+        ]
+    )
+
+
+def pairs(facts: Facts) -> list[tuple[Group, Group]]:
+    """Natural fine-tuning and the default, by set."""
+    found = []
+    for some in by_data(facts.groups()).values():
+        named = {group.recipe: group for group in some}
+        if "natural" in named and "best" in named:
+            found.append((named["natural"], named["best"]))
+    return found
+
+
+def paid(facts: Facts) -> list[str]:
+    lines = []
+    for plain, ours in pairs(facts):
+        one = comparison(plain, ours, "clean")
+        lines.append([
+            plain.data, percent(plain.mean("clean")), percent(ours.mean("clean")), f"{100 * one.difference:.1f}",
+            f"{one.only_ours}:{one.only_theirs} (p {one.p:.2g})",
+            percent(plain.mean("robust")), percent(ours.mean("robust")),
+        ])  # fmt: skip
+    if not lines:
+        return [not_yet(MAIN)]
+    head = ["set", "natural: clean", "default: clean", "points paid", "right by one alone", "natural: robust"]
+    return [
+        "Images that the one reads rightly and the other does not are counted in the fifth column (McNemar, exact, not "
+        "corrected).",
+        table([*head, "default: robust"], lines),
+    ]
+
+
+def duration(facts: Facts) -> list[str]:
+    chosen = [group for group in facts.groups() if group.recipe in ("best", "nfgsm2022", "natural")]
+    lines = [
+        [group.data, group.recipe, str(group.rows[0].side), span(row.train for row in group.rows),
+         str(max(row.epochs for row in group.rows)), seconds(group.mean("processor_seconds")),
+         seconds(group.mean("attack_seconds"))]
+        for group in chosen if group.mean("processor_seconds") is not None
+    ]  # fmt: skip
+    if not lines:
+        return [not_yet(MAIN)]
+    return [
+        "Processor seconds on one core, the natural twin's among them: to train, and to attack all test images "
+        "(APGD-CE and APGD-T). Time grows with images, epochs and pixels; for your own images "
+        "`uv run python -m stages.estimate` says it beforehand.",
+        table(["set", "recipe", "side", "training images", "epochs", "`finetune`, s", "`evaluate`, s"], lines),
+    ]
+
+
+def asked(facts: Facts, sweep: str) -> list[str]:
+    study = next(study for study in STUDIES if study.sweep == sweep)
+    return further(facts, study)[1:]
+
+
+def not_worth(facts: Facts) -> list[str]:
+    heads = {group.data: group for group in facts.groups() if group.recipe == "linear"}
+    lines = []
+    for _, ours in pairs(facts):
+        clean, robust = ours.mean("clean") or 0.0, ours.mean("robust") or 0.0
+        head = heads.get(ours.data)
+        shared = head is not None and set(head.seeds()) & set(ours.seeds())
+        one = comparison(ours, head, "robust") if head and shared else None
+        lines.append([
+            ours.data, percent(clean), percent(robust), percent(robust / clean if clean else None),
+            "" if one is None else f"{100 * one.difference:+.1f} ({one.only_ours}:{one.only_theirs}, p {one.p:.2g})",
+        ])  # fmt: skip
+    if not lines:
+        return [not_yet(MAIN)]
+    return [
+        "Where the head alone is as robust as the whole network, tune the head: it takes seconds. And where fewer "
+        "images withstand the attack than would be guessed (one over the number of classes), or than your service "
+        "can live with, more epochs will not help. Both are in this table, for the default (McNemar, exact, not "
+        "corrected).",
+        table(
+            ["set", "clean", "robust", "share of right answers that withstand the attack, %", "over a linear head"],
+            lines,
+        ),
+    ]
+
+
+# --- README.md -------------------------------------------------------------------------------------------------------
+
+
+def leading_sets(facts: Facts) -> list[str]:
+    """Sets on which at least one seed of all main recipes has run."""
+    some = by_data(facts.groups())
+    return [data for data, of in some.items() if set(LEADING) <= {group.recipe for group in of}]
+
+
+def readme(facts: Facts) -> str:
+    """Empty until enough has run."""
+    sets = leading_sets(facts)
+    if len(sets) < ENOUGH_SETS:
+        return ""
+    groups = [group for group in facts.groups() if group.data in sets]
+    names = [
+        name
+        for name in dict.fromkeys(group.recipe for group in groups)
+        if {group.data for group in groups if group.recipe == name} == set(sets)
+    ]
+    shown = [group for group in groups if group.recipe in names]
+    known = {(group.data, group.recipe): group for group in shown}
+    lines = [[name, *(both(known.get((data, name))) for data in sets)] for name in names]
+    return join(
+        [
+            "## On few images",
+            few_images(shown),
+            setting([row for group in shown for row in group.rows]),
+            table(["recipe", *(f"{data}, n = {attacked_images(groups, data)}" for data in sets)], lines),
+            recipes_in_words(names),
+            "![Robust accuracy over the cost of training](docs/results-cost.png)",
+            claim_in_short(facts),
+        ]
+    ).rstrip()
+
+
+def few_images(some: Sequence[Group]) -> str:
+    rows = [row for group in some for row in group.rows]
+    threats, sides = ({str(getattr(row, name)) for row in rows} for name in ("threat", "side"))
+    return (
+        f"Clean / robust accuracy in percent of n test images, after fine-tuning the backbone that ships on "
+        f"{span(row.train for row in rows)} images of {listed(sorted(sides))} pixels against "
+        f"{listed(sorted(threats))}. More, with tests and costs: [results.md](docs/results.md); what it means for "
+        "you: [expectations.md](docs/expectations.md)."
+    )
+
+
+def attacked_images(groups: Sequence[Group], data: str) -> str:
+    return listed(sorted({row.n for group in groups if group.data == data for row in group.rows if row.n}))
+
+
+def both(group: Group | None) -> str:
+    return "" if group is None else f"{percent(group.mean('clean'))} / {percent(group.mean('robust'))}"
+
+
+def claim_in_short(facts: Facts) -> str:
+    """Against TRADES: with a searched rate, at a published one where no search has run, and with the default's rule."""
+    sets = leading_sets(facts)
+    ran = {(group.data, group.recipe) for group in facts.groups()}
+    found = {what: compared(facts.groups(), AGAINST, what) for what in ("robust", "clean")}
+    everywhere = all((data, "vanilla-searched") in ran for data in sets)
+    said = []
+    for baseline in ("vanilla-searched", *(() if everywhere else ("vanilla",)), "vanilla-found"):
+        gains = [
+            points_of([one for one in some if (one.recipe, one.baseline) == ("best", baseline)], what)
+            for what, some in found.items()
+        ]
+        if all(gains):
+            said.append(f"Against `{baseline}`: {listed(gains)}.")
+    missing = [f"`{name}`" for name in SEARCHED if any((data, name) not in ran for data in sets)]
+    once = all(one.seeds == 1 for some in found.values() for one in some)
+    return " ".join(
+        [
+            "What AutoLoRa without a search (`best`, the default) gains here.",
+            *said,
+            *(["Each was trained once: another seed may say otherwise."] if once else []),
+            *([f"Not on all sets yet: the stronger baselines, {listed(missing)}."] if missing else []),
+        ]
+    )
+
+
+def points_of(some: Sequence[Comparison], what: str) -> str:
+    """From the least to the most, and on how many sets it is sure; nothing of no comparison."""
+    if not some:
+        return ""
+    values = sorted(100 * one.difference for one in some)
+    gained = " to ".join(f"{value:+.1f}" for value in dict.fromkeys((values[0], values[-1])))
+    counts = {"more": sum(one.more() for one in some), "less": sum(one.less() for one in some)}
+    sure = ", ".join(f"surely {word} on {count}" for word, count in counts.items() if count)
+    sets = "1 set" if len(some) == 1 else f"{len(some)} sets"
+    return f"{gained} points of {what} accuracy ({f'{sure} of' if sure else 'no sure difference on'} {sets})"
