@@ -33,8 +33,9 @@ from autolora.training.loop import finetune as tune
 from autolora.training.settings import Settings
 from stages.common.command_line import takes_no_arguments
 from stages.common.errors import TryAgain
+from stages.common.params import Finetune
 from stages.common.prepared import PREPARED, data_keys, read_split
-from stages.common.recipes import words
+from stages.common.recipes import set_otherwise, words
 from stages.common.runner import main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
 from stages.common.weights import resolve_weights
@@ -72,6 +73,7 @@ def train_both() -> None:
     with clock as record, lock:
         model = backbone(params, read_json(PREPARED / "train" / "classes.json"))
         if first:
+            say_recipe(params.finetune)
             announce.finetune(model, counts(), params.finetune)
         here: list[int] = []  # the epochs that this attempt trains: an earlier one may have been killed
 
@@ -220,7 +222,7 @@ def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: 
         "reference": robust.settings.reference,
         "attack": robust.settings.attack,
         "first_rate": robust.history[0]["lr"],
-        **how(params.finetune.recipe, robust),
+        **how(recipe_of(params.finetune), robust),
         "threat": params.threat.as_record(),
         "seed": params.seed,
         "epochs": len(robust.history),
@@ -240,13 +242,27 @@ def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: 
     }
 
 
-def how(recipe: str | None, robust: Tuned) -> dict[str, Any]:
+def recipe_of(section: Finetune) -> dict[str, Any]:
+    """Its name and paper, and what params.yaml has in place of the recipe's own."""
+    if section.recipe is None:
+        return {}
+    otherwise = set_otherwise(section.recipe, "finetune", section.model_dump())
+    return {"name": section.recipe, "paper": words(section.recipe), **({"but": otherwise} if otherwise else {})}
+
+
+def say_recipe(section: Finetune) -> None:
+    if otherwise := recipe_of(section).get("but"):
+        said = ", ".join(f"{key} {value}" for key, value in otherwise.items())
+        print(f"finetune: recipe {section.recipe}, but with {said}, as params.yaml says", file=sys.stderr)
+
+
+def how(recipe: dict[str, Any], robust: Tuned) -> dict[str, Any]:
     """What differs from AutoLoRa's defaults; nothing where nothing does."""
     plain = Settings(robust.settings.threat, attack=robust.settings.attack, eps_schedule="constant")
     axes = {key: value for key in AXES if (value := getattr(robust.settings, key)) != getattr(plain, key)}
     collapsed = [record["epoch"] for record in robust.history if record["event"] == "collapsed"]
     found = {
-        "recipe": {"name": recipe, "paper": words(recipe)} if recipe else {},
+        "recipe": recipe,
         "axes": axes,
         "head": [{key: rounded(record[key]) for key in OF_THE_HEAD} for record in robust.head or []],
         "features_moved": robust.features_moved,

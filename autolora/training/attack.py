@@ -74,6 +74,11 @@ class TrainingAttack:
         self.straight = Straight(**state["straight"]) if state["straight"] else None
 
 
+def whole_epochs(settings: Settings) -> int:
+    """How many epochs have the whole eps: states are compared in these alone."""
+    return sum(reach(settings, epoch) == 1 for epoch in range(1, settings.epochs + 1))
+
+
 def reach(settings: Settings, epoch: int) -> float:
     """Which share of eps the attack has in this epoch: `ramp` is 0 for a quarter, then a straight line for a half."""
     if settings.eps_schedule != "ramp":

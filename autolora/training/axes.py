@@ -12,7 +12,10 @@ TEACHERS = {"teacher": FIRST_PASS, "natural_teacher": TWIN}
 ONE_LABEL = ("mart", "arow")  # these weigh each image by the answer for its one label
 APART = ("madry", "natural", "linear")  # these never compare an image with itself under attack
 OWN_PARTS = ("autolora", "twins", "linear")  # these methods say themselves what is trained
-NEEDS_ATTACK = {"start": "robust_head", "attack": "single", "trains": "prominent", "eps_schedule": "ramp"}
+NEEDS_ATTACK = (
+    *(("attack", "single"), ("attack", "pgd"), ("start", "robust_head")),
+    *(("trains", "prominent"), ("eps_schedule", "ramp")),
+)
 
 
 class Asked(Protocol):
@@ -45,7 +48,7 @@ class Asked(Protocol):
 def clashes(asked: Asked, norm: str) -> Iterator[tuple[str, object, str]]:
     """An axis, its value, and the other key that does not go with it."""
     if asked.method in NO_ATTACK:
-        for key, value in NEEDS_ATTACK.items():
+        for key, value in NEEDS_ATTACK:
             if getattr(asked, key) == value:
                 yield key, value, f"method {asked.method} has no attack"
         if asked.weight_attack is not None:

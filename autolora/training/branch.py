@@ -55,8 +55,7 @@ class Branch(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not layers:
-            raise ValueError("the network has no convolution or linear layer between stem and head: nothing to branch")
+        check_layers(layers)
         self.rank = rank
         self.names = [name for name, _ in layers]
         self.shapes = [layer.weight.shape for _, layer in layers]
@@ -83,6 +82,11 @@ def factor_shapes(layer: nn.Conv2d | nn.Linear, rank: int = RANK) -> tuple[tuple
         return (rank, layer.in_features), (layer.out_features, rank)
     kh, kw = layer.kernel_size
     return (rank * kh, layer.in_channels * kw), (layer.out_channels // layer.groups * kh, rank * kh)
+
+
+def check_layers(layers: Layers) -> None:
+    if not layers:
+        raise ValueError("the network has no convolution or linear layer between stem and head: nothing to branch")
 
 
 def all_layers(model: nn.Module) -> Layers:

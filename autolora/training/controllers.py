@@ -159,6 +159,7 @@ class PairedRate:
     checked: int = 0  # steps at the last check
     cooling: int = 0  # epochs of the cooldown that are over
     every: int = 1  # epochs from one look at the validation images to the next
+    most: bool = False  # keep the state with most hits, the earlier of two: of a head alone, which cannot drift
 
     def wants(self, epoch: int) -> bool:
         return epoch % self.every == 0 or epoch == self.epochs or self.cooling == self._length()
@@ -168,7 +169,7 @@ class PairedRate:
             cooling = self.cooling or measured.epoch >= self.epochs - self._length()
             return self._cool(best=False) if cooling else Verdict()
         right = [float(r) for r in measured.right]
-        worse = bool(self.kept) and (rise(self.kept, right) < -SURE or rise(self.peak, right) < -SURER)
+        worse = bool(self.kept) and self._worse(right)
         self.kept = self.kept if worse else right
         self.peak = max(self.peak or right, right, key=sum)
         if self.cooling:
@@ -178,6 +179,11 @@ class PairedRate:
         if self._stalled(measured.steps) or measured.epoch >= self.epochs - self._length():
             return self._cool(best=not worse, restore=worse)
         return Verdict(best=not worse)
+
+    def _worse(self, right: list[float]) -> bool:
+        if self.most:
+            return sum(right) <= sum(self.kept)
+        return rise(self.kept, right) < -SURE or rise(self.peak, right) < -SURER
 
     def _length(self) -> int:
         return max(1, self.epochs // COOLDOWN)
@@ -235,8 +241,8 @@ class SlowStart:
         return True
 
     def observe(self, measured: Measured) -> Verdict:
-        best = measured.score > self.best
-        self.best = max(self.best, measured.score)
+        best = measured.right is not None and measured.score > self.best
+        self.best = measured.score if best else self.best
         self.rate = self._of(min(measured.epoch + 1, self.epochs))
         return Verdict(best)
 
@@ -263,8 +269,8 @@ class StepRate:
         return True
 
     def observe(self, measured: Measured) -> Verdict:
-        best = measured.score > self.best
-        self.best = max(self.best, measured.score)
+        best = measured.right is not None and measured.score > self.best
+        self.best = measured.score if best else self.best
         if measured.epoch in (self.epochs // 2, self.epochs * 5 // 6):
             self.rate /= 10
         return Verdict(best)

@@ -27,8 +27,8 @@ def first_rate(power: float) -> float:
     return float(f"{min(HIGHEST, max(LOWEST, 1 / max(power, 1e-6))):.3g}")
 
 
-def some_of(count: int) -> Tensor:
-    return torch.linspace(0, count - 1, min(IMAGES, count)).long()
+def some_of(count: int, most: int = IMAGES) -> Tensor:
+    return torch.linspace(0, count - 1, min(most, count)).long()
 
 
 @torch.no_grad()

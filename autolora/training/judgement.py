@@ -17,10 +17,9 @@ WATCHED = 32  # training images on which the single step is compared with ten
 def judge_epoch(learner: Learner, done: RunState) -> tuple[Tensor | None, Tensor | None, str]:
     """Look at the validation images where the controller wants it, and do what it says: what was right, the event."""
     epoch, controller = done.epoch, learner.controller
-    if learner.attacker.reach < 1:  # not the threat yet, which is what states are compared under
-        return None, None, look_on_the_way(learner)
-    if not controller.wants(epoch):
-        return None, None, act(learner, done, controller.observe(Measured(epoch, done.steps, 0.0, None)))
+    if learner.attacker.reach < 1 or not controller.wants(epoch):  # states are compared under the whole threat alone
+        event = act(learner, done, controller.observe(Measured(epoch, done.steps, 0.0, None)))
+        return None, None, look_on_the_way(learner) or event
     clean = learner.clean_hits()
     robust = learner.robust_hits() if learner.method.attacked else None
     right = (clean if robust is None else robust).tolist()
@@ -44,7 +43,7 @@ def act(learner: Learner, done: RunState, verdict: Verdict) -> str:
 def look_on_the_way(learner: Learner) -> str:
     """While eps grows: no state is kept yet that could come back, so on with PGD-10 from here."""
     attacker = learner.attacker
-    if attacker.reach == 0 or not attacker.single or not collapsed((), (), *learner.withstood(WATCHED)):
+    if attacker.reach in (0, 1) or not attacker.single or not collapsed((), (), *learner.withstood(WATCHED)):
         return ""
     attacker.single = False
     return "collapsed"

@@ -22,13 +22,14 @@ from autolora.backbones.frozen import evaluating, frozen
 from autolora.common import distributed
 from autolora.data.batches import augmentation, centre, moved, place, take, to_pixels
 from autolora.data.mixing import MIXED, Pairs, cutmix, draw_pairs, interpolated
-from autolora.training.attack import STEPS, TrainingAttack, View
+from autolora.training.attack import STEPS, TrainingAttack, View, whole_epochs
 from autolora.training.averaging import following
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.training.controllers import Controller, PairedRate, between_looks, scalars
 from autolora.training.first_rate import feature_power, first_rate, some_of
 from autolora.training.low_rank import dense, with_low_rank
 from autolora.training.objectives import (
+    DECAY,
     METHODS,
     REFERENCES,
     Losses,
@@ -127,10 +128,12 @@ class Learner:
         return first_rate(feature_power(self.model, batches))
 
     def _controller(self) -> Controller:
-        own = None if self.reference.finds_rate else self.method.controller
+        own = None if self.reference.for_all else self.method.controller
         controller = (own or self.reference.controller)(self._first_rate(), self.settings.epochs)
-        if self.settings.attack != "pgd" and isinstance(controller, PairedRate):
-            controller.every = between_looks(len(self.labels), len(self.val_labels), self.settings.epochs)
+        if isinstance(controller, PairedRate):
+            controller.most = self.settings.trains in ("head", "blocks") and not self.settings.blocks
+            if self.settings.attack != "pgd":
+                controller.every = between_looks(len(self.labels), len(self.val_labels), whole_epochs(self.settings))
         return controller
 
     def _optimiser(self) -> torch.optim.SGD:
@@ -138,7 +141,8 @@ class Learner:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name in self.head or self._in_blocks(name))
         self.trained = [p for m in self.modules() if m is not self.average for p in m.parameters() if p.requires_grad]
-        decay = self.method.decay if self.settings.decay is None else self.settings.decay
+        own = DECAY if self.reference.finds_rate else self.method.decay  # a decay goes with the rate it was chosen for
+        decay = own if self.settings.decay is None else self.settings.decay
         return torch.optim.SGD(self.trained, self.controller.rate, momentum=0.9, weight_decay=decay)
 
     def _in_blocks(self, name: str) -> bool:
@@ -339,8 +343,8 @@ class Learner:
         return right.bool().cpu()
 
     def withstood(self, count: int) -> tuple[list[float], list[float]]:
-        """Which of the first training images withstand one step from where they are, and which PGD-10, of this eps."""
-        index = torch.arange(min(count, len(self.labels)))
+        """Which of some training images withstand one step from where they are, and which PGD-10, of this eps."""
+        index = some_of(len(self.labels), count)  # of all classes, where images come class by class
         x, y = self.pixels(take(self.images, index, self.device)), self.labels[index.to(self.device)]
         self.folded_shipped.refresh()
         view, threat = partial(self._in, self.speed.attack, self.folded_shipped.view), self.attacker.reached()

@@ -30,7 +30,6 @@ from autolora.common.malloc import freed_memory_kept
 from autolora.common.progress import bar as progress_bar
 from autolora.data.batches import moved, stream, to_pixels
 from autolora.threat import Threat
-from autolora.training import subtuning
 from autolora.training.attack import reach
 from autolora.training.axes import FIRST_PASS, TEACHERS, TWIN
 from autolora.training.branch import Branch
@@ -40,6 +39,7 @@ from autolora.training.judgement import judge_epoch
 from autolora.training.learner import Learner, generator, number
 from autolora.training.objectives import Losses
 from autolora.training.phases import best_blocks, first_pass, robust_head, twin
+from autolora.training.possible import batches, check_possible
 from autolora.training.resume import Record, RunState, alone, checkpoint_file, forget, keep, restore
 from autolora.training.robust_already import in_words, with_schedule
 from autolora.training.settings import (
@@ -135,9 +135,8 @@ def finetune(
     check_settings(asked)
     train, val = as_split(train, "training"), as_split(val, "validation")
     check_splits(model, train, val)
-    if asked.trains == "blocks":
-        subtuning.check_blocks(model, asked.blocks or ())
     with distributed.group(), freed_memory_kept():
+        check_possible(model, decided(asked, train), len(train[1]))
         first = progress and distributed.process_number() == 0
         way = Way(checkpoints, pick_device(device), on_epoch or (lambda record: None), first, image_memory)
         return in_phases(model, train, val, asked, way)
@@ -216,12 +215,7 @@ def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None],
     done = restore(learner, file)
     if done.epoch == 0 and learner.branch is not None:
         learner.weights = scalars(fraction(learner.natural_hits()))
-    steps = len(batches(learner, 1))
-    if not steps:
-        raise ValueError(
-            f"no batch to train on: {len(learner.labels)} images in batches of {settings.batch_size} for "
-            f"{distributed.process_count()} process(es), of which each needs at least two images (four for twins)"
-        )
+    steps = len(epoch_batches(learner, 1))
     total, done_before = settings.epochs * steps, done.epoch * steps
     bar = progress_bar(total, settings.method, initial=done_before, disable=not show)
     with bar:
@@ -279,12 +273,10 @@ def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) ->
     return record
 
 
-def batches(learner: Learner, epoch: int) -> list[Tensor]:
+def epoch_batches(learner: Learner, epoch: int) -> list[Tensor]:
     """The global batches of an epoch, in the order that (seed, epoch) gives."""
     order = torch.randperm(len(learner.labels), generator=generator(learner.settings.seed, "order", epoch))
-    halves = 2 if "norms" in learner.method.parts else 1  # TWINS cuts a batch in two
-    least = max(2 * distributed.process_count(), 2 * halves)  # batch norm needs two images
-    return [batch for batch in order.split(learner.settings.batch_size) if len(batch) >= least]
+    return batches(learner.settings, order)
 
 
 def train_epoch(learner: Learner, epoch: int, rate: float, bar: tqdm, file: Path | None) -> tuple[Tensor, float | None]:
@@ -292,7 +284,7 @@ def train_epoch(learner: Learner, epoch: int, rate: float, bar: tqdm, file: Path
     torch.manual_seed(number(learner.settings.seed, "dropout", epoch, distributed.process_number() or ""))
     for group in learner.optimiser.param_groups:
         group["lr"] = rate
-    order = batches(learner, epoch)
+    order = epoch_batches(learner, epoch)
     losses = torch.zeros(len(order), len(TERMS), device=learner.device)
     cosine = None
     learner.train()

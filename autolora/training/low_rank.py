@@ -30,13 +30,17 @@ class LowRank(nn.Module):
 
 def with_low_rank(model: nn.Module, layers: Layers, head: set[str], generator: torch.Generator) -> None:
     """In place: these layers get a low-rank change, and all else but norms and head is frozen."""
-    if not layers:
-        raise BadArgument("trains", "lora", "the network has no convolution or linear layer between stem and head")
+    check_low_rank(layers)
     trained = {f"{n}.{p}" for n, m in model.named_modules() if isinstance(m, NORMS) for p, _ in m.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head or name in trained)
     for _, layer in layers:
         parametrize.register_parametrization(layer, "weight", LowRank(layer, generator))
+
+
+def check_low_rank(layers: Layers) -> None:
+    if not layers:
+        raise BadArgument("trains", "lora", "the network has no convolution or linear layer between stem and head")
 
 
 def dense(model: nn.Module) -> nn.Module:

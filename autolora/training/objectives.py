@@ -27,6 +27,7 @@ from autolora.training.controllers import (
     stalled_as_released,
 )
 
+DECAY = 1e-4  # of all weights
 BETA = 6.0  # the weight of the KL term in TRADES and TWINS
 MART_BETA = 5.0
 AROW_LAMBDA = 7.0  # [code]: twice the text's 3.5
@@ -237,14 +238,15 @@ class Reference:
     average: float | None = (
         None  # decay of averaged weights that are validated and shipped; None: the weights themselves
     )
-    finds_rate: bool = False  # for every method, in place of its own: `controller`, from a rate that the features give
+    for_all: bool = False  # `controller` is every method's, in place of its own
+    finds_rate: bool = False  # it starts from a rate that the features give
 
 
 REFERENCES: dict[str, Reference] = {
     "paper": Reference(all_layers, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_published)),
     "released": Reference(last_blocks, lambda rate, epochs: AutoRate(rate, epochs, stalled_as_released)),
-    "best": Reference(all_layers, PairedRate, finds_rate=True),
-    "slow_start": Reference(all_layers, SlowStart),
+    "best": Reference(all_layers, PairedRate, for_all=True, finds_rate=True),
+    "slow_start": Reference(all_layers, SlowStart, for_all=True),
 }
 
 
@@ -252,7 +254,7 @@ REFERENCES: dict[str, Reference] = {
 class Method:
     objective: Objective
     rate: float  # the first learning rate
-    decay: float = 1e-4
+    decay: float = DECAY
     released: Objective | None = None  # where the released code computes another loss
     two_teachers: Objective | None = None  # its form with a natural teacher too
     interpolated: Objective | None = None  # its form with `augmentation: interpolate`; None: there is none

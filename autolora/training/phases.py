@@ -15,7 +15,6 @@ from autolora.training import subtuning
 from autolora.training.resume import Record, alone
 from autolora.training.settings import Settings
 
-HEAD_RATE = 0.1  # the first one, of the head alone
 OF_THE_TWIN = (
     *("epochs", "seed", "reference", "batch_size", "augmentation", "average"),
     *("precision", "compile", "channels_last"),
@@ -25,11 +24,11 @@ OF_THE_TWIN = (
 def robust_head(settings: Settings) -> Settings:
     """RoLI (Hua et al., 2024): first the head on attacked images, the body as pre-trained and in eval; then the method.
 
-    A linear probe is safe to train on one gradient an image, whatever the rest is trained on.
+    A linear probe is safe to train on one gradient an image, whatever the rest is trained on. It finds its own rate.
     """
-    attack = "single" if settings.threat.norm == "linf" else "pgd"
+    attack = "auto" if settings.threat.norm == "linf" else "pgd"
     return replace(
-        settings, method="madry", trains="head", attack=attack, reference="best", rate=HEAD_RATE, decay=None,
+        settings, method="madry", trains="head", attack=attack, reference="best", rate=None, decay=None,
         epochs=max(1, settings.epochs // 2), eps_schedule="constant", weight_attack=None, average=None, blocks=None,
         teacher=None, natural_teacher=None,
     )  # fmt: skip

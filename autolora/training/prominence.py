@@ -65,9 +65,13 @@ def prominence(losses: list[tuple[float, Tensor]], weights: Mapping[str, Tensor]
 
 
 def stays(prominent: Tensor) -> Tensor:
-    """bool, of a layer's entries: those below its percentile. At least one entry is updated."""
+    """bool, of a layer's entries: the smallest, so many that one at least is updated; of equal ones the first."""
     flat = prominent.flatten()
-    return prominent < flat.kthvalue(1 + round(SHARE * (len(flat) - 1))).values
+    count = round(SHARE * (len(flat) - 1))
+    least = flat.kthvalue(count + 1).values
+    mask = flat < least
+    mask[(flat == least).nonzero().flatten()[: count - int(mask.sum())]] = True
+    return mask.view_as(prominent)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from autolora.common import distributed
 from autolora.data.batches import centre, take, to_pixels
 from autolora.threat import Threat
 from autolora.training.axes import NO_ATTACK
+from autolora.training.first_rate import some_of
 from autolora.training.settings import Settings, Split
 
 IMAGES = 64  # evenly from the training part; robust networks and others differ a hundredfold
@@ -38,8 +39,7 @@ def with_schedule(
         return settings, None
     if settings.method in NO_ATTACK or settings.reference in ("paper", "released"):
         return replace(settings, eps_schedule="constant"), None
-    count = len(train[1])
-    some = take(train[0], torch.linspace(0, count - 1, min(IMAGES, count)).long(), device)
+    some = take(train[0], some_of(len(train[1]), IMAGES), device)
     network = copy.deepcopy(model).to(device)
     x = to_pixels(centre(some, side)).to(next(network.parameters()).dtype)
     moved = distributed.of_the_first(features_moved(network, x, settings.threat, settings.seed))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,17 @@ def check_call(model: Any, threat: Any, settings: Mapping[str, Any]) -> None:
         raise BadArgument("threat", threat, "expected autolora.Threat('linf', '8/255'), for instance")
 
 
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "rate": (lambda v: 0 < v < inf, "a number above 0"),
+    "decay": (lambda v: 0 <= v < inf, "a number from 0"),
+    "gamma": (lambda v: 0 <= v < inf, "a number from 0"),
+    "average": (lambda v: 0 < v < 1, "a decay between 0 and 1, such as 0.995"),
+    "smoothing": (lambda v: 0 <= v <= 0.3, "a number from 0 to 0.3"),
+    "weight_attack": (lambda v: 0 <= v <= 0.1, "a number from 0 to 0.1"),
+}
+OPTIONAL = ("rate", "decay", "average", "weight_attack")  # these may be None
+
+
 def check_settings(settings: Settings) -> None:
     for key, allowed in (
         ("method", METHODS),
@@ -95,19 +107,22 @@ def check_settings(settings: Settings) -> None:
         ("compile", SWITCH),
         ("channels_last", SWITCH),
     ):
-        if getattr(settings, key) not in allowed:
+        if not _is_one_of(getattr(settings, key), allowed):
             raise BadArgument(key, getattr(settings, key), f"expected one of {', '.join(map(str, allowed))}")
-    for key, least in (("epochs", 1), ("batch_size", 2)):
-        if getattr(settings, key) < least:
-            raise BadArgument(key, getattr(settings, key), f"expected at least {least}")
-    if settings.average is not None and not 0 < settings.average < 1:
-        raise BadArgument("average", settings.average, "expected a decay between 0 and 1, such as 0.995")
+    for key, least in (("epochs", 1), ("batch_size", 2), ("seed", None)):
+        value = getattr(settings, key)
+        if not isinstance(value, int | np.integer) or isinstance(value, bool) or (least and value < least):
+            raise BadArgument(key, value, "expected a whole number" + (f" from {least}" if least else ""))
     if settings.threat.norm == "l1":
         raise BadArgument("norm", "l1", "training knows linf and l2; evaluate l1 with AutoAttack")
-    for key, most in (("smoothing", 0.3), ("weight_attack", 0.1)):
+    for key, (fits, expected) in NUMBERS.items():
         value = getattr(settings, key)
-        if value is not None and not 0 <= value <= most:
-            raise BadArgument(key, value, f"expected a number from 0 to {most}")
+        if value is None and key in OPTIONAL:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not fits(float(value)):
+            raise BadArgument(key, value, f"expected {expected}")
+    if not isinstance(settings.blocks, str | Sequence | None):
+        raise BadArgument("blocks", settings.blocks, "expected names of blocks, as a tuple of strings")
     if settings.blocks is not None and settings.trains != "blocks":
         raise BadArgument("blocks", settings.blocks, f"trains is {settings.trains}: set it to blocks")
     for key in TEACHERS:
@@ -119,11 +134,16 @@ def check_settings(settings: Settings) -> None:
         raise BadArgument(key, value, reason)
 
 
+def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
+    return any(value is one or (isinstance(value, str) and value == one) for one in allowed)
+
+
 def decided(settings: Settings, train: Split) -> Settings:
     """`reference: auto` is `best` on small data and `paper` on large, and `attack: auto` is PGD-10 outside `best`; the
     record of the run says which."""
     if settings.blocks is not None:
-        settings = replace(settings, blocks=tuple(settings.blocks))
+        named: Any = settings.blocks
+        settings = replace(settings, blocks=(named,) if isinstance(named, str) else tuple(named))
     if settings.reference == "auto":
         small = len(train[1]) < SMALL or settings.eps_schedule == "ramp"
         settings = replace(settings, reference="best" if small else "paper")

@@ -9,12 +9,16 @@ from autolora.common.errors import BadArgument
 from autolora.training.branch import Statistics
 
 
+def check_norms(model: nn.Module) -> None:
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise BadArgument("method", "twins", "the network has no batch norm, which TWINS is made of")
+
+
 class Norms(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        check_norms(model)
         norms = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-        if not norms:
-            raise BadArgument("method", "twins", "the network has no batch norm, which TWINS is made of")
         self.names = [f"{n}.{p}" for n, m in norms for p, _ in m.named_parameters(recurse=False)]
         self.affine = nn.ParameterList([model.get_parameter(n).detach().clone() for n in self.names])
         self.pretrained = Statistics(model)

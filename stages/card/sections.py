@@ -29,7 +29,7 @@ def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
         ("Answers", f"{len(names)} logits: {', '.join(names[:12])}{more}"),
         ("Method", f"{tuned['method']}, reference {tuned['reference']}{_axes(tuned)}" if tuned else ""),
         ("Trained on", _trained_on(tuned)),
-        ("Recipe", f"{recipe['name']}. {recipe['paper']}" if (recipe := tuned.get("recipe")) else ""),
+        ("Recipe", _recipe(tuned.get("recipe", {}))),
         ("Dial", f"alpha = {plain(r['alpha'])}{_made_of(r)}"),
         ("File", f"model.onnx, {evidence.exported['bytes'] / 1e6:.2f} MB, opset {evidence.exported['opset']}"),
         ("To be promoted", f"{_gates(gates)}; no failed check"),
@@ -56,6 +56,14 @@ def _published(tuned: dict[str, Any]) -> str:
     if "natural_teacher" in tuned.get("axes", {}):
         paper = "MTARD, ECCV 2022"
     return f" ({paper})" if paper else ""
+
+
+def _recipe(recipe: dict[str, Any]) -> str:
+    """Its name, what of it was set otherwise, and its paper."""
+    if not recipe:
+        return ""
+    otherwise = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in recipe.get("but", {}).items())
+    return f"{recipe['name']}{f', but with {otherwise}' if otherwise else ''}. {recipe['paper']}"
 
 
 def _axes(tuned: dict[str, Any]) -> str:

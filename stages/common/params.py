@@ -329,8 +329,15 @@ def _of_teachers(section: Finetune) -> Iterator[str]:
 
 def _of_merge(params: Params) -> Iterator[str]:
     merge, method = params.merge, params.finetune.method
+    for key, value in (("start", "robust_head"), ("trains", "blocks")):
+        if params.finetune.members > 1 and getattr(params.finetune, key) == value:
+            said = f"each would have its own {'head' if key == 'start' else 'blocks'} to start from"
+            yield f"finetune.members is {params.finetune.members}, but finetune.{key} is {value}: {said}"
     if merge.soup != "none" and params.finetune.members == 1:
         yield f"merge.soup is {merge.soup}, but finetune.members is 1: a soup needs at least 2"
+    if merge.toward == "branch" and merge.alpha not in ("auto", 0) and method != "autolora":
+        said = f"finetune.method {method} trains no branch: set merge.alpha to 0 or auto, or merge.toward to natural"
+        yield f"merge.alpha is {merge.alpha}, but {said}"
     if merge.toward == "critical" and method == "natural":
         yield "merge.toward is critical, but finetune.method is natural: there is no robustness that a layer could keep"
     if merge.mix == "none":

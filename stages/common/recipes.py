@@ -46,6 +46,11 @@ def words(name: str) -> str:
     return " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
+def set_otherwise(name: str, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What params.yaml has in place of the recipe's own."""
+    return {key: values[key] for key, value in recipe(name).get(section, {}).items() if values[key] != value}
+
+
 def with_recipe(content: Any, models: Mapping[str, type[BaseModel]]) -> Any:
     """The content of a params.yaml, with the values of the recipe that it names. `models` know the defaults."""
     asked = content.get("finetune") if isinstance(content, dict) else None
@@ -55,6 +60,8 @@ def with_recipe(content: Any, models: Mapping[str, type[BaseModel]]) -> Any:
     filled = dict(content)
     for section, values in recipe(name).items():
         fields, written = models[section].model_fields, content.get(section) or {}
+        if not isinstance(written, dict):
+            continue  # which is said by whoever checks it
         own = {k: v for k, v in written.items() if k not in fields or v != fields[k].default}
         filled[section] = written | values | own
     return filled

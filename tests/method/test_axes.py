@@ -1,17 +1,20 @@
 """Where the head starts, what is trained, how the threat and the rate begin: what each axis promises."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from autolora.common.files import weights_sha256
 from autolora.threat import Threat
 from autolora.training import axes, loop
-from autolora.training.attack import reach
+from autolora.training.attack import TrainingAttack, reach
 from autolora.training.branch import head_parameters
 from autolora.training.controllers import Measured, SlowStart
 from autolora.training.learner import Learner
 from autolora.training.loop import finetune, one_step
 from autolora.training.objectives import METHODS
+from autolora.training.phases import robust_head
 from autolora.training.settings import Settings
 from stages.finetune import how
 from tests.method.small import QUICK, THREAT, images, network
@@ -34,13 +37,41 @@ def test_a_robust_head_first_and_the_body_untouched(monkeypatch):
     head = head_parameters(network())
     assert {name for name in before if not torch.equal(before[name], after[name])} == head
     assert len(tuned.head) == 2
-    head = how(None, tuned)["head"]  # in finetuned.json
+    head = how({}, tuned)["head"]  # in finetuned.json
     assert [record["epoch"] for record in head] == [1, 2]
     assert head[1]["val_robust"] == pytest.approx(tuned.head[1]["val_robust"], abs=1e-6)
-    assert "head" not in how(None, tune(epochs=1))
+    assert "head" not in how({}, tune(epochs=1))
     assert "2 epochs of the head alone" in repr(tuned)
     assert len(tuned.history) == 4
     assert tune(epochs=1).head is None
+
+
+def test_the_head_with_most_hits_goes_on_and_its_rate_finds_itself(monkeypatch):
+    """Planted: most validation images withstand after the third epoch, as many after the fifth, fewer at the end."""
+    planted, heads, given, learner = [1, 2, 9, 8, 9, 8], [], [], loop.Learner
+
+    def hits(self):
+        if len(heads) < len(planted):
+            heads.append({name: value.clone() for name, value in self.model.state_dict().items()})
+            return torch.arange(12) < planted[len(heads) - 1]
+        return torch.arange(12) < 6
+
+    monkeypatch.setattr(learner, "robust_hits", hits)
+    monkeypatch.setattr("autolora.training.learner.first_rate", lambda power: 0.02)
+    monkeypatch.setattr(loop, "Learner", lambda model, *a, **k: given.append(model) or learner(model, *a, **k))
+    tuned = tune(start="robust_head", epochs=12)
+    assert [round(12 * record["val_robust"]) for record in tuned.head] == planted
+    _, start = given
+    assert all(torch.equal(value, heads[2][name]) for name, value in start.state_dict().items())
+    assert tuned.head[0]["lr"] == 0.02
+
+
+def test_a_head_is_trained_without_a_term_that_nobody_asked_for():
+    settings = Settings(Threat("linf", "16/255"), "madry", "best", start="robust_head", attack="pgd")
+    head = robust_head(settings)
+    assert TrainingAttack(head, torch.device("cpu"), torch.contiguous_format).single
+    assert TrainingAttack(head, torch.device("cpu"), torch.contiguous_format).straight is None  # ELLE-A's
+    assert robust_head(replace(settings, threat=Threat("l2", 0.5))).attack == "pgd"
 
 
 def test_a_run_killed_in_either_phase_ends_as_one_that_was_not(tmp_path):
@@ -134,6 +165,38 @@ def test_states_are_compared_under_the_whole_threat_alone():
     assert tuned.best_epoch >= 6
 
 
+def test_epochs_count_for_the_rate_while_eps_grows():
+    tuned = tune("madry", epochs=20, eps_schedule="ramp", reference="slow_start")
+    rule, rates = SlowStart(METHODS["madry"].rate, 20), []
+    for epoch in range(1, 21):
+        rates.append(rule.rate)
+        rule.observe(Measured(epoch, epoch, 0.0, None))
+    assert [record["lr"] for record in tuned.history] == pytest.approx(rates)
+    assert max(rates) == METHODS["madry"].rate
+    assert tuned.best_epoch >= 15  # eps is whole from there on
+
+
+@pytest.mark.parametrize("method", ["vanilla", "twins", "natural"])
+def test_slow_start_takes_the_place_of_a_method_s_own_rule(method):
+    attacked = {} if method == "natural" else {"attack": "pgd"}
+    tuned = tune(method, epochs=10, reference="slow_start", **attacked)
+    rates = [record["lr"] / METHODS[method].rate for record in tuned.history]
+    assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 0.5])
+
+
+def test_validation_is_looked_at_eight_times_after_eps_is_whole():
+    learner = made(epochs=40, eps_schedule="ramp")
+    assert learner.controller.every == 1
+    assert sum(reach(learner.settings, e) == 1 and learner.controller.wants(e) for e in range(1, 41)) == 11
+    assert made(epochs=40, eps_schedule="constant").controller.every == 5
+
+
+def made(**changes):
+    """96 images to train on and 120 to validate on: a look is as dear as four epochs, and eight are wanted."""
+    train, val = (tuple(map(torch.from_numpy, part)) for part in (images(96), images(120, 1)))
+    return Learner(network(), train, val, Settings(THREAT, "madry", "best", **changes), torch.device("cpu"))
+
+
 def test_slow_start_fast_decay():
     rule = SlowStart(0.05, 10)
     rates = []
@@ -160,6 +223,7 @@ def test_slow_start_fast_decay():
     ("changes", "message"),
     [
         ({"method": "natural", "attack": "single"}, "attack is 'single': method natural has no attack"),
+        ({"method": "linear", "attack": "pgd"}, "attack is 'pgd': method linear has no attack"),
         ({"method": "linear", "eps_schedule": "ramp"}, "eps_schedule is 'ramp': method linear has no attack"),
         ({"method": "linear", "start": "robust_head"}, "start is 'robust_head': method linear has no attack"),
         ({"method": "natural", "weight_attack": 0.01}, "weight_attack is 0.01: method natural has no attack"),

@@ -120,9 +120,21 @@ def relabelled(n, labels):
         ({"precision": "fp16"}, r"precision is 'fp16'"),
         ({"compile": "yes"}, r"compile is 'yes': expected one of auto, True, False"),
         ({"channels_last": "false"}, r"channels_last is 'false': expected one of auto, True, False"),
-        ({"epochs": 0}, r"epochs is 0: expected at least 1"),
-        ({"batch_size": 1}, r"batch_size is 1: expected at least 2"),
+        ({"epochs": 0}, r"epochs is 0: expected a whole number from 1"),
+        ({"batch_size": 1}, r"batch_size is 1: expected a whole number from 2"),
+        ({"epochs": 2.5}, r"epochs is 2.5: expected a whole number from 1"),
+        ({"epochs": "3"}, r"epochs is '3': expected a whole number from 1"),
+        ({"seed": 0.5}, r"seed is 0.5: expected a whole number"),
+        ({"method": ["madry"]}, r"method is \['madry'\]: expected one of autolora"),
         ({"average": 1.5}, r"average is 1\.5"),
+        ({"average": "x"}, r"average is 'x': expected a decay between 0 and 1"),
+        ({"smoothing": "0.1"}, r"smoothing is '0.1': expected a number from 0 to 0.3"),
+        ({"smoothing": None}, r"smoothing is None: expected a number from 0 to 0.3"),
+        ({"rate": 0.0}, r"rate is 0.0: expected a number above 0"),
+        ({"rate": float("nan")}, r"rate is nan: expected a number above 0"),
+        ({"gamma": -1}, r"gamma is -1: expected a number from 0"),
+        ({"trains": "blocks", "method": "madry", "blocks": 5}, r"blocks is 5: expected names of blocks"),
+        ({"trains": "blocks", "method": "madry", "blocks": "conv9"}, r"blocks is 'conv9': the network has "),
         ({"model": Flat()}, "nothing to branch"),
         ({"model": Flat(), "method": "twins"}, "no batch norm"),
         ({"model": network(1)}, "the network has 1 class"),
@@ -146,6 +158,26 @@ def relabelled(n, labels):
 def test_bad_input_is_named_before_the_first_step(changes, message):
     with pytest.raises(ValueError, match=message):
         tune(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trains": "lora", "method": "madry"}, "trains is 'lora': the network has no convolution"),
+        ({"trains": "prominent", "method": "madry"}, "trains is 'prominent': the network has no convolution"),
+        ({"method": "twins"}, "method is 'twins': the network has no batch norm"),
+        ({"method": "distill", "teacher": "first_pass", "natural_teacher": "twin"}, "nothing to branch"),
+        ({"method": "madry", "train": images(3), "batch_size": 2, "reference": "best"}, None),
+        ({"method": "twins", "model": network(), "train": images(3)}, "no batch to train on: 3 images"),
+    ],
+)
+def test_what_a_network_lacks_is_said_before_any_phase(monkeypatch, changes, message):
+    """The head alone, a first pass and a twin would all be trained before the method itself."""
+    trained: list[int] = []
+    monkeypatch.setattr(training, "train_epoch", lambda *arguments: trained.append(1) or pytest.fail("trained"))
+    with pytest.raises(ValueError if message else pytest.fail.Exception, match=message or "trained"):
+        tune(**{"model": Flat(), "start": "robust_head" if "teacher" not in changes else "pretrained", **changes})
+    assert bool(trained) == (message is None)
 
 
 def test_a_loss_that_is_no_number_stops_with_epoch_step_and_the_last_good_state(tmp_path):

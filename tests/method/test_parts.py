@@ -162,6 +162,14 @@ def test_the_share_that_stays_is_the_percentile_and_one_entry_always_moves(monke
     assert int(stays(prominent).sum()) == 76
 
 
+def test_of_equal_entries_as_many_stay_as_of_others():
+    """40 weights of units that are dead have no gradient at all: 30 of them stay."""
+    prominent = torch.arange(100.0).clamp_min(40) - 40
+    mask = stays(prominent.view(4, 25))
+    assert mask.shape == (4, 25)
+    assert mask.flatten().nonzero().flatten().tolist() == list(range(30))
+
+
 def test_a_step_moves_the_prominent_entries_alone():
     made, x, y = learner()
     attacked = made.attack(x, y)

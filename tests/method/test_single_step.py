@@ -3,6 +3,7 @@
 import copy
 from statistics import mean, pstdev
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,7 +212,7 @@ def test_a_collapse_that_really_happens_is_caught(monkeypatch):
     fell, rose = (tuned.history[epoch - 1]["val_robust"] for epoch in (at, tuned.best_epoch))
     assert tuned.best_epoch > at  # on with PGD-10,
     assert rose > fell + 0.05  # which is worth it
-    assert how(None, tuned)["collapsed"] == [at]
+    assert how({}, tuned)["collapsed"] == [at]
 
 
 @pytest.mark.slow
@@ -247,6 +248,17 @@ def test_the_guard_attacks_with_the_eps_of_the_epoch(monkeypatch):
     learner.attacker.reach = 0.5
     learner.withstood(32)
     assert [threat.eps for threat in seen] == [THREAT.eps / 2]
+
+
+def test_the_guard_looks_at_images_of_all_classes_where_they_come_class_by_class(monkeypatch):
+    x, y = images(60)
+    order = np.argsort(y, kind="stable")
+    train, val = ((torch.from_numpy(x[order]), torch.from_numpy(y[order])), tuple(map(torch.from_numpy, images(12, 1))))
+    learner = loop.Learner(network(), train, val, Settings(THREAT, reference="paper"), torch.device("cpu"))
+    seen = []
+    monkeypatch.setattr(learner_module, "single_step", lambda view, x, y, threat, noise: seen.append(y) or x)
+    learner.withstood(32)
+    assert torch.bincount(seen[0]).tolist() == [11, 10, 11]
 
 
 def test_resuming_after_a_collapse_goes_on_with_pgd(tmp_path, monkeypatch):

@@ -97,6 +97,19 @@ def test_a_fault_is_named(tmp_path, key, value, words):
     [
         ({"merge.soup": "greedy"}, "merge.soup is greedy, but finetune.members is 1: a soup needs at least 2"),
         (
+            {"finetune.members": 2, "finetune.start": "robust_head"},
+            "finetune.members is 2, but finetune.start is robust_head: each would have its own head to start from",
+        ),
+        (
+            {"finetune.members": 2, "finetune.method": "madry", "finetune.trains": "blocks"},
+            "finetune.members is 2, but finetune.trains is blocks: each would have its own blocks to start from",
+        ),
+        (
+            {"merge.alpha": 0.5, "finetune.method": "vanilla"},
+            "merge.alpha is 0.5, but finetune.method vanilla trains no branch: set merge.alpha to 0 or auto, or "
+            "merge.toward to natural",
+        ),
+        (
             {"merge.toward": "critical", "finetune.method": "natural"},
             "merge.toward is critical, but finetune.method is natural: there is no robustness that a layer could keep",
         ),

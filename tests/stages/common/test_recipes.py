@@ -10,10 +10,11 @@ import yaml
 from autolora.data.batches import AUGMENTATIONS
 from autolora.training.objectives import METHODS, REFERENCES
 from autolora.training.settings import ATTACKS, EPS_SCHEDULES, STARTS, TRAINS
+from pipelines.sweeps import grid
 from stages.common import recipes
 from stages.common.errors import StageError
 from stages.common.params import Finetune, Merge, check
-from stages.finetune import AXES
+from stages.finetune import AXES, recipe_of
 from tests.house.imports import ROOT
 from tools import draw_axes
 
@@ -45,6 +46,45 @@ def test_a_key_that_is_set_stands_and_a_default_is_the_recipes(tmp_path):
     assert params.finetune.method == "vanilla"  # params.yaml says autolora, which is the default
     assert with_finetune(tmp_path, recipe="awp2020", method="arow").finetune.method == "arow"
     assert with_finetune(tmp_path, {"toward": "critical"}, recipe="wise-ft").merge.toward == "critical"
+
+
+def test_what_the_file_has_in_place_of_the_recipe_s_own_is_told(tmp_path):
+    """The shipped params.yaml is for digits: no mirror, 20 epochs."""
+    section = with_finetune(tmp_path, recipe="iat2019").finetune
+    assert section.augmentation == "crop"
+    assert recipe_of(section)["but"] == {"augmentation": "crop", "epochs": 20}
+    assert "but" not in recipe_of(with_finetune(tmp_path, recipe="iat2019", epochs=60, augmentation="auto").finetune)
+    assert recipe_of(with_finetune(tmp_path, recipe="none").finetune) == {}
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (ROOT / "presets").glob("*.yaml")))
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_preset_leaves_a_recipe_its_own(tmp_path, preset, name):
+    """All but the number of epochs, and augmentations where the images themselves want another."""
+    tree = yaml.safe_load((ROOT / f"presets/{preset}.yaml").read_text())
+    tree["finetune"]["recipe"] = name
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+    assert set(recipe_of(check(tmp_path / "params.yaml").finetune).get("but", {})) <= {"epochs"}
+
+
+@pytest.mark.parametrize("cell", grid.load("recipes", ROOT).cells, ids=lambda cell: cell.axes["recipe"])
+def test_the_sweep_of_recipes_compares_what_they_say(tmp_path, cell):
+    given = cell.overrides.items()
+    keys = {key.removeprefix("finetune."): value for key, value in given if key.startswith("finetune.")}
+    section = with_finetune(tmp_path, **keys).finetune
+    assert set(recipe_of(section).get("but", {})) <= {
+        "epochs",
+        *(["augmentation"] if cell.axes["recipe"] == "auto" else []),
+    }
+
+
+def test_sections_of_another_kind_are_refused_as_without_a_recipe(tmp_path):
+    for merge in ("yes", [1]):
+        tree = yaml.safe_load((ROOT / "params.yaml").read_text()) | {"merge": merge}
+        tree["finetune"]["recipe"] = "auto"
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(tree))
+        with pytest.raises(StageError, match=r"merge is .*dictionary"):
+            check(tmp_path / "params.yaml")
 
 
 def test_none_is_no_recipe(tmp_path):
@@ -101,7 +141,7 @@ def test_the_page_lists_what_there_is():
     for key in ("method", "start", "attack", "trains", "weight_attack", "smoothing", "eps_schedule", "reference"):
         assert f"`finetune.{key}`" in axes
     sweep = yaml.safe_load((ROOT / "presets/sweeps/recipes.yaml").read_text())
-    assert sorted(sweep["grid"]["finetune.recipe"]) == recipes.names()
+    assert sorted(sweep["grid"]["recipe"]) == recipes.names()
     assert {*recipes.SECTIONS} == {"finetune", "merge"}
     assert Finetune.model_fields.keys() >= {"recipe"}
     assert "toward" in Merge.model_fields
