@@ -1,5 +1,7 @@
 """The further losses, smoothing and the weight attack, each against its formula written out or a known special case."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,6 +151,36 @@ def test_the_step_is_the_gradient_at_weights_moved_by_gamma_times_their_norm():
     rate, decay = made.controller.rate, made.method.decay
     for (name, old), slope in zip(before.items(), slopes):
         assert torch.allclose(made.model.get_parameter(name), old - rate * (slope + decay * old), atol=1e-12), name
+
+
+def test_the_weight_attack_leaves_autolora_s_branch_and_natural_pass_where_they_are():
+    """v is of the plain network: A and B are no part of it, and the branch's pass sees theta1 as it is."""
+    made, x, y = learner("autolora", weight_attack=0.01)
+    made.begin(1, len(y))
+    attacked = made.attack(x, y)
+    made.perturb_weights(x, attacked, y)
+    assert made.shift
+    assert made.shift.keys() <= dict(made.model.named_parameters()).keys()
+    rest = copy.deepcopy(made)
+    with torch.no_grad():
+        moved = rest.plain(attacked)
+        rest.shift = {}
+        still = rest.plain(attacked)
+        assert not torch.allclose(moved, still)
+        with_shift, without = made.natural(x), rest.natural(x)
+        assert torch.equal(with_shift, without)
+
+
+def test_a_step_without_rate_and_decay_leaves_the_attacked_weights_to_the_bit():
+    made, x, y = learner(weight_attack=0.01, rate=1e-9, decay=0.0)
+    made.optimiser.param_groups[0]["lr"] = 0.0
+    made.begin(1, len(y))
+    before = {n: p.detach().clone() for n, p in made.model.named_parameters()}
+    attacked = made.attack(x, y)
+    made.perturb_weights(x, attacked, y)
+    assert made.shift
+    one_step(made, x, attacked, y)
+    assert all(torch.equal(p, before[n]) for n, p in made.model.named_parameters())
 
 
 def test_v_does_not_depend_on_the_loss_scale():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
+from autolora.attacks.pgd import random_in_ball
 from autolora.threat import Threat
 from autolora.training import attack as training_attack
 from autolora.training import judgement, loop
@@ -80,6 +81,49 @@ def test_above_eight_the_loss_has_the_term_and_at_eight_it_has_not(monkeypatch):
     assert not asked
     tune("madry", epochs=1, threat=Threat("linf", "16/255"))
     assert len(asked) == 3  # a step each
+
+
+def of_one_gradient(threat, method="madry"):
+    """In float64, with weights that have moved: batch norm is folded for the attack."""
+    torch.manual_seed(0)
+    x, y = torch.rand(6, 3, 8, 8, dtype=torch.float64), torch.arange(6) % 3
+    settings = Settings(threat, method, "best", batch_size=6, precision="float32", attack="single")
+    made = loop.Learner(network().double(), (x, y), (x, y), settings, torch.device("cpu"))
+    made.model.train()
+    made.begin(1, len(y))
+    return made, x, y
+
+
+def test_the_attack_of_training_starts_within_twice_eps_and_takes_one_step():
+    made, x, y = of_one_gradient(THREAT)
+    noise = 2 * random_in_ball(x, THREAT, torch.Generator().manual_seed(1))  # the step's seed
+    assert 1.9 < noise.abs().max() / THREAT.eps <= 2
+    found = made.attack(x, y)
+    point = (x + noise).clamp(0, 1).requires_grad_(True)
+    slope = torch.autograd.grad(F.cross_entropy(copy.deepcopy(made.model).eval()(point), y), point)[0]
+    assert torch.allclose(found, (point.detach() + THREAT.eps * slope.sign()).clamp(0, 1), atol=1e-12)
+    assert (found - x).abs().max() > 2 * THREAT.eps
+
+
+def test_above_eight_the_bend_is_part_of_the_loss_and_of_its_gradient():
+    made, x, y = of_one_gradient(Threat("linf", "16/255"))
+    attacked = made.attack(x, y)
+    draws = made.attacker.noise.get_state()
+    slopes, totals = [], []
+    for weight in (0.0, 4000.0):
+        made.attacker.straight.weight = weight
+        made.attacker.noise.set_state(draws)
+        totals.append(made.losses(x, attacked, y).total)
+        slopes.append(torch.autograd.grad(totals[-1], list(made.model.parameters()), allow_unused=True))
+    assert made.bend > 0
+    assert totals[1].item() == pytest.approx(totals[0].item() + 4000 * made.bend.item(), rel=1e-9)
+    made.attacker.noise.set_state(draws)
+    bend = made.attacker.bend(made.still, x, y).mean()  # the network at rest
+    assert bend.item() == pytest.approx(made.bend.item(), rel=1e-9)
+    own = torch.autograd.grad(bend, list(made.model.parameters()), allow_unused=True)
+    for plain, with_term, slope in zip(*slopes, own):
+        if plain is not None and slope is not None:
+            assert torch.allclose(with_term, plain + 4000 * slope, rtol=1e-6, atol=1e-9)
 
 
 # --- looks at the validation images ----------------------------------------------------------------------------------
