@@ -10,20 +10,23 @@ from typing import Any
 
 from PIL import Image
 
+from autolora.common.statistics import wilson
 from benchmarks._report_cells import Row, series
 from benchmarks._report_numbers import Group, price, tries
 
 SHOWN = "numbers"  # the name of the note in the file
-Panels = dict[str, dict[str, list[tuple[float, float]]]]  # by set and by recipe: points
+Panels = dict[str, dict[str, list[tuple[float, ...]]]]  # by set and by recipe: points, of some with their interval in y
 
 
 def cost(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
-    """Robust accuracy over forwards, in millions."""
+    """Robust accuracy over forwards, in millions, with the 95 % interval of a share of so many images."""
     found: Panels = {}
     for group in some:
         forwards, robust = price(rows, group, "forwards"), group.mean("robust")
         if forwards is not None and robust is not None:
-            found.setdefault(group.data, {})[group.recipe] = [(forwards / 1e6, 100 * robust)]
+            n = group.rows[0].n or 0
+            interval = (100 * bound for bound in wilson(robust * n, n))
+            found.setdefault(group.data, {})[group.recipe] = [(forwards / 1e6, 100 * robust, *interval)]
     return found
 
 
@@ -31,7 +34,9 @@ def rates(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
     """Validation accuracy under PGD-10 over the first rate: the tries of searches."""
     found: Panels = {}
     for group in some:
-        points = [(row.rate, 100 * row.val_robust) for row in tries(rows, group) if row.val_robust is not None]
+        points: list[tuple[float, ...]] = [
+            (row.rate, 100 * row.val_robust) for row in tries(rows, group) if row.val_robust is not None
+        ]
         if len(points) > 1:
             found.setdefault(group.data, {})[group.recipe] = sorted(points)
     return found
@@ -42,14 +47,16 @@ def cosines(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
     found: Panels = {}
     for group in some:
         values = series(group.rows[0].cosine_by_epoch)
-        points = [(float(epoch), value) for epoch, value in enumerate(values, 1) if value is not None]
+        points: list[tuple[float, ...]] = [
+            (float(epoch), value) for epoch, value in enumerate(values, 1) if value is not None
+        ]
         if points:
             found.setdefault(group.data, {})[group.recipe] = points
     return found
 
 
 PICTURES: dict[str, tuple[Callable[[Sequence[Row], Sequence[Group]], Panels], str, str]] = {
-    "results-cost": (cost, "forwards of training, millions (searches included)", "robust accuracy, %"),
+    "results-cost": (cost, "forwards of training, millions (searches included)", "robust, %, and 95 % interval"),
     "results-rates": (rates, "first learning rate", "validation, PGD-10, %"),
     "results-cosine": (cosines, "epoch", "cosine of the two gradients"),
 }
@@ -96,6 +103,8 @@ def draw(name: str, shown: Panels, recipes: Sequence[str], file: Path) -> None:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
+        if name == "results-cost":
+            axes.set_ylim(bottom=0)
         axes.set_title(data, fontsize=10, loc="left")
         axes.set_xlabel(below, fontsize=8)
         axes.set_ylabel(beside, fontsize=8)
@@ -106,7 +115,9 @@ def draw(name: str, shown: Panels, recipes: Sequence[str], file: Path) -> None:
     figure.savefig(file, dpi=100, metadata={SHOWN: digest(shown, recipes), "Software": None})
 
 
-def line(axes: Any, recipe: str, points: list[tuple[float, float]], colour: str, hollow: bool) -> None:
-    x, y = zip(*points)
+def line(axes: Any, recipe: str, points: list[tuple[float, ...]], colour: str, hollow: bool) -> None:
+    x, y, *interval = zip(*points)
+    if interval:
+        axes.vlines(x, *interval, color=colour, linewidth=1, alpha=0.6)
     style = {"marker": "o", "markersize": 6} if len(x) < 10 else {"linewidth": 1}
     axes.plot(x, y, color=colour, label=recipe, markerfacecolor="white" if hollow else colour, **style)
