@@ -141,7 +141,8 @@ class Learner:
             for name, parameter in self.model.named_parameters():
                 parameter.requires_grad_(name in self.head or self._in_blocks(name))
         self.trained = [p for m in self.modules() if m is not self.average for p in m.parameters() if p.requires_grad]
-        own = DECAY if self.reference.finds_rate else self.method.decay  # a decay goes with the rate it was chosen for
+        found = self.reference.finds_rate and self.settings.rate is None
+        own = DECAY if found else self.method.decay  # which goes with the method's own rate
         decay = own if self.settings.decay is None else self.settings.decay
         return torch.optim.SGD(self.trained, self.controller.rate, momentum=0.9, weight_decay=decay)
 

@@ -194,14 +194,14 @@ def run(
     file = checkpoint_file(way.checkpoints, model, train, val, settings, way.device, teachers=teachers)
     with alone(file), torch.random.fork_rng([way.device] if way.device.type == "cuda" else []):
         learner = Learner(model, train, val, settings, way.device, image_memory=way.memory, teachers=teachers)
-        first = learner.controller.rate
+        first, decay = learner.controller.rate, learner.optimiser.defaults["weight_decay"]
         try:
             return fit(learner, file, way.on_epoch, show=way.show)
         except Diverged as error:
             if settings.rate is not None or not learner.reference.finds_rate:
                 raise
             tqdm.write(f"{error} Once more from the start, at the rate {first / SLOWER:g}.", file=sys.stderr)
-    return run(model, train, val, replace(settings, rate=first / SLOWER), way, teachers=teachers)
+    return run(model, train, val, replace(settings, rate=first / SLOWER, decay=decay), way, teachers=teachers)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

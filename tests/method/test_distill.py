@@ -143,11 +143,11 @@ def logits(model, x):
     return oracle.forward(w, stats, x, train=False).detach()
 
 
-def start(two=False):
+def start(two=False, rate=0.01):
     (model, w, stats), teachers = moved(0), [moved(seed)[0].eval().requires_grad_(False) for seed in (1, 2)]
     x, y = torch.rand(6, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
     more = TWO if two else {"teacher": "first_pass"}
-    settings = Settings(THREAT, "distill", "best", batch_size=6, precision="float32", rate=0.01, attack="pgd", **more)
+    settings = Settings(THREAT, "distill", "best", batch_size=6, precision="float32", rate=rate, attack="pgd", **more)
     taught = Teachers(teachers[0], teachers[1] if two else None)
     learner = Learner(model, (x, y), (x, y), settings, torch.device("cpu"), teachers=taught)
     learner.model.train()
@@ -190,6 +190,11 @@ def test_a_step_of_rslad_from_the_attack_on():
     step(w, 5 / 6 * oracle.kl(taught, z_adv) + oracle.kl(taught, z) / 6)
     same(learner, w, stats)
     assert weights_sha256(teacher.state_dict()) == before
+
+
+def test_the_decay_of_the_release_goes_with_its_rate():
+    decays = [start(**rate)[0].optimiser.defaults["weight_decay"] for rate in ({"rate": 0.01}, {"rate": None})]
+    assert decays == [2e-3, 1e-4]
 
 
 def test_steps_of_mtard_and_its_balance():

