@@ -16,11 +16,7 @@ from stages.common.params import Finetune, Merge
 
 TRAINING_ATTACK, DIAL_ATTACK = 10, 20  # steps of PGD
 PLAIN = ("natural", "linear")  # trained without an attack
-STEPS = {
-    "madry": 1,
-    "natural": 1,
-    "linear": 1 / 3,
-}  # training passes over an image, else 2; of the head a forward
+STEPS = {"madry": 1, "natural": 1}  # training passes over an image; of the other methods two
 WATCHED = 32  # training images that are attacked both ways, where training takes one gradient an image
 DIAL, DIRECTIONS = 5, 2  # points of the dial in each direction
 CRITICAL_IMAGES, ASCENT = 512, 11  # and gradients of each layer's weight on all of them, for merge.toward: critical
@@ -58,7 +54,8 @@ def epoch(price: Price, counts: Counts, section: Finetune) -> float:
     if section.method == "madry" and section.augmentation == "interpolate":
         steps += 1  # on natural images too
     if section.method in PLAIN:
-        return counts.train * price.of(steps=steps) + counts.val * price.of(forwards=1)
+        seen = price.forward if section.method == "linear" else price.of(steps=steps)  # the head's gradient is nothing
+        return counts.train * seen + counts.val * price.forward
     measured = 1 * (section.method == "autolora")  # the natural branch's accuracy on the training images
     measured += _taught(section)
     perturbed = 0 if section.weight_attack is None else steps  # the gradient that finds the perturbation

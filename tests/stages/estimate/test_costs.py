@@ -49,7 +49,9 @@ def images(n: int, classes: int = 4) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        *((method, {"attack": "pgd"}) for method in ("autolora", "vanilla", "twins", "madry", "arow", "natural")),
+        *((method, {"attack": "pgd"}) for method in ("autolora", "vanilla", "twins", "madry", "arow")),
+        ("natural", {}),
+        ("linear", {}),
         ("vanilla", {"attack": "single"}),
         ("madry", {"attack": "pgd", "weight_attack": 0.01}),
         ("madry", {"attack": "pgd", "augmentation": "interpolate"}),
