@@ -318,6 +318,7 @@ def checks(evidence: Evidence) -> dict[str, Any]:
 def provenance(evidence: Evidence, source: dict[str, str]) -> dict[str, Any]:
     r, lock = evidence.robustness, evidence.path("dvc.lock")
     changed = ", with changes not committed" if source.get("git_dirty") == "yes" else ""
+    changed += ", with params.yaml as in dvc.lock" if source.get("git_params") else ""
     revision = source.get("git_revision")
     facts = [
         ("Code (git)", f"{revision}{changed}" if revision else "not in a git repository"),

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+SETTINGS = {"params.yaml", "dvc.lock"}  # no code: what stages ran with is in dvc.lock
+
 
 def locked_params(folder: Path) -> dict[str, Any]:
     """Every parameter as each stage really ran with it: dvc.lock knows, params.yaml may have changed since."""
@@ -24,9 +26,11 @@ def provenance_of(folder: Path) -> dict[str, str]:
     """Where the model comes from: revision of the code, version of the data, hash of the lock."""
     outs = _lock(folder).get("stages", {}).get("prepare", {}).get("outs", [])
     data = {out["path"]: out.get("md5", "") for out in outs}
+    changed = set(git(folder, "diff", "--name-only", "--relative", "HEAD").splitlines())
     found = {
         "git_revision": git(folder, "rev-parse", "HEAD"),
-        "git_dirty": "yes" if git(folder, "status", "--porcelain", "--untracked-files=no") else "no",
+        "git_dirty": "yes" if changed - SETTINGS else "no",
+        "git_params": "changed" if changed & SETTINGS else "",
         "data_version": data.get("data/prepared", ""),
     }
     return {key: value for key, value in found.items() if value}

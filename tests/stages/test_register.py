@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import socket
+import subprocess
 
 import numpy as np
 import pytest
@@ -103,6 +104,23 @@ def test_other_evidence_on_the_same_network_is_another_version_with_a_run_of_its
     second = registered("a")
     assert (first["version"], second["version"]) == (1, 2)
     assert first["run_id"] != second["run_id"]
+
+
+def test_code_that_is_not_committed_is_told_from_params_that_are_in_the_lock(tmp_path):
+    """A preset takes the place of params.yaml, and every run writes dvc.lock: the code is the committed one."""
+    (tmp_path / "params.yaml").write_text("seed: 0")
+    (tmp_path / "stage.py").write_text("1")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True)
+    found = provenance_of(tmp_path)
+    assert (found["git_dirty"], found.get("git_params")) == ("no", None)
+    (tmp_path / "params.yaml").write_text("seed: 1")
+    (tmp_path / "dvc.lock").write_text("stages: {}")
+    found = provenance_of(tmp_path)
+    assert (found["git_dirty"], found["git_params"]) == ("no", "changed")
+    (tmp_path / "stage.py").write_text("2")
+    assert provenance_of(tmp_path)["git_dirty"] == "yes"
 
 
 def test_registered_by_two_machines_at_the_same_moment_one_stays(registered, client, tmp_path, monkeypatch):
