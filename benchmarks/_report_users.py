@@ -165,7 +165,7 @@ def readme(facts: Facts) -> str:
             few_images(shown),
             setting([row for group in shown for row in group.rows]),
             table(["recipe", *(f"{data}, n = {attacked_images(groups, data)}" for data in sets)], lines),
-            recipes_in_words(names),
+            recipes_in_words([*names, *(name for name in SEARCHED if any(g.recipe == name for g in facts.groups()))]),
             "![Robust accuracy over the cost of training](docs/results-cost.png)",
             claim_in_short(facts),
         ]
@@ -204,13 +204,13 @@ def claim_in_short(facts: Facts) -> str:
             for what, some in found.items()
         ]
         if all(gains):
-            said.append(f"Against `{baseline}`: {listed(gains)}.")
+            said.append(f"against `{baseline}` {listed(gains)}")
     missing = [f"`{name}`" for name in SEARCHED if any((data, name) not in ran for data in sets)]
     once = all(one.seeds == 1 for some in found.values() for one in some)
     return " ".join(
         [
-            "What AutoLoRa without a search (`best`, the default) gains here.",
-            *said,
+            "By default (`best`) nothing is searched. It gains, from the set with the least to that with the most:",
+            f"{'; '.join(said)}.",
             *(["Each was trained once: another seed may say otherwise."] if once else []),
             *([f"Not on all sets yet: the stronger baselines, {listed(missing)}."] if missing else []),
         ]

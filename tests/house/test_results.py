@@ -236,9 +236,9 @@ def test_three_sets_reach_the_readme(project):
     assert "| linear |" not in readme  # on one set only
     nothing = "+0.0 points of {} accuracy (no sure difference on 3 sets)"
     level = f"{nothing.format('robust')} and {nothing.format('clean')}"
-    assert f"Against `vanilla`: {level}. Each was trained once" in readme
+    assert f"against `vanilla` {level}. Each was trained once" in readme
     assert "Not on all sets yet: the stronger baselines, `vanilla-searched` and `twins-searched`." in readme
-    assert "Against `vanilla-found`" not in readme
+    assert "against `vanilla-found`" not in readme
     assert (
         "Clean / robust accuracy in percent of n test images, after fine-tuning the backbone that ships on 600 "
         in readme
@@ -247,13 +247,13 @@ def test_three_sets_reach_the_readme(project):
     cells.write(project / cells.RESULTS, [*rows, *found])
     report.build(project)
     readme = (project / "README.md").read_text()
-    assert "Against `vanilla-found`: -10.0 points of robust accuracy (no sure difference on 3 sets) and" in readme
+    assert "against `vanilla-found` -10.0 points of robust accuracy (no sure difference on 3 sets) and" in readme
     searched = row("vanilla-searched", 0, "0" * 10, data="a", cell="a-searched")
     cells.write(project / cells.RESULTS, [*rows, searched])
     report.build(project)
     readme = (project / "README.md").read_text()
-    assert "Against `vanilla-searched`: +20.0 points of robust accuracy (no sure difference on 1 set) and" in readme
-    assert "Against `vanilla`: " in readme  # as long as a set lacks the search
+    assert "against `vanilla-searched` +20.0 points of robust accuracy (no sure difference on 1 set) and" in readme
+    assert "against `vanilla` " in readme  # as long as a set lacks the search
 
 
 @pytest.mark.parametrize(
