@@ -223,10 +223,10 @@ def stands(model, x, y, steps):
     return (model(point).argmax(1) == y).float().mean().item()
 
 
-def of_pale_digits(train, schedule):
+def of_pale_digits(train, schedule, eps="16/255"):
     torch.manual_seed(0)
     return finetune(
-        Flat(), train, pale_digits(1500, 1600), Threat("linf", "16/255"), method="madry", attack="single",
+        Flat(), train, pale_digits(1500, 1600), Threat("linf", eps), method="madry", attack="single",
         **QUICK | {"reference": "best", "epochs": 16, "batch_size": 64, "rate": 0.05, "augmentation": "none"},
         eps_schedule=schedule,
     )  # fmt: skip
@@ -263,10 +263,10 @@ def test_a_collapse_that_really_happens_is_caught(monkeypatch):
 def test_one_that_really_happens_while_eps_grows_is_caught(monkeypatch):
     monkeypatch.setattr(training_attack, "NOISE", 0.0)
     monkeypatch.setattr(training_attack, "STRAIGHT_UP_TO", 1.0)
-    tuned = of_pale_digits(pale_digits(0, 1000), "ramp")
+    tuned = of_pale_digits(pale_digits(0, 1000), "ramp", "32/255")
     (at,) = [record["epoch"] for record in tuned.history if record["event"] == "collapsed"]
     assert 4 < at < 12  # eps has begun to grow, and is not whole
-    assert tuned.history[-1]["val_robust"] > 0.1  # of PGD-10, from there on
+    assert tuned.history[at - 1]["val_robust"] is None
 
 
 def test_a_collapse_is_seen_while_eps_grows_too(monkeypatch):
