@@ -125,10 +125,9 @@ def not_worth(facts: Facts) -> list[str]:
     if not lines:
         return [not_yet(MAIN)]
     return [
-        "Where the head alone is as robust as the whole network, tune the head: it takes seconds. And where fewer "
-        "images withstand the attack than would be guessed (one over the number of classes), or than your service "
-        "can live with, more epochs will not help. Both are in this table, for the default (McNemar, exact, not "
-        "corrected).",
+        "Where the head alone is as robust as the whole network, tune the head: it takes seconds. And do not start "
+        "where fewer images withstand the attack than would be guessed (one over the number of classes), or than "
+        "your service can live with. Both are in this table, for the default (McNemar, exact, not corrected).",
         table(
             ["set", "clean", "robust", "share of right answers that withstand the attack, %", "over a linear head"],
             lines,
