@@ -119,9 +119,12 @@ def part_of(path: Path, process: int | str) -> Path:
 
 
 def remove_what_a_kill_left(path: Path) -> None:
-    for part in path.parent.glob(part_of(path, "*").name):
-        if not psutil.pid_exists(int(part.name.split(".")[-2])):
-            part.unlink(missing_ok=True)
+    """The part, and the journal that SQLite keeps beside it: found by a new part of the same name, it would be played
+    back into that.
+    """
+    for left in path.parent.glob(part_of(path, "*").name + "*"):
+        if not psutil.pid_exists(int(left.name.removeprefix(f".{path.name}.").partition(".")[0])):
+            left.unlink(missing_ok=True)
 
 
 def away(reason: str) -> ServerAway:

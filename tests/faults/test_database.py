@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from stages.tracking.client import _put, connect, part_of
+from stages.tracking.client import _put, connect, part_of, remove_what_a_kill_left
 
 CONNECT = "from stages.tracking.client import connect; connect()"
 
@@ -32,6 +32,17 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_nothing_that_cannot_be_open
     mlflow.MlflowClient().create_experiment("goes on")
     assert tables(path) > 10
     assert [found.name for found in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_the_journal_of_a_killed_one_goes_too(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    path = tmp_path / "mlflow.db"
+    part = part_of(path, dead.pid)
+    for left in (part, part.with_name(f"{part.name}-journal"), part_of(path, os.getpid())):
+        left.write_text("")
+    remove_what_a_kill_left(path)
+    assert list(tmp_path.iterdir()) == [part_of(path, os.getpid())]
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
