@@ -215,6 +215,7 @@ def rebuild(
         if here != source:
             kept = kept_in or work_root(source) / "rebuilds" / workspace.slug(run_name())
             results.collect(here, kept)
+            get_run_logger().info("the workspace goes; its reports stay in %s", kept)
         publish(kept, rows)
     return rows
 
