@@ -93,24 +93,16 @@ def series(text: str) -> list[float | None]:
 
 def collect(clone: Path) -> list[Row]:
     """All cells that are finished in a clone."""
-    return [row(file.parent) for file in sorted((clone / ".work/sweeps").glob(f"{PREFIX}*/*/cell.json"))]
+    files = (clone / ".work/sweeps").glob(f"{PREFIX}*/*/*.json")
+    kinds = {"cell.json": row, "diverged.json": lost}
+    return [kinds[file.name](file.parent) for file in sorted(files) if file.name in kinds]
 
 
 def row(folder: Path) -> Row:
-    done, params = read_json(folder / "cell.json"), check(folder / "params.yaml")
-    axes = done["axes"]
-    training = read_csv(folder / "reports/training.csv")
+    params, training = check(folder / "params.yaml"), read_csv(folder / "reports/training.csv")
     kept = [epoch for epoch in training if "best" in epoch["event"]][-1]
     return Row(
-        study=folder.parent.name,
-        data=axes["data"],
-        recipe=axes["recipe"],
-        seed=int(axes["seed"]),
-        setting=" ".join(f"{axis}={value}" for axis, value in axes.items() if axis not in OWN_AXES),
-        cell=folder.name,
-        commit=done["commit"][:12],
-        threat=f"{params.threat.norm} {params.threat.eps_text}",
-        side=params.data.image_size,
+        **which(folder, read_json(folder / "cell.json"), params),
         epochs=len(training),
         rate=float(training[0]["lr"]),
         val_clean=float(kept["val_clean"]),
@@ -120,6 +112,30 @@ def row(folder: Path) -> Row:
         **cost(folder, params, training),
         **attacked(folder, params.threat.eps),
     )
+
+
+def lost(folder: Path) -> Row:
+    """A try of a search whose training diverged: it has no figures."""
+    params, names = check(folder / "params.yaml"), {field.name for field in fields(Row)}
+    known = which(folder, read_json(folder / "diverged.json"), params) | {
+        "epochs": 0, "rate": params.finetune.rate, "val_clean": 0.0, "val_robust_by_epoch": "", "cosine_by_epoch": ""
+    }  # fmt: skip
+    return Row(**dict.fromkeys(names) | known)
+
+
+def which(folder: Path, done: dict[str, Any], params: Params) -> dict[str, Any]:
+    axes = done["axes"]
+    return {
+        "study": folder.parent.name,
+        "data": axes["data"],
+        "recipe": axes["recipe"],
+        "seed": int(axes["seed"]),
+        "setting": " ".join(f"{axis}={value}" for axis, value in axes.items() if axis not in OWN_AXES),
+        "cell": folder.name,
+        "commit": done["commit"][:12],
+        "threat": f"{params.threat.norm} {params.threat.eps_text}",
+        "side": params.data.image_size,
+    }
 
 
 def by_epoch(training: list[dict[str, str]], column: str) -> str:

@@ -152,9 +152,15 @@ def tries(rows: Iterable[Row], group: Group) -> list[Row]:
     ]
 
 
+def diverged(rows: Iterable[Row], group: Group) -> list[Row]:
+    return [row for row in tries(rows, group) if row.epochs == 0]
+
+
 def price(rows: Iterable[Row], group: Group, name: str) -> float | None:
-    """Of one network, in `forwards` or `processor_seconds`. The best try is the network: a search costs its tries."""
-    searched = tries(rows, group)
+    """Of one network, in `forwards` or `processor_seconds`. The best try is the network: a search costs its tries,
+    but for those that diverged, of which nothing is known.
+    """
+    searched = [row for row in tries(rows, group) if row.epochs]
     if not searched:
         return group.mean(name)
     values = [getattr(row, name) for row in searched]

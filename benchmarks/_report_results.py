@@ -12,6 +12,7 @@ from benchmarks._report_numbers import (
     Group,
     beside,
     compared,
+    diverged,
     front,
     price,
     tries,
@@ -212,7 +213,7 @@ def costs(facts: Facts) -> list[str]:
     lines = [
         [
             group.data, group.recipe, millions(price(facts.main, group, "forwards")),
-            seconds(price(facts.main, group, "processor_seconds")), str(len(tries(facts.main, group)) or ""),
+            seconds(price(facts.main, group, "processor_seconds")), tried(facts.main, group),
             seconds(group.mean("attack_seconds")), percent(group.mean("robust")),
         ]
         for group in some
@@ -223,11 +224,16 @@ def costs(facts: Facts) -> list[str]:
         "Of one network: forwards of one image in its own training (a gradient for the attack counts as three, a "
         "training step as three), and processor seconds of two stages. In `finetune` the natural twin is trained too, "
         "which takes about what the row `natural` says; in `evaluate` the twin is attacked too. A searched recipe "
-        "costs all its tries; the best of them is the network.",
+        "costs all its tries, but for those that diverged, which are not counted; the best of them is the network.",
         table(["set", "recipe", "forwards, millions", "`finetune`, s", "tries", "`evaluate`, s", "robust"], lines),
         picture(facts, "results-cost", "Robust accuracy over the cost of training"),
         *(knee(facts, data, of) for data, of in by_data(some).items()),
     ]
+
+
+def tried(rows: Sequence[Row], group: Group) -> str:
+    lost = len(diverged(rows, group))
+    return str(len(tries(rows, group)) or "") + (f", {lost} diverged" if lost else "")
 
 
 def knee(facts: Facts, data: str, some: Sequence[Group]) -> str:
@@ -250,7 +256,7 @@ def first_rates(facts: Facts) -> list[str]:
     for group in facts.groups():
         some = sorted(tries(facts.main, group), key=lambda row: row.rate)
         if some:
-            found = [f"{row.rate:g}: {percent(row.val_robust)}" for row in some]
+            found = [f"{row.rate:g}: {percent(row.val_robust) if row.epochs else 'diverged'}" for row in some]
             values = [row.val_robust for row in some if row.val_robust is not None]
             lines.append([group.data, group.recipe, "; ".join(found), percent(max(values) - min(values))])
     if not lines:

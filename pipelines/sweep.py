@@ -30,7 +30,8 @@ from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from autolora.common.command_line import Command
-from autolora.common.files import read_json, write_json
+from autolora.common.errors import DIVERGED
+from autolora.common.files import read_json, write_json, write_text
 from pipelines import rebuild
 from pipelines.execution import gpu_slots as slots
 from pipelines.execution import work_pools as pools
@@ -43,7 +44,8 @@ from pipelines.workspace import worktree as workspace
 from pipelines.workspace.revisions import schema_in
 from stages.common.scrub import scrubbed
 
-DONE, KEPT = "cell.json", "params.yaml"  # KEPT: what a rebuild leaves in any case (pipelines/workspace/results.py)
+DONE, LOST = "cell.json", "diverged.json"
+KEPT = "params.yaml"  #  what a rebuild leaves in any case (pipelines/workspace/results.py)
 
 
 @task(task_run_name="{what} {cell}", cache_policy=NO_CACHE)
@@ -83,7 +85,9 @@ def sweep(
     if pool:
         pools.require_workers(f"rebuild/{pool}-cell")
     tries = {each.name(): each for cell in wanted for each in search.tries_for(plan, cell)}
-    failed = build_all(source, plan, commit, list(tries.values()), search.STAGES, pool) if tries else {}
+    to_try = [each for each in tries.values() if not finished(source, plan, each, commit, LOST)]
+    failed = build_all(source, plan, commit, to_try, search.STAGES, pool) if tries else {}
+    failed = without_diverged(source, plan, commit, tries, failed)
     ready = [done for cell in wanted if (done := settled(source, plan, cell, commit))]
     failed |= build_all(source, plan, commit, ready, plan.stages, pool)
     return conclude(source, plan, commit, failed)
@@ -205,22 +209,38 @@ def finish(source: Path, plan: Sweep, cell: Cell, commit: str) -> str | None:
     place = place_of(source, plan, cell)
     if not (place / KEPT).is_file():
         return f"the cell's files are not visible here: AUTOLORA_WORK must be storage that both machines see ({place})"
+    (place / LOST).unlink(missing_ok=True)
     write_json(place / DONE, record(cell, commit))
     return None
+
+
+def without_diverged(
+    source: Path, plan: Sweep, commit: str, tries: dict[str, Cell], failed: dict[str, str]
+) -> dict[str, str]:
+    """A value with which training diverges is an answer of the search too, the worst: it is not tried again."""
+    lost = [name for name, why in failed.items() if DIVERGED in why]
+    for name in lost:
+        place = place_of(source, plan, tries[name])
+        write_text(place / KEPT, yaml.safe_dump(params_of(source, tries[name])))
+        (place / DONE).unlink(missing_ok=True)
+        write_json(place / LOST, record(tries[name], commit))
+    return {name: why for name, why in failed.items() if name not in lost}
 
 
 def settled(source: Path, plan: Sweep, cell: Cell, commit: str) -> Cell | None:
     """The cell with what its search has found, as soon as all of its tries are finished."""
 
     def score(each: Cell) -> float | None:
+        if finished(source, plan, each, commit, LOST):
+            return search.WORST
         done = finished(source, plan, each, commit)
         return search.validation_accuracy(place_of(source, plan, each)) if done else None
 
     return search.settled(plan, cell, score)
 
 
-def finished(source: Path, plan: Sweep, cell: Cell, commit: str) -> bool:
-    file = place_of(source, plan, cell) / DONE
+def finished(source: Path, plan: Sweep, cell: Cell, commit: str, how: str = DONE) -> bool:
+    file = place_of(source, plan, cell) / how
     return file.is_file() and read_json(file) == record(cell, commit)
 
 
@@ -321,7 +341,8 @@ def show(name: str, only: list[str] | None) -> None:
     for cell in [*tries.values(), *wanted]:
         ready = settled(source, plan, cell, commit) if cell.name() not in tries else cell
         done = ready is not None and finished(source, plan, ready, commit)
-        state = "done" if done else "to do" if ready else "after its search"
+        lost = finished(source, plan, cell, commit, LOST)
+        state = "done" if done else "diverged" if lost else "to do" if ready else "after its search"
         print(state, cell.name(), cell.preset or "", (ready or cell).overrides | (ready or cell).found)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+DIVERGED = "training diverged"  # how its message begins: a search goes by it, over processes and machines
+
 
 class BadArgument(ValueError):
     """An argument that cannot be meant. `argument` is its name, so that a caller can say where it was set."""

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-DIVERGED = 1e4  # a loss above this never comes back
+from autolora.common.errors import DIVERGED
+
+BEYOND = 1e4  # a loss above this never comes back
 
 
 class Diverged(ValueError):
@@ -18,7 +20,7 @@ class Diverged(ValueError):
 def check_weights(weights: Sequence[Tensor], epoch: int, file: Path | None) -> None:
     """What an epoch's last step did is seen by no loss."""
     if not all(torch.isfinite(p).all() for p in weights):
-        raise Diverged(f"weights that are no numbers after epoch {epoch}: {last_good(epoch, file)}")
+        raise Diverged(f"{DIVERGED}: weights that are no numbers after epoch {epoch}; {last_good(epoch, file)}")
 
 
 def last_good(epoch: int, file: Path | None) -> str:
@@ -26,11 +28,11 @@ def last_good(epoch: int, file: Path | None) -> str:
 
 
 def check_losses(losses: Tensor, epoch: int, file: Path | None) -> None:
-    bad = ~torch.isfinite(losses).all(1) | (losses[:, 0].abs() > DIVERGED)
+    bad = ~torch.isfinite(losses).all(1) | (losses[:, 0].abs() > BEYOND)
     if bad.any():
         step = int(bad.int().argmax())
         raise Diverged(
-            f"training diverged: the loss is {losses[step, 0].item():g} in epoch {epoch}, step {step + 1}; "
+            f"{DIVERGED}: the loss is {losses[step, 0].item():g} in epoch {epoch}, step {step + 1}; "
             f"{last_good(epoch, file)}. "
             "Look at the images and the backbone's weights; a baseline may need a lower rate."
         )

@@ -2,6 +2,7 @@
 
 A try is a cell that ends with `finetune`. Its score is the most validation images that it withstood after any epoch,
 which is also what its own run keeps. Test images are never looked at. Where two tries are level, the earlier one wins.
+One whose training diverges has lost.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from pipelines.sweeps.grid import Cell, Sweep
 
 STAGES = ["finetune"]
+WORST = -1.0
 Score = Callable[[Cell], float | None]  # None: not finished
 
 

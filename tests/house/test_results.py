@@ -12,6 +12,7 @@ import pytest
 from autolora.common.files import write_json
 from benchmarks import _report_cells as cells
 from benchmarks import _report_numbers as numbers
+from benchmarks import _report_results as results
 from benchmarks import report, small_sets
 from benchmarks._report_cells import Row, bits
 from benchmarks._report_words import MAIN
@@ -54,6 +55,18 @@ ROWS = [
     attempt("vanilla-searched", 0.003, 0.2, 700_000),
     attempt("vanilla-searched", 0.03, 0.4, 800_000),
 ]
+
+
+def test_a_try_that_diverged_is_said_and_costs_nothing(tmp_path):
+    lost = attempt("vanilla-searched", 0.1, 0.0, 0)
+    lost = replace(lost, epochs=0, val_clean=0.0, val_robust=None, forwards=None, train=None, val=None)
+    cells.write(tmp_path, [*ROWS, lost])
+    assert lost in cells.read(tmp_path)
+    facts = report.Facts(cells.read(tmp_path), {})
+    said = "\n".join([*results.costs(facts), *results.first_rates(facts)])
+    assert "| 3, 1 diverged |" in said
+    assert "| 1.50 |" in said
+    assert "0.003: 20.0; 0.03: 40.0; 0.1: diverged | 20.0 |" in said
 
 
 def test_means_and_spreads():

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 import yaml
 
+from autolora.training.divergence import Diverged, check_losses
 from pipelines import sweep as sweeping
 from pipelines.sweeps import comparison, grid, search
 from pipelines.sweeps.comparison import Result
@@ -94,6 +96,34 @@ def test_a_cell_takes_what_its_search_has_found():
     assert level.found == {"rate": 0.1}
     scores[0.1] = None
     assert search.settled(sweep, vanilla, score) is None
+
+
+def test_a_try_that_diverged_has_lost_and_is_not_made_again(tmp_path, monkeypatch):
+    """What the worker said of it comes as words alone; another failure stays one."""
+    monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path))
+    monkeypatch.setattr(sweeping, "params_of", lambda source, cell: cell.overrides)
+    monkeypatch.setattr(sweeping.rebuild, "clone_of", lambda source: tmp_path)
+    sweep = grid.parse(SMALL | {"search": SEARCH}, "small")
+    vanilla = sweep.cells[2]
+    tries = {each.name(): each for each in search.tries_for(sweep, vanilla)}
+    low, high = tries
+    losses = torch.full((1, 3), torch.nan)
+    with pytest.raises(Diverged) as said:
+        check_losses(losses, epoch=3, file=None)
+    failed = {high: f"Task run encountered an exception StageFailed: finetune: {said.value}", low: "no space left"}
+    left = sweeping.without_diverged(tmp_path, sweep, "c0ffee", tries, failed)
+    assert left == {low: "no space left"}
+    assert sweeping.finished(tmp_path, sweep, tries[high], "c0ffee", sweeping.LOST)
+    assert not sweeping.finished(tmp_path, sweep, tries[high], "another commit", sweeping.LOST)
+    assert sweeping.settled(tmp_path, sweep, vanilla, "c0ffee") is None
+    place = sweeping.place_of(tmp_path, sweep, tries[low])
+    (place / "reports").mkdir(parents=True)
+    (place / "params.yaml").touch()
+    (place / "reports/training.csv").write_text("epoch,val_robust\n1,0.0\n")
+    sweeping.finish(tmp_path, sweep, tries[low], "c0ffee")
+    done = sweeping.settled(tmp_path, sweep, vanilla, "c0ffee")
+    assert done is not None
+    assert done.found == {"rate": 0.1}
 
 
 def test_a_try_is_judged_by_its_best_epoch(tmp_path):
