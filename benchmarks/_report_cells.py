@@ -116,11 +116,12 @@ def row(folder: Path) -> Row:
 
 def lost(folder: Path) -> Row:
     """A try of a search whose training diverged: it has no figures."""
-    params, names = check(folder / "params.yaml"), {field.name for field in fields(Row)}
+    params = check(folder / "params.yaml")
+    nothing: dict[str, Any] = dict.fromkeys(field.name for field in fields(Row))
     known = which(folder, read_json(folder / "diverged.json"), params) | {
         "epochs": 0, "rate": params.finetune.rate, "val_clean": 0.0, "val_robust_by_epoch": "", "cosine_by_epoch": ""
     }  # fmt: skip
-    return Row(**dict.fromkeys(names) | known)
+    return Row(**nothing | known)
 
 
 def which(folder: Path, done: dict[str, Any], params: Params) -> dict[str, Any]:

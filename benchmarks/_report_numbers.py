@@ -83,6 +83,12 @@ def groups(rows: Iterable[Row], order: Sequence[str] = ()) -> list[Group]:
     return [Group(d, r, s, tuple(sorted(found[d, s, r], key=lambda row: row.seed))) for d, s, r in keys]
 
 
+def at_shared_seeds(some: Sequence[Group]) -> list[Group]:
+    """Only with the seeds that all of them have, so that they can be set beside one another; none without such."""
+    seeds = set[int].intersection(*(set(group.seeds()) for group in some)) if some else set()
+    return [replace(g, rows=tuple(row for row in g.rows if row.seed in seeds)) for g in some] if seeds else []
+
+
 def natural(setting: str) -> tuple[float, str]:
     """Numbers by size."""
     try:

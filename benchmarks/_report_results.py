@@ -10,6 +10,7 @@ from benchmarks._report_cells import Row, series
 from benchmarks._report_numbers import (
     Comparison,
     Group,
+    at_shared_seeds,
     beside,
     compared,
     diverged,
@@ -35,6 +36,7 @@ from benchmarks._report_words import (
     percent,
     recipes_in_words,
     seconds,
+    seeds_in_words,
     setting,
     span,
     table,
@@ -128,18 +130,21 @@ def accuracies(facts: Facts) -> list[str]:
         table(["set", "recipe", "seeds", "clean", "robust", "expected", "first rate"], lines),
         recipes_in_words(group.recipe for group in facts.groups()),
         "A recipe `auto` would be `best` to the bit on this backbone, and does not run twice.",
-        *(best_of(some) for some in by_data(facts.groups()).values() if len(some) > 1),
+        "In the next lines p < 0.05 is sure, corrected (Holm) within each half of a sentence alone.",
+        *(best_of(at_shared_seeds(some)) for some in by_data(facts.groups()).values() if len(some) > 1),
     ]
 
 
 def best_of(some: Sequence[Group]) -> str:
+    if not some:
+        return ""
     said = []
     for what, verb in (("robust", "withstands most"), ("clean", "is right most often without an attack")):
         leader = max(some, key=lambda group: group.mean(what) or 0.0)
         level = listed(f"`{group.recipe}`" for group in beside(leader, some, what))
         but = f"though not surely more than {level}" if level else "surely more than each of the others"
         said.append(f"`{leader.recipe}` {verb} ({percent(leader.mean(what))} %, {but})")
-    return f"On {some[0].data} {listed(said)}."
+    return f"On {some[0].data}, {seeds_in_words(some[0].seeds())}, {listed(said)}."
 
 
 def tests(facts: Facts) -> list[str]:
@@ -237,6 +242,7 @@ def tried(rows: Sequence[Row], group: Group) -> str:
 
 
 def knee(facts: Facts, data: str, some: Sequence[Group]) -> str:
+    some = at_shared_seeds(some)
     steps = front(some, lambda group: price(facts.main, group, "forwards"))
     if not steps:
         return ""
@@ -246,8 +252,9 @@ def knee(facts: Facts, data: str, some: Sequence[Group]) -> str:
         for group, p in steps
     )
     return (
-        f"On {data} more forwards buy surely more robust accuracy along these: {words}. p is of the step from the one "
-        "before, not corrected. What costs more than the last of them gains nothing more that is sure."
+        f"On {data}, {seeds_in_words(some[0].seeds())}, more forwards buy more robust accuracy along these: {words}. "
+        "p is of the step from the one before, not corrected. What costs more than the last of them gains nothing "
+        "with p < 0.05."
     )
 
 

@@ -25,6 +25,7 @@ from benchmarks._report_words import (
     percent,
     recipes_in_words,
     seconds,
+    seeds_in_words,
     setting,
     span,
     table,
@@ -32,6 +33,7 @@ from benchmarks._report_words import (
 
 LEADING = ("natural", "vanilla", "best")  # without which the README says nothing
 ENOUGH_SETS = 3
+ONE_SEED = "Where the table names no seeds there is one, and another may say otherwise."
 
 
 def expectations(facts: Facts, before: str) -> str:
@@ -118,14 +120,16 @@ def not_worth(facts: Facts) -> list[str]:
         head = heads.get(ours.data)
         shared = head is not None and set(head.seeds()) & set(ours.seeds())
         one = comparison(ours, head, "robust") if head and shared else None
+        where = "" if shared == set(ours.seeds()) else f", {seeds_in_words(sorted(shared or []))}"
         lines.append([
             ours.data, percent(clean), percent(robust), percent(robust / clean if clean else None),
-            "" if one is None else f"{100 * one.difference:+.1f} ({one.only_ours}:{one.only_theirs}, p {one.p:.2g})",
+            "" if one is None
+            else f"{100 * one.difference:+.1f} ({one.only_ours}:{one.only_theirs}, p {one.p:.2g}{where})",
         ])  # fmt: skip
     if not lines:
         return [not_yet(MAIN)]
     return [
-        "Where the head alone is as robust as the whole network, tune the head: it takes seconds. And do not start "
+        "Where the head alone is as robust as the whole network, tune the head: it costs a tenth. And do not start "
         "where fewer images withstand the attack than would be guessed (one over the number of classes), or than "
         "your service can live with. Both are in this table, for the default (McNemar, exact, not corrected).",
         table(
@@ -175,10 +179,10 @@ def few_images(some: Sequence[Group]) -> str:
     rows = [row for group in some for row in group.rows]
     threats, sides = ({str(getattr(row, name)) for row in rows} for name in ("threat", "side"))
     return (
-        f"Clean / robust accuracy in percent of n test images, after fine-tuning the backbone that ships on "
-        f"{span(row.train for row in rows)} images of {listed(sorted(sides))} pixels against "
-        f"{listed(sorted(threats))}. More, with tests and costs: [results.md](docs/results.md); what it means for "
-        "you: [expectations.md](docs/expectations.md)."
+        "Clean / robust accuracy in percent of n test images, the mean where a cell names several seeds, after "
+        f"fine-tuning the backbone that ships on {span(row.train for row in rows)} images of {listed(sorted(sides))} "
+        f"pixels against {listed(sorted(threats))}. More, with tests and costs: [results.md](docs/results.md); what it "
+        "means for you: [expectations.md](docs/expectations.md)."
     )
 
 
@@ -187,7 +191,10 @@ def attacked_images(groups: Sequence[Group], data: str) -> str:
 
 
 def both(group: Group | None) -> str:
-    return "" if group is None else f"{percent(group.mean('clean'))} / {percent(group.mean('robust'))}"
+    if group is None:
+        return ""
+    seeds = f" ({len(group.rows)} seeds)" if len(group.rows) > 1 else ""
+    return f"{percent(group.mean('clean'))} / {percent(group.mean('robust'))}{seeds}"
 
 
 def claim_in_short(facts: Facts) -> str:
@@ -208,10 +215,11 @@ def claim_in_short(facts: Facts) -> str:
     once = all(one.seeds == 1 for some in found.values() for one in some)
     return " ".join(
         [
-            "By default (`best`) nothing is searched. It gains, from the set with the least to that with the most:",
+            "By default (`best`) nothing is searched. It gains, on the seeds that both have, from the set with the "
+            "least to that with the most:",
             f"{'; '.join(said)}.",
-            *(["Each was trained once: another seed may say otherwise."] if once else []),
-            *([f"Not on all sets yet: the stronger baselines, {listed(missing)}."] if missing else []),
+            *(["Each was trained once: another seed may say otherwise."] if once else [ONE_SEED]),
+            *([f"Not on all sets yet: {listed(missing)}, the stronger baselines."] if missing else []),
         ]
     )
 

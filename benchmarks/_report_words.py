@@ -80,6 +80,10 @@ class Facts:
         return groups(of_study(self.rows, study), self.order)
 
 
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {listed(str(seed) for seed in seeds)}"
+
+
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
