@@ -219,7 +219,7 @@ def claim_in_short(facts: Facts) -> str:
             "least to that with the most:",
             f"{'; '.join(said)}.",
             *(["Each was trained once: another seed may say otherwise."] if once else [ONE_SEED]),
-            *([f"Not on all sets yet: {listed(missing)}, the stronger baselines."] if missing else []),
+            *([f"Searched, but not on all sets yet: {listed(missing)}."] if missing else []),
         ]
     )
 

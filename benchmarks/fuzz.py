@@ -262,13 +262,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--inputs", type=int, default=EACH, help=f"for each door (default {EACH})")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=NAMES)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/fuzz.json")
+    parser.add_argument("--only", choices=NAMES, help="one door; written with --results alone")
+    parser.add_argument("--results", type=Path, help="(default benchmarks/results/fuzz.json)")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
     if chosen.child:
         one_door(chosen.only, chosen.inputs, chosen.seed, chosen.child)
         return 0
+    results = chosen.results or (None if chosen.only else ROOT / "benchmarks/results/fuzz.json")
+    only = f" --only {chosen.only}" if chosen.only else ""
     records: list[dict[str, Any]] = []
     for name in [chosen.only] if chosen.only else NAMES:
         run = served.door if name == served.NAME else door
@@ -280,10 +282,10 @@ def main(arguments: list[str] | None = None) -> int:
                 f"  {found['kind']} ({found['count']} times): {found['what']}\n    {found['example'][:300]}", flush=True
             )
         machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-        command = f"python -m benchmarks.fuzz --inputs {chosen.inputs} --seed {chosen.seed}"
-        write_json(
-            chosen.results, {"command": command, "machine": machine, "summary": summary(records), "doors": records}
-        )
+        command = f"python -m benchmarks.fuzz --inputs {chosen.inputs} --seed {chosen.seed}{only}"
+        said = {"command": command, "machine": machine, "summary": summary(records), "doors": records}
+        if results:
+            write_json(results, said)
     print(summary(records))
     return int(any(record["findings"] for record in records))
 

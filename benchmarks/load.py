@@ -110,7 +110,10 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.child:
         child(chosen.only, chosen.largest, chosen.child)
         return 0
-    records = read_json(chosen.results)["cases"] if chosen.results.exists() and not chosen.only else []
+    records = read_json(chosen.results)["cases"] if chosen.results.exists() else []
+    records = [record for record in records if record["case"] != chosen.only]
+    if records and not chosen.only:
+        print(f"{chosen.results} has {len(records)} of {len(CASES)} cases: not measured again")
     known = {record["case"] for record in records}
     for name in [chosen.only] if chosen.only else [name for name in CASES if name not in known]:
         points = []

@@ -31,7 +31,7 @@ from scipy.stats import t as student_t
 
 from autolora.attacks.autoattack import autoattack
 from autolora.common.command_line import Command
-from autolora.common.files import write_text
+from autolora.common.files import locked, write_text
 from autolora.common.statistics import holm
 from autolora.data.batches import to_pixels
 from autolora.threat import Threat
@@ -214,11 +214,13 @@ def read() -> list[Row]:
 
 
 def added(row: Row) -> None:
+    """Two processes may be at it, on two sets."""
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(one) for one in sorted([*read(), row], key=Row.key))
-    write_text(RESULTS, text.getvalue())
+    with locked(KEPT / "lock", wait=True):
+        writer.writerows(asdict(one) for one in sorted([*read(), row], key=Row.key))
+        write_text(RESULTS, text.getvalue())
     print(*row.key(), f"clean {row.clean} robust {row.robust} (n = {row.n}), {row.seconds} s", flush=True)
 
 

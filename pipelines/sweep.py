@@ -108,7 +108,8 @@ def build_all(
     waiting = {cell.name(): cell for cell in cells if not finished(source, plan, cell, commit)}
     get_run_logger().info("%d cells, %d of them to do", len(cells), len(waiting))
     for cell in waiting.values():  # or what an earlier commit has left would pass for this one's
-        (place_of(source, plan, cell) / KEPT).unlink(missing_ok=True)
+        for name in (DONE, LOST, KEPT):
+            (place_of(source, plan, cell) / name).unlink(missing_ok=True)
     there = Path(".") if pool else source  # on a worker: its own clone
     leading = leaders(source, plan, list(waiting.values()))
     once = [(cell, parameters_of(plan, cell, commit, [str(plan.first)], there)) for cell in leading]

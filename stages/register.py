@@ -263,7 +263,7 @@ def _not_passed(checks: list[Check]) -> str:
     return f": {', '.join(names)}" if names else ""
 
 
-def verify_file(mlflow: ModuleType, version: ModelVersion, expected: str) -> Path:
+def verify_file(mlflow: ModuleType, version: ModelVersion, expected: str) -> None:
     """The registry's ONNX file, byte for byte the one that was registered, or an error that says so."""
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = fetch_onnx(mlflow, version, Path(folder))
@@ -274,7 +274,6 @@ def verify_file(mlflow: ModuleType, version: ModelVersion, expected: str) -> Pat
             f"than was registered (sha256 {found[:12]}, expected {expected[:12]}): it was changed afterwards. "
             "Delete that version and run `dvc repro` again."
         )
-    return path
 
 
 def fetch_onnx(mlflow: ModuleType, version: ModelVersion, folder: Path) -> Path:

@@ -9,6 +9,7 @@ What fits is decided here; files are read in checkpoints.py and fetched in downl
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Loading:
 def load_backbone(
     arch: str,
     weights: str | Path | None = None,
-    classes: int | Sequence[str] = 10,
+    classes: int = 10,
     image_size: int = 32,
     *,
     stem: str = "timm",
@@ -72,7 +73,7 @@ def load_backbone(
     std are those given, else the file's, else timm's for this network, else ImageNet's. Anything of the feature
     extractor that does not fit stops with the keys; what was done with the rest is in `.loading`.
     """
-    count = classes if isinstance(classes, int) else len(classes)
+    count = operator.index(classes)  # of numpy too
     size = network_size if network_size != image_size else None
     spec = Spec(arch, count, image_size, stem, options or {}, size, (0.0,), (1.0,), channels, trained_for)
     body = build(spec, seed).body

@@ -210,6 +210,7 @@ def _transfer(transfer: Transfer) -> None:
     with opener.open(urllib.request.Request(transfer.url, headers=headers), timeout=30) as answer:
         if answer.status != 206:
             have = 0
+            part.unlink(missing_ok=True)  # before its tag: a kill between the two must not glue two files together
         mark = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
         if mark and not mark.startswith("W/"):
             tag.write_text(mark)

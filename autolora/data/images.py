@@ -102,6 +102,8 @@ def _labels(y: Any) -> np.ndarray:
         raise BadArgument("y", Words(f"of shape {labels.shape}"), cure)
     if labels.ndim != 1:
         raise BadArgument("y", Words(f"of shape {labels.shape}"), "expected one class number for each image")
+    if labels.dtype.kind == "f" and not np.array_equal(labels, np.rint(labels)):  # nan is not equal to itself
+        raise BadArgument("y", Words(f"of {labels.dtype} with fractions"), "expected whole class numbers")
     return labels.astype(np.int64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import inspect
 import os
@@ -33,6 +34,7 @@ from autolora.training.teachers import Balance, Teachers
 
 Record = dict[str, Any]
 PARTS = {"modules", "optimiser", "controller", "attacker", "weights", "balance", "progress"}  # of a saved state
+PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE}
 LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their version, or by the files here
 
 
@@ -170,6 +172,12 @@ def _read(file: Path, device: torch.device) -> Mapping[str, Any]:
     return torch.load(found[0], map_location=device, weights_only=True) if found else {}
 
 
+def _passes(error: Exception) -> bool:
+    """The machine is short of something, or the storage away: the state itself may be whole. torch says so in words."""
+    said = isinstance(error, RuntimeError) and any(word in str(error) for word in ("unable to mmap", "allocate memory"))
+    return said or isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in PASSING)
+
+
 def _readable(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
@@ -177,9 +185,9 @@ def _readable(file: Path) -> bool:
         if not damaged and torch.load(file, map_location="cpu", weights_only=True, mmap=True).keys() == PARTS:
             return True
         reason = f"the checksum of {damaged} is wrong" if damaged else "it is no state of a run"
-    except MemoryError:
-        raise
     except Exception as error:  # of the disk, of zip, of pickle: torch has no common one
+        if _passes(error):
+            raise
         reason = first_line(error)[:100]
     aside = file.with_name(f"{file.name}.unreadable")
     os.replace(file, aside)

@@ -148,7 +148,14 @@ def now() -> str:
 
 def who() -> str:
     """The name people go by at the tracking server, in git, or on this machine."""
-    return os.environ.get("MLFLOW_TRACKING_USERNAME") or git(Path(), "config", "user.name") or getpass.getuser()
+    return os.environ.get("MLFLOW_TRACKING_USERNAME") or git(Path(), "config", "user.name") or _user()
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name
+        return f"uid {os.getuid()}"
 
 
 def reigns(log: list[dict[str, Any]], alias: str) -> list[int]:

@@ -425,6 +425,8 @@ def test_black_box_through_onnxruntime(tmp_path) -> None:
         ({"precision": "fast"}, "it is now called mixed"),
         ({"ids": ["a"] * 4}, "different ids"),
         ({"y": torch.zeros(3)}, "4 images and 3 labels"),
+        ({"y": torch.tensor([0.0, 1.0, 0.5, 1.0])}, "expected whole class numbers"),
+        ({"y": torch.tensor([0.0, 1.0, torch.nan, 1.0])}, "expected whole class numbers"),
     ],
 )
 def test_impossible_arguments(change: dict, said: str) -> None:

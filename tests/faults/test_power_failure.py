@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from autolora.common.files import replacing, replacing_folder, weights_sha256
 from autolora.training.loop import finetune
@@ -105,6 +107,36 @@ def rotten(content: bytes) -> bytes:
     for place in range(len(content) // 4, len(content) // 2, 1024):
         rotten[place] ^= 1
     return bytes(rotten)
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        RuntimeError("unable to mmap 240001895 bytes from file <x.pt>: Cannot allocate memory (12)"),
+        MemoryError(),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_now_stays_for_the_next_start(tmp_path, monkeypatch, passing):
+    with pytest.raises(Killed):
+        tune(tmp_path, until=3)
+    there = {path.name for path in tmp_path.glob("*.pt*")}
+
+    def refuse(*args, **named):
+        raise passing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", refuse)
+        with pytest.raises(type(passing)):
+            tune(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.pt*")} == there
+    seen: list[int] = []
+    finetune(
+        network(), images(48), images(12, 1), THREAT, checkpoints=tmp_path,
+        on_epoch=lambda record: seen.append(record["epoch"]), **QUICK | {"epochs": 4},
+    )  # fmt: skip
+    assert seen[0] == 4
 
 
 @pytest.mark.parametrize("damage", [emptied, zeroed, cut_short, rotten])

@@ -31,7 +31,7 @@ def test_the_whole_pipeline_before_anything_has_run(untouched):
     )
     assert "on 100 images, of two networks" in rows["evaluate"]
     assert "What would make it shorter:" in done.stdout
-    assert re.search(r"finetune\.epochs: 10 \(it is 20\) +\d+ (s|min) less", done.stdout)
+    assert re.search(r"finetune\.epochs: 10 \(it is 20\) +" + TIME + " less", done.stdout)
     assert untouched.changed() == ""
 
 

@@ -32,7 +32,7 @@ def plant(found: np.ndarray, left: np.ndarray, right: np.ndarray, rng: np.random
     return pairs
 
 
-def testcandidates_are_those_of_comparing_all_with_all():
+def test_candidates_are_those_of_comparing_all_with_all():
     rng = np.random.default_rng(0)
     found, left, right = hashes(1500, rng), np.arange(400), np.arange(400, 1500)
     planted = plant(found, left, right, rng)
