@@ -332,7 +332,7 @@ def test_weights_that_are_no_numbers_are_not_kept(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(training, "train_epoch", spoilt)
-    with pytest.raises(Diverged, match="no numbers after epoch 3: the last good state, after epoch 2, is in"):
+    with pytest.raises(Diverged, match="no numbers after epoch 3; the last good state, after epoch 2, is in"):
         tune(epochs=4, checkpoints=tmp_path)
 
 
