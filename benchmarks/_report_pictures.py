@@ -12,16 +12,20 @@ from PIL import Image
 
 from autolora.common.statistics import wilson
 from benchmarks._report_cells import Row, series
-from benchmarks._report_numbers import Group, price, tries
+from benchmarks._report_numbers import Group, at_shared_seeds, price, tries
+from benchmarks._report_words import by_data
 
 SHOWN = "numbers"  # the name of the note in the file
 Panels = dict[str, dict[str, list[tuple[float, ...]]]]  # by set and by recipe: points, of some with their interval in y
 
 
 def cost(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
-    """Robust accuracy over forwards, in millions, with the 95 % interval of a share of so many images."""
+    """Robust accuracy over forwards, in millions, with the 95 % interval of a share of so many images.
+
+    Of a set only the seeds that all of its recipes have.
+    """
     found: Panels = {}
-    for group in some:
+    for group in (one for of in by_data(some).values() for one in at_shared_seeds(of)):
         forwards, robust = price(rows, group, "forwards"), group.mean("robust")
         if forwards is not None and robust is not None:
             n = group.rows[0].n or 0

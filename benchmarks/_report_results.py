@@ -229,7 +229,8 @@ def costs(facts: Facts) -> list[str]:
         "Of one network: forwards of one image in its own training (a gradient for the attack counts as three, a "
         "training step as three), and processor seconds of two stages. In `finetune` the natural twin is trained too, "
         "which takes about what the row `natural` says; in `evaluate` the twin is attacked too. A searched recipe "
-        "costs all its tries, but for those that diverged, which are not counted; the best of them is the network.",
+        "costs all its tries, but for those that diverged, which are not counted; the best of them is the network. "
+        "The picture has the seeds that all recipes of a set have.",
         table(["set", "recipe", "forwards, millions", "`finetune`, s", "tries", "`evaluate`, s", "robust"], lines),
         picture(facts, "results-cost", "Robust accuracy over the cost of training"),
         *(knee(facts, data, of) for data, of in by_data(some).items()),
