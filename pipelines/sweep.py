@@ -45,7 +45,7 @@ from pipelines.workspace.revisions import schema_in
 from stages.common.scrub import scrubbed
 
 DONE, LOST = "cell.json", "diverged.json"
-KEPT = "params.yaml"  #  what a rebuild leaves in any case (pipelines/workspace/results.py)
+KEPT = "params.yaml"  # what a rebuild leaves in any case (pipelines/workspace/results.py)
 
 
 @task(task_run_name="{what} {cell}", cache_policy=NO_CACHE)
@@ -210,7 +210,6 @@ def finish(source: Path, plan: Sweep, cell: Cell, commit: str) -> str | None:
     place = place_of(source, plan, cell)
     if not (place / KEPT).is_file():
         return f"the cell's files are not visible here: AUTOLORA_WORK must be storage that both machines see ({place})"
-    (place / LOST).unlink(missing_ok=True)
     write_json(place / DONE, record(cell, commit))
     return None
 
@@ -223,7 +222,6 @@ def without_diverged(
     for name in lost:
         place = place_of(source, plan, tries[name])
         write_text(place / KEPT, yaml.safe_dump(params_of(source, tries[name])))
-        (place / DONE).unlink(missing_ok=True)
         write_json(place / LOST, record(tries[name], commit))
     return {name: why for name, why in failed.items() if name not in lost}
 

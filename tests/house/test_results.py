@@ -69,6 +69,13 @@ def test_a_try_that_diverged_is_said_and_costs_nothing(tmp_path):
     assert "0.003: 20.0; 0.03: 40.0; 0.1: diverged | 20.0 |" in said
 
 
+def test_a_baseline_that_has_not_run_on_all_sets_is_named():
+    rows = [row(name, 0, "1100000000", data=data) for data in "ab" for name in ("vanilla", "vanilla-searched", "best")]
+    rows.append(row("twins-searched", 0, "1100000000", data="a"))
+    found = numbers.compared(numbers.groups(rows), ("vanilla", "vanilla-searched", "twins-searched"), "robust")
+    assert "have not run on all sets, `twins-searched` (1 of 2)**" in results.claim(found)
+
+
 def test_means_and_spreads():
     found = {group.recipe: group for group in numbers.groups(ROWS)}
     assert found["best"].mean("robust") == pytest.approx(0.65)
