@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autolora.common.command_line import Command
+from autolora.common.command_line import Command, at_least_one
 from autolora.common.files import file_sha256
 from autolora.export.notes import notes_in
 from pipelines.registry import triton_repository as repository
@@ -257,7 +257,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model", metavar="NAME[@ALIAS]")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the Triton model repository")
-    parser.add_argument("--keep", type=int, default=3, metavar="K", help="version folders that stay (default 3)")
+    parser.add_argument(
+        "--keep", type=at_least_one, default=3, metavar="K", help="version folders that stay (default 3)"
+    )
     parser.add_argument("--watch", type=float, metavar="SECONDS", help="follow the alias until interrupted")
     parser.add_argument("--server", metavar="URL", help="ask this running server the canaries, too")
     parser.add_argument("--retry", action="store_true", help="also a version that was refused here before")
@@ -265,10 +267,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--unlogged", action="store_true", help="also a version that no decision in the log explains")
     parser.add_argument("--verify", type=Path, metavar="KEY", help="only what was signed; the public key, in PEM")
     parser.add_argument("--rollback", action="store_true")
-    chosen = parser.parse_args(arguments)
-    if chosen.keep < 1:
-        parser.error("--keep is at least 1: the version that is served stays")
-    return chosen
+    return parser.parse_args(arguments)
 
 
 def _key(named: Path | None) -> Path | None:

@@ -34,7 +34,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from autolora.common.command_line import Command
+from autolora.common.command_line import Command, at_least_one
 from pipelines.execution import commands
 from pipelines.execution import gpu_slots as slots
 from pipelines.execution import work_pools as pools
@@ -301,7 +301,9 @@ def main() -> None:
     parser.add_argument("--preset", metavar="FILE", help="a params.yaml to start from, as presets/cifar10.yaml")
     parser.add_argument("--revision", help="a commit, branch or tag")
     parser.add_argument("--uncommitted", action="store_true", help="build from changes that are not committed")
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs for a stage that trains (default 1)")
+    parser.add_argument(
+        "--gpus", type=at_least_one, default=1, metavar="N", help="GPUs for a stage that trains (default 1)"
+    )
     parser.add_argument("--pool", help="let a worker of this pool do it")
     args = parser.parse_args()
     try:

@@ -14,24 +14,23 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import os
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import yaml
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture, wait
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from autolora.common.command_line import Command
+from autolora.common.command_line import Command, at_least_one
 from autolora.common.errors import DIVERGED
-from autolora.common.files import read_json, write_json, write_text
 from pipelines import rebuild
 from pipelines.execution import gpu_slots as slots
 from pipelines.execution import work_pools as pools
@@ -39,13 +38,12 @@ from pipelines.execution.parameters import Revision, inside, own_clone, started_
 from pipelines.sweeps import comparison, grid, search, tracking
 from pipelines.sweeps.comparison import Result
 from pipelines.sweeps.grid import Cell, Sweep
+from pipelines.sweeps.marks import Marks
+from pipelines.sweeps.runners import runner
 from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace import worktree as workspace
 from pipelines.workspace.revisions import schema_in
 from stages.common.scrub import scrubbed
-
-DONE, LOST = "cell.json", "diverged.json"
-KEPT = "params.yaml"  # what a rebuild leaves in any case (pipelines/workspace/results.py)
 
 
 @task(task_run_name="{what} {cell}", cache_policy=NO_CACHE)
@@ -81,16 +79,20 @@ def sweep(
     if started_by_a_worker():
         inside(source, name, "name")
     plan, commit = refuse(source, name, revision)
+    marks = Marks(rebuild.work_root(source), plan.name, commit)
     wanted = chosen(plan, only)
     if pool:
         pools.require_workers(f"rebuild/{pool}-cell")
-    tries = {each.name(): each for cell in wanted for each in search.tries_for(plan, cell)}
-    to_try = [each for each in tries.values() if not finished(source, plan, each, commit, LOST)]
-    failed = build_all(source, plan, commit, to_try, search.STAGES, pool) if tries else {}
-    failed = without_diverged(source, plan, commit, tries, failed)
-    ready = [done for cell in wanted if (done := settled(source, plan, cell, commit))]
-    failed |= build_all(source, plan, commit, ready, plan.stages, pool)
-    return conclude(source, plan, commit, failed)
+    tries = tries_of(plan, wanted)
+    to_try = [each for each in tries.values() if not marks.lost(each)]
+    failed = build_all(source, plan, marks, to_try, search.STAGES, pool) if tries else {}
+    failed = without_diverged(source, marks, tries, failed)
+    failed |= {
+        cell.name(): "training diverges at every value of its search" for cell in wanted if marks.hopeless(plan, cell)
+    }
+    ready = [done for cell in wanted if (done := marks.settled(plan, cell))]
+    failed |= build_all(source, plan, marks, ready, plan.stages, pool)
+    return conclude(source, plan, marks, failed)
 
 
 def chosen(plan: Sweep, only: list[str] | None) -> list[Cell]:
@@ -102,20 +104,19 @@ def chosen(plan: Sweep, only: list[str] | None) -> list[Cell]:
 
 
 def build_all(
-    source: Path, plan: Sweep, commit: str, cells: list[Cell], stages: list[str], pool: str | None
+    source: Path, plan: Sweep, marks: Marks, cells: list[Cell], stages: list[str], pool: str | None
 ) -> dict[str, str]:
     """Those that are not finished, each marked as finished when it is; the failed ones with their reasons."""
-    waiting = {cell.name(): cell for cell in cells if not finished(source, plan, cell, commit)}
+    waiting = {cell.name(): cell for cell in cells if not marks.finished(cell)}
     get_run_logger().info("%d cells, %d of them to do", len(cells), len(waiting))
-    for cell in waiting.values():  # or what an earlier commit has left would pass for this one's
-        for name in (DONE, LOST, KEPT):
-            (place_of(source, plan, cell) / name).unlink(missing_ok=True)
+    for cell in waiting.values():
+        marks.forget(cell)
     there = Path(".") if pool else source  # on a worker: its own clone
     leading = leaders(source, plan, list(waiting.values()))
-    once = [(cell, parameters_of(plan, cell, commit, [str(plan.first)], there)) for cell in leading]
+    once = [(cell, parameters_of(plan, cell, marks.commit, [str(plan.first)], there)) for cell in leading]
     fan_out("first", once, pool)
-    every = [(cell, parameters_of(plan, cell, commit, stages, there)) for cell in waiting.values()]
-    return fan_out("cell", every, pool, lambda name: finish(source, plan, waiting[name], commit))
+    every = [(cell, parameters_of(plan, cell, marks.commit, stages, there)) for cell in waiting.values()]
+    return fan_out("cell", every, pool, lambda name: marks.finish(waiting[name]))
 
 
 def refuse(source: Path, name: str, revision: str) -> tuple[Sweep, str]:
@@ -149,18 +150,34 @@ def fan_out(
 ) -> dict[str, str]:
     """All at once as far as the task runner lets them; the failed ones with their reasons, the rest undisturbed.
 
-    `then` is called for each that is completed, in the order of the jobs, and may say why it failed all the same.
+    `then` is called for each that is completed, as soon as it is, and may say why it failed all the same.
     """
     futures: dict[str, PrefectFuture[Any]] = {
         cell.name(): build.submit(what, cell.name(), parameters, pool) for cell, parameters in jobs
     }
     failed = {}
-    for name, future in futures.items():
-        wait([future])
+    for name, future in as_they_end(futures):
         if why := then(name) if future.state.is_completed() else reason(future):
             failed[name] = why
             get_run_logger().error("%s %s failed: %s", what, name, why)
     return failed
+
+
+def as_they_end(futures: dict[str, PrefectFuture[Any]]) -> Iterator[tuple[str, PrefectFuture[Any]]]:
+    """One cell may take a day longer than another. (Prefect's own as_completed knows no futures of Ray and Dask.)"""
+    ended: SimpleQueue[str] = SimpleQueue()
+
+    def watch(name: str) -> None:
+        try:
+            futures[name].wait()
+        finally:
+            ended.put(name)
+
+    for name in futures:
+        threading.Thread(target=watch, args=(name,), daemon=True).start()
+    for _ in futures:
+        name = ended.get()
+        yield name, futures[name]
 
 
 def reason(future: PrefectFuture[Any]) -> str:
@@ -196,62 +213,30 @@ def value_at(values: Any, key: str) -> Any:
     return values
 
 
-def place_of(source: Path, plan: Sweep, cell: Cell) -> Path:
-    return rebuild.work_root(source) / "sweeps" / plan.name / cell.name()
-
-
-def record(cell: Cell, commit: str) -> dict[str, Any]:
-    overrides = cell.overrides | cell.found
-    return {"axes": cell.axes, "preset": cell.preset, "overrides": overrides, "commit": commit}
-
-
-def finish(source: Path, plan: Sweep, cell: Cell, commit: str) -> str | None:
-    """Call a built cell done, or say why not: a worker's `.work` may be storage that only the worker sees."""
-    place = place_of(source, plan, cell)
-    if not (place / KEPT).is_file():
-        return f"the cell's files are not visible here: AUTOLORA_WORK must be storage that both machines see ({place})"
-    write_json(place / DONE, record(cell, commit))
-    return None
-
-
-def without_diverged(
-    source: Path, plan: Sweep, commit: str, tries: dict[str, Cell], failed: dict[str, str]
-) -> dict[str, str]:
-    """A value with which training diverges is an answer of the search too, the worst: it is not tried again."""
+def without_diverged(source: Path, marks: Marks, tries: dict[str, Cell], failed: dict[str, str]) -> dict[str, str]:
+    """A value with which training diverges is an answer of the search too, the worst."""
     lost = [name for name, why in failed.items() if DIVERGED in why]
     for name in lost:
-        place = place_of(source, plan, tries[name])
-        write_text(place / KEPT, yaml.safe_dump(params_of(source, tries[name])))
-        write_json(place / LOST, record(tries[name], commit))
+        marks.lose(tries[name], params_of(source, tries[name]))
     return {name: why for name, why in failed.items() if name not in lost}
 
 
-def settled(source: Path, plan: Sweep, cell: Cell, commit: str) -> Cell | None:
-    """The cell with what its search has found, as soon as all of its tries are finished."""
-
-    def score(each: Cell) -> float | None:
-        if finished(source, plan, each, commit, LOST):
-            return search.WORST
-        done = finished(source, plan, each, commit)
-        return search.validation_accuracy(place_of(source, plan, each)) if done else None
-
-    return search.settled(plan, cell, score)
+def tries_of(plan: Sweep, wanted: list[Cell]) -> dict[str, Cell]:
+    """What the searches of these cells need, each once."""
+    return {each.name(): each for cell in wanted for each in search.tries_for(plan, cell)}
 
 
-def finished(source: Path, plan: Sweep, cell: Cell, commit: str, how: str = DONE) -> bool:
-    file = place_of(source, plan, cell) / how
-    return file.is_file() and read_json(file) == record(cell, commit)
-
-
-def conclude(source: Path, plan: Sweep, commit: str, failed: dict[str, str]) -> list[dict[str, Any]]:
+def conclude(source: Path, plan: Sweep, marks: Marks, failed: dict[str, str]) -> list[dict[str, Any]]:
     """Table, picture and MLflow's parent run from all cells that are finished, also of earlier runs."""
-    ready = [cell for each in plan.cells if (cell := settled(source, plan, each, commit))]
-    done = [Result(cell, place_of(source, plan, cell)) for cell in ready if finished(source, plan, cell, commit)]
+    ready = [cell for each in plan.cells if (cell := marks.settled(plan, each))]
+    done = [Result(cell, marks.place(cell)) for cell in ready if marks.finished(cell)]
     rows = comparison.table(plan, [result for result in done if result.has_report()])
     files = comparison.write(plan, rows, source / "reports" / "sweeps" / plan.name)
-    create_markdown_artifact(key="sweep", markdown=files[1].read_text(), description=f"{plan.title} at {commit[:12]}")
+    create_markdown_artifact(
+        key="sweep", markdown=files[1].read_text(), description=f"{plan.title} at {marks.commit[:12]}"
+    )
     get_run_logger().info("%s", files[1].read_text())
-    tracking.record(source, plan, commit, done, files, get_run_logger().warning)
+    tracking.record(source, plan, marks.commit, done, files, get_run_logger().warning)
     if failed:
         raise SweepIncomplete(failed, len(plan.cells), plan.name)
     return rows
@@ -265,38 +250,6 @@ class SweepIncomplete(RuntimeError):
         )
 
 
-def runner(kind: str, at_once: int) -> TaskRunner[Any]:
-    """Threads of this process (a cell is processes of its own anyway), or a Ray or Dask cluster that sees this folder.
-
-    RAY_ADDRESS and DASK_SCHEDULER_ADDRESS name one; else it is started here, for as long as the sweep takes.
-    """
-    return {"ray": on_ray, "dask": on_dask}.get(kind, threads)(at_once)
-
-
-def threads(at_once: int) -> TaskRunner[Any]:
-    return ThreadPoolTaskRunner(max_workers=at_once)
-
-
-def on_ray(at_once: int) -> TaskRunner[Any]:
-    """Ray sends statistics home unless told not to, and under `uv run` it would make an environment per worker."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    from prefect_ray import RayTaskRunner
-
-    if os.environ.get("RAY_ADDRESS"):
-        return RayTaskRunner()
-    return RayTaskRunner(init_kwargs={"num_cpus": at_once, "include_dashboard": False})
-
-
-def on_dask(at_once: int) -> TaskRunner[Any]:
-    from prefect_dask import DaskTaskRunner
-
-    if address := os.environ.get("DASK_SCHEDULER_ADDRESS"):
-        return DaskTaskRunner(address=address)
-    return DaskTaskRunner(
-        cluster_kwargs={"n_workers": at_once, "threads_per_worker": 1, "dashboard_address": None}  # no web server
-    )
-
-
 def main() -> None:
     parser = Command(
         __doc__,
@@ -307,7 +260,10 @@ def main() -> None:
     parser.add_argument("--revision", default="HEAD")
     parser.add_argument("--pool", help="fan out over the workers of this pool")
     parser.add_argument(
-        "--at-once", type=int, default=max(1, len(slots.gpus())), help="cells at a time on this machine"
+        "--at-once",
+        type=at_least_one,
+        metavar="N",
+        help="cells at a time on this machine (default: one per GPU, or one)",
     )
     parser.add_argument("--runner", choices=["threads", "ray", "dask"], default="threads")
     parser.add_argument(
@@ -316,7 +272,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="show the cells and end")
     args = parser.parse_args()
     try:
-        show(args.name, args.only) if args.list else start(args)
+        show(args.name, args.revision, args.only) if args.list else start(args)
     except (grid.GridError, SweepIncomplete, *rebuild.REFUSED) as error:
         sys.exit(scrubbed(f"sweep: {error}"))
     except ImportError as error:
@@ -324,24 +280,25 @@ def main() -> None:
 
 
 def start(args: argparse.Namespace) -> None:
-    at_once = max(args.at_once, 64) if args.pool else args.at_once  # a pool's workers set the pace themselves
+    at_once = args.at_once or max(1, len(slots.gpus()))
+    if args.pool:  # its workers set the pace themselves
+        at_once = max(at_once, 64)
     plan, _ = refuse(Path.cwd(), args.name, args.revision)
     chosen(plan, args.only)
     flow_here = sweep.with_options(task_runner=runner(args.runner, at_once))
     flow_here(args.name, revision=args.revision, pool=args.pool, only=args.only)
 
 
-def show(name: str, only: list[str] | None) -> None:
+def show(name: str, revision: str, only: list[str] | None) -> None:
     source = Path(".").resolve()
     plan = grid.load(name, source)
-    commit = workspace.resolve(source, "HEAD")
+    marks = Marks(rebuild.work_root(source), plan.name, workspace.resolve(source, revision))
     wanted = chosen(plan, only)
-    tries = {each.name(): each for cell in wanted for each in search.tries_for(plan, cell)}
+    tries = tries_of(plan, wanted)
     for cell in [*tries.values(), *wanted]:
-        ready = settled(source, plan, cell, commit) if cell.name() not in tries else cell
-        done = ready is not None and finished(source, plan, ready, commit)
-        lost = finished(source, plan, cell, commit, LOST)
-        state = "done" if done else "diverged" if lost else "to do" if ready else "after its search"
+        ready = cell if cell.name() in tries else marks.settled(plan, cell)
+        done = ready is not None and marks.finished(ready)
+        state = "done" if done else "diverged" if marks.lost(cell) else "to do" if ready else "after its search"
         print(state, cell.name(), cell.preset or "", (ready or cell).overrides | (ready or cell).found)
 
 

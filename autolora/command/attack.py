@@ -45,10 +45,11 @@ from autolora.command.images import Data, read
 from autolora.command.models import Asked, Normalise, Target, no_gradients, target
 from autolora.command.suspicions import look
 from autolora.common import distributed
+from autolora.common.command_line import at_least_one
 from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import locked
 from autolora.common.progress import duration
-from autolora.common.shared_out import shared_out, usual
+from autolora.common.shared_out import per_core, shared_out
 from autolora.data.sample import ids_sha256
 from autolora.export.operators.shapes import NoRule
 from autolora.threat import NORMS, Threat, parse_eps
@@ -107,28 +108,30 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--images", default="500", help="how many, the same of each class, or all (default 500)")
     parser.add_argument("--also", metavar="LIST", help="more, on the same images: l2:0.5,linf:4/255,corruptions")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, help="images a forward; the default fits the network")
+    parser.add_argument(
+        "--batch", type=at_least_one, metavar="N", help="images a forward; the default fits the network"
+    )
     parser.add_argument("--mean", help="of a model that wants normalised pixels: one number, or one for each channel")
     parser.add_argument("--std", help="the same: 0.229,0.224,0.225 or 1/255")
     parser.add_argument("--normalised", action="store_true", help="ImageNet's mean and deviation")
     parser.add_argument("--layout", choices=("nchw", "nhwc"), default="nchw", help="nhwc: of tf2onnx and Keras")
     parser.add_argument("--before-softmax", action="store_true", help="attack what the file's last softmax is given")
-    parser.add_argument("--size", type=int, help="pixels a side, where the model takes any")
+    parser.add_argument("--size", type=at_least_one, metavar="N", help="pixels a side, where the model takes any")
     parser.add_argument("--classes", help="names in the model's order: a,b,c or a file with one a line or a JSON list")
     parser.add_argument("--weights", help="of package.module:factory or timm:NAME: a file, a URL or hf:ID/FILE")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="at most so long: fewer images, which is said")
     parser.add_argument("--require-robust", type=float, metavar="SHARE", help="exit code 1 where fewer stand")
-    parser.add_argument("--processes", type=int, help="that share the images out (default: one a core, 8 at most)")
+    parser.add_argument(
+        "--processes", type=at_least_one, metavar="N", help="that share the images out (default: one a core, 8 at most)"
+    )
     parser.add_argument("--out", type=Path, help="the folder that is written (default: attacked-MODEL)")
     parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> int:
     """The images are shared out over the processes, and the first one writes and tells."""
-    if chosen.processes is not None and chosen.processes < 1:
-        raise BadArgument("processes", chosen.processes, "expected a whole number from 1")
     work = partial(attack, chosen)
-    with shared_out(work, chosen.processes or usual(), as_helper) as first:
+    with shared_out(work, chosen.processes or per_core(), as_helper) as first:
         done = work()
     if not first:
         return 0

@@ -62,6 +62,13 @@ class Command(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n`{self.prog} --help` says what it may be told.\n")
 
 
+def at_least_one(text: str) -> int:
+    """For `type=` of an argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, not {text}")
+    return int(text)
+
+
 def line(head: str, text: str) -> str:
     """One entry of the list at the end of a help."""
     return textwrap.fill(text, 100, initial_indent=f"{head:12}", subsequent_indent=" " * 12, break_on_hyphens=False)

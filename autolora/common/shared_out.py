@@ -68,7 +68,12 @@ def shared_out(work: Work, number: int, runs: Runs) -> Iterator[bool]:
 
 def usual() -> int:
     """How many, where nobody says it."""
-    return torch.cuda.device_count() or min(cores(), MOST)
+    return torch.cuda.device_count() or per_core()
+
+
+def per_core() -> int:
+    """For work that a GPU takes no part in."""
+    return min(cores(), MOST)
 
 
 def _start(number: int, work: Work, runs: Runs) -> list[BaseProcess]:

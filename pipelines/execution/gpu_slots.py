@@ -23,6 +23,7 @@ from autolora.common.command_line import Command
 LEASE = 300.0
 PATIENCE = (2.0, 10.0)  # seconds between two looks at slots that are all taken
 PREFIX = "gpu:"
+NO_GPU = 6  # nvidia-smi's exit status where it works and finds none
 
 
 class SlotError(RuntimeError):
@@ -46,8 +47,16 @@ def _listed() -> dict[str, str]:
     if not shutil.which("nvidia-smi"):
         return {}
     asked = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
-    lines = subprocess.run(asked, capture_output=True, text=True, timeout=60).stdout.splitlines()
-    return {index.strip(): uuid.strip() for index, uuid in (line.split(",") for line in lines if "," in line)}
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise SlotError("nvidia-smi gave no answer in a minute: is the driver well?") from None
+    if done.returncode == NO_GPU:
+        return {}
+    if done.returncode != 0:  # a machine of GPUs must not train on its CPU unnoticed
+        said = [*(done.stdout + done.stderr).strip().splitlines(), "it said nothing"][0]
+        raise SlotError(f"nvidia-smi failed: {said} (CUDA_VISIBLE_DEVICES= uses no GPU)")
+    return {index.strip(): uuid.strip() for index, uuid in (line.split(",") for line in done.stdout.splitlines())}
 
 
 @contextmanager
@@ -117,7 +126,10 @@ def create(devices: Sequence[str]) -> None:
 
 def main() -> None:
     Command(__doc__, reads="this machine's GPUs (nvidia-smi)", writes="their slots on Prefect's server").parse_args()
-    devices = gpus()
+    try:
+        devices = gpus()
+    except SlotError as error:
+        sys.exit(f"slots: {error}")
     if not devices:
         sys.exit("slots: nvidia-smi lists no GPU here, and CUDA_VISIBLE_DEVICES names none: nothing to create")
     create(devices)

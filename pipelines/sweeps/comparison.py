@@ -22,7 +22,7 @@ import numpy as np
 
 from autolora.common.files import read_json, write_text
 from autolora.common.statistics import mcnemar
-from pipelines.sweeps.grid import Cell, Sweep
+from pipelines.sweeps.grid import Cell, GridError, Sweep
 
 COLUMNS = ["n", "clean", "clean_sd", "robust", "robust_sd", "difference", "p_images", "p_seeds", "failed"]
 
@@ -104,7 +104,10 @@ def discordant(pairs: Sequence[tuple[dict[bytes, bool], dict[bytes, bool]]]) -> 
     more: Counter[bytes] = Counter()
     for ours, theirs in pairs:
         if ours.keys() != theirs.keys():
-            raise ValueError("two cells of one comparison were attacked on different images: they cannot be paired")
+            raise GridError(
+                "two cells of one comparison were attacked on different images, and cannot be paired: mend `baseline`; "
+                "the cells stay finished"
+            )
         more.update({image: ours[image] - theirs[image] for image in ours})
     return sum(count > 0 for count in more.values()), sum(count < 0 for count in more.values())
 

@@ -38,13 +38,20 @@ def record(
         except StageError as error:
             warn(f"{error} The table is in {files[0].parent}; give the sweep again to write it to MLflow.")
             return
-        client, experiment = mlflow.MlflowClient(), tracking.experiment_id(mlflow)
-        parent = _run(client, experiment, f"sweep {sweep.name}", {"sweep": sweep.name, "git_sha": commit})
-        for result in done:
-            _child(client, experiment, parent, result)
-        for file in files:
-            client.log_artifact(parent, str(file))
-        client.set_terminated(parent, "FINISHED")
+        try:
+            _write(mlflow, {"sweep": sweep.name, "git_sha": commit}, done, files)
+        except mlflow.MlflowException as error:  # the server went away in the middle
+            warn(f"{error} The table is in {files[0].parent}; give the sweep again to write it to MLflow.")
+
+
+def _write(mlflow: Any, tags: dict[str, str], done: Sequence[Result], files: Sequence[Path]) -> None:
+    client, experiment = mlflow.MlflowClient(), tracking.experiment_id(mlflow)
+    parent = _run(client, experiment, f"sweep {tags['sweep']}", tags)
+    for result in done:
+        _child(client, experiment, parent, result)
+    for file in files:
+        client.log_artifact(parent, str(file))
+    client.set_terminated(parent, "FINISHED")
 
 
 def uri(source: Path) -> str:
@@ -77,7 +84,8 @@ def _inside(folder: Path) -> Any:
 
 def _run(client: MlflowClient, experiment: str, name: str, tags: dict[str, str]) -> str:
     """The run with these tags; a second time it is found, not made again."""
-    clauses = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    quotes = {key: '"' if "'" in value else "'" for key, value in tags.items()}  # a file may be called John's.yaml
+    clauses = " and ".join(f"tags.`{key}` = {quotes[key]}{value}{quotes[key]}" for key, value in tags.items())
     found = client.search_runs([experiment], filter_string=clauses, max_results=1)
     return found[0].info.run_id if found else client.create_run(experiment, run_name=name, tags=tags).info.run_id
 

@@ -315,9 +315,12 @@ def checks(evidence: Evidence) -> dict[str, Any]:
     return {"count": "Sixteen" if len(found) == len(NAMES) else f"{len(found)} of sixteen", "rows": rows}
 
 
+UNCOMMITTED = {"yes": ", with changes not committed", "unknown": ", and git did not say whether all is committed"}
+
+
 def provenance(evidence: Evidence, source: dict[str, str]) -> dict[str, Any]:
     r, lock = evidence.robustness, evidence.path("dvc.lock")
-    changed = ", with changes not committed" if source.get("git_dirty") == "yes" else ""
+    changed = UNCOMMITTED.get(source.get("git_dirty", ""), "")
     changed += ", with params.yaml as in dvc.lock" if source.get("git_params") else ""
     revision = source.get("git_revision")
     facts = [

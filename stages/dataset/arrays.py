@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import re
 import zipfile
@@ -19,6 +20,8 @@ from stages.dataset.decode import formats
 from stages.dataset.folders import SPLIT_FOLDERS, check_readable, show
 from stages.dataset.found import Found
 
+# What Python's zip, its three decoders and NumPy say of bytes that they cannot read, or a password, or a method.
+BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError)
 TILE = 32  # pixels per side of a tile on a sheet
 # The names under which images and labels are found in an .npz file, and the split that they mean.
 NAMES: list[tuple[str, str, str | None]] = [("x", "y", None), ("images", "labels", None)]
@@ -49,24 +52,28 @@ def npz(path: Path) -> Iterator[Found]:
     file = _the_npz(path)
     try:
         yield from _arrays(file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+    except BROKEN as error:
+        if getattr(error, "errno", None):  # the disk's word, not a decoder's
+            raise
         raise StageError(f"{file} is broken: {error}; write it again") from None
 
 
 def _arrays(file: Path) -> Iterator[Found]:
     with zipfile.ZipFile(file) as archive:
-        names = {Path(name).stem for name in archive.namelist()}
+        names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
         pairs = [pair for pair in NAMES if {pair[0], pair[1]} <= names]
         if not pairs:
-            raise StageError(f"{file} holds {', '.join(sorted(names))}: expected x and y, or x_train and y_train, ...")
+            raise StageError(
+                f"{file} holds {', '.join(sorted(names)) or 'no array'}: expected x and y, or x_train and y_train, ..."
+            )
         left = sorted(names - {name for pair in pairs for name in pair})
         if left := [name for name in left if re.fullmatch("x(_.*)?|(.*_)?images", name)]:
             raise StageError(
                 f"{file}: {', '.join(left)} would be left out: expected labels beside it, as y_test to x_test"
             )
-        classes = _whole(archive, "classes") if "classes" in names else None
+        classes = _texts(_whole(archive, "classes"), "classes") if "classes" in names else None
         for images, labels, split in pairs:
-            yield from _pair(archive, images, _names(_whole(archive, labels), classes), split)
+            yield from _pair(archive, images, _names(_whole(archive, labels), labels, classes), split)
 
 
 def _the_npz(path: Path) -> Path:
@@ -87,16 +94,30 @@ def _whole(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def _names(labels: np.ndarray, classes: np.ndarray | None) -> list[str]:
+def _names(labels: np.ndarray, name: str, classes: list[str] | None) -> list[str]:
     labels = labels.reshape(-1)
-    if np.issubdtype(labels.dtype, np.integer) and classes is not None:
-        if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
-            raise StageError(
-                f"labels go from {labels.min()} to {labels.max()}, and classes names {len(classes)}: "
-                "expected a name for each label from 0"
-            )
-        return [show(str(classes[label])) for label in labels]
-    return [show(str(label)) for label in labels]
+    if labels.dtype.kind == "f":  # as some tables keep whole numbers
+        if (odd := np.flatnonzero(~np.isfinite(labels) | (labels != np.floor(labels)))).size:
+            raise StageError(f"{name} is {labels[odd[0]]} at {odd[0]}: expected whole numbers, or names")
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "iu" or classes is None:
+        return [show(text) for text in _texts(labels, name)]
+    if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise StageError(
+            f"labels go from {labels.min()} to {labels.max()}, and classes names {len(classes)}: "
+            "expected a name for each label from 0"
+        )
+    return [show(classes[label]) for label in labels]
+
+
+def _texts(array: np.ndarray, name: str) -> list[str]:
+    """Bytes are what a file written by Python 2, MATLAB or HDF5 holds."""
+    if array.ndim != 1:
+        raise StageError(f"{name} has the shape {array.shape}: expected one name after the other")
+    try:
+        return np.char.decode(array, "utf-8").tolist() if array.dtype.kind == "S" else [str(each) for each in array]
+    except UnicodeDecodeError as error:
+        raise StageError(f"{name} holds bytes that are no UTF-8 ({error.reason}): write the names as text") from None
 
 
 def _pair(archive: zipfile.ZipFile, name: str, labels: list[str], split: str | None) -> Iterator[Found]:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from autolora.common.files import naming
+from autolora.common.processes import end_with_parent
 from stages.common.errors import StageError
 from stages.dataset.decode import BadImage, NoMemory, centre, content_sha256, read_file, silent
 from stages.dataset.found import Found
@@ -155,6 +156,7 @@ class _InProcess:
 
     @classmethod
     def start(cls, decoder: Callable[[], Decoder]) -> None:
+        end_with_parent()
         torch.set_num_threads(1)  # a forked process has none of its parent's threads, and would wait for them
         cls.decoder = decoder()
         cls.decoder.leave_notes()

@@ -26,14 +26,23 @@ def provenance_of(folder: Path) -> dict[str, str]:
     """Where the model comes from: revision of the code, version of the data, hash of the lock."""
     outs = _lock(folder).get("stages", {}).get("prepare", {}).get("outs", [])
     data = {out["path"]: out.get("md5", "") for out in outs}
-    changed = set(git(folder, "diff", "--name-only", "--relative", "HEAD").splitlines())
     found = {
-        "git_revision": git(folder, "rev-parse", "HEAD"),
-        "git_dirty": "yes" if changed - SETTINGS else "no",
-        "git_params": "changed" if changed & SETTINGS else "",
+        "git_revision": git(folder, "rev-parse", "HEAD") or "",
+        **_uncommitted(git(folder, "diff", "--name-only", "--relative", "HEAD")),
         "data_version": data.get("data/prepared", ""),
     }
     return {key: value for key, value in found.items() if value}
+
+
+def _uncommitted(listed: str | None) -> dict[str, str]:
+    """Changes to code, and to settings; neither is claimed where git could not say: no repository, a disk too slow."""
+    if listed is None:
+        return {"git_dirty": "unknown"}
+    changed = set(listed.splitlines())
+    return {
+        "git_dirty": "yes" if changed - SETTINGS else "no",
+        "git_params": "changed" if changed & SETTINGS else "",
+    }
 
 
 def altered(folder: Path, names: Iterable[str]) -> list[str]:
@@ -57,10 +66,10 @@ def _lock(folder: Path) -> dict[str, Any]:
     return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
 
 
-def git(folder: Path, *arguments: str) -> str:
-    """What git says, or nothing where there is no git or no repository."""
+def git(folder: Path, *arguments: str) -> str | None:
+    """What git says; None where it cannot: no git, no repository, no answer in time."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=20)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else None

@@ -287,7 +287,7 @@ def refused(capfd: pytest.CaptureFixture, tmp_path: Path, *arguments: object, sa
         ("float", ["--mean", "x", "--std", "1"], "--mean is 'x': expected numbers such as"),
         ("float", ["--also", "linf:8/255"], "linf:8/255 is the threat itself"),
         ("float", ["--also", "corruptions"], "corruptions need images of three channels and 16 pixels a side"),
-        ("float", ["--processes", "0"], "--processes is 0: expected a whole number from 1"),
+        ("float", ["--processes", "0"], "argument --processes: expected a whole number from 1, not 0"),
         ("float", ["--images", "0"], "--images is '0': expected a number from 1, or all"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from autolora.training.divergence import Diverged, check_losses
 from pipelines import sweep as sweeping
 from pipelines.sweeps import comparison, grid, search
 from pipelines.sweeps.comparison import Result
+from pipelines.sweeps.marks import Marks
 from pipelines.workspace import worktree as workspace
 from tests.pipelines.conftest import ROOT
 
@@ -100,30 +103,67 @@ def test_a_cell_takes_what_its_search_has_found():
 
 def test_a_try_that_diverged_has_lost_and_is_not_made_again(tmp_path, monkeypatch):
     """What the worker said of it comes as words alone; another failure stays one."""
-    monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path))
     monkeypatch.setattr(sweeping, "params_of", lambda source, cell: cell.overrides)
-    monkeypatch.setattr(sweeping.rebuild, "clone_of", lambda source: tmp_path)
     sweep = grid.parse(SMALL | {"search": SEARCH}, "small")
-    vanilla = sweep.cells[2]
-    tries = {each.name(): each for each in search.tries_for(sweep, vanilla)}
+    marks, vanilla = Marks(tmp_path, "small", "c0ffee"), sweep.cells[2]
+    tries = sweeping.tries_of(sweep, [vanilla])
     low, high = tries
     losses = torch.full((1, 3), torch.nan)
     with pytest.raises(Diverged) as said:
         check_losses(losses, epoch=3, file=None)
     failed = {high: f"Task run encountered an exception StageFailed: finetune: {said.value}", low: "no space left"}
-    left = sweeping.without_diverged(tmp_path, sweep, "c0ffee", tries, failed)
+    left = sweeping.without_diverged(tmp_path, marks, tries, failed)
     assert left == {low: "no space left"}
-    assert sweeping.finished(tmp_path, sweep, tries[high], "c0ffee", sweeping.LOST)
-    assert not sweeping.finished(tmp_path, sweep, tries[high], "another commit", sweeping.LOST)
-    assert sweeping.settled(tmp_path, sweep, vanilla, "c0ffee") is None
-    place = sweeping.place_of(tmp_path, sweep, tries[low])
+    assert marks.lost(tries[high])
+    assert not replace(marks, commit="another commit").lost(tries[high])
+    assert marks.settled(sweep, vanilla) is None
+    place = marks.place(tries[low])
     (place / "reports").mkdir(parents=True)
     (place / "params.yaml").touch()
     (place / "reports/training.csv").write_text("epoch,val_robust\n1,0.0\n")
-    sweeping.finish(tmp_path, sweep, tries[low], "c0ffee")
-    done = sweeping.settled(tmp_path, sweep, vanilla, "c0ffee")
+    marks.finish(tries[low])
+    done = marks.settled(sweep, vanilla)
     assert done is not None
     assert done.found == {"rate": 0.1}
+
+
+def test_where_every_try_diverged_nothing_is_found(tmp_path):
+    sweep = grid.parse(SMALL | {"search": SEARCH}, "small")
+    marks = Marks(tmp_path, "small", "c0ffee")
+    vanilla, autolora = sweep.cells[2], sweep.cells[3]
+    for each in search.tries_for(sweep, vanilla):
+        assert not marks.hopeless(sweep, vanilla)
+        marks.lose(each, {})
+    assert marks.hopeless(sweep, vanilla)
+    assert marks.settled(sweep, vanilla) is None
+    assert not marks.hopeless(sweep, autolora)
+
+
+def test_a_cell_is_told_as_soon_as_it_ends():
+    """The first to be started ends last; what its waiting raises holds nobody up."""
+    go_on = threading.Event()
+
+    def fail():
+        raise RuntimeError("the cluster is away")
+
+    futures = {
+        "slow": SimpleNamespace(wait=go_on.wait),
+        "quick": SimpleNamespace(wait=lambda: None),
+        "broken": SimpleNamespace(wait=fail),
+    }
+    ended = sweeping.as_they_end(futures)
+    assert {next(ended)[0], next(ended)[0]} == {"quick", "broken"}
+    go_on.set()
+    assert [name for name, _ in ended] == ["slow"]
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "1.5"])
+def test_at_once_is_a_number_of_cells(given, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["sweep", "digits", "--at-once", given])
+    with pytest.raises(SystemExit) as ended:
+        sweeping.main()
+    assert ended.value.code == 2
+    assert f"--at-once: expected a whole number from 1, not {given}" in capsys.readouterr().err
 
 
 def test_a_try_is_judged_by_its_best_epoch(tmp_path):
@@ -261,17 +301,15 @@ def test_different_images_are_not_paired(tmp_path):
         comparison.table(sweep, [first, other])
 
 
-def test_a_cell_whose_files_are_elsewhere_is_not_done(tmp_path, monkeypatch):
+def test_a_cell_whose_files_are_elsewhere_is_not_done(tmp_path):
     """A worker with storage of its own has built it, and nothing of it is here; then the storage is shared."""
-    monkeypatch.setenv("AUTOLORA_WORK", str(tmp_path / "here"))
-    plan = grid.parse(SMALL, "small")
-    cell = plan.cells[0]
-    assert "AUTOLORA_WORK must be storage that both machines see" in (
-        sweeping.finish(tmp_path, plan, cell, "abc") or ""
-    )
-    assert not sweeping.finished(tmp_path, plan, cell, "abc")
-    place = sweeping.place_of(tmp_path, plan, cell)
-    place.mkdir(parents=True)
-    (place / "params.yaml").write_text("seed: 0")
-    assert sweeping.finish(tmp_path, plan, cell, "abc") is None
-    assert sweeping.finished(tmp_path, plan, cell, "abc")
+    cell = grid.parse(SMALL, "small").cells[0]
+    marks = Marks(tmp_path, "small", "abc")
+    assert "AUTOLORA_WORK must be storage that both machines see" in (marks.finish(cell) or "")
+    assert not marks.finished(cell)
+    marks.place(cell).mkdir(parents=True)
+    (marks.place(cell) / "params.yaml").write_text("seed: 0")
+    assert marks.finish(cell) is None
+    assert marks.finished(cell)
+    marks.forget(cell)
+    assert not list(marks.place(cell).iterdir())

@@ -123,6 +123,20 @@ def test_code_that_is_not_committed_is_told_from_params_that_are_in_the_lock(tmp
     assert provenance_of(tmp_path)["git_dirty"] == "yes"
 
 
+def test_what_git_cannot_say_is_not_called_clean(tmp_path, monkeypatch):
+    """No repository, a damaged index, a disk that answers too late."""
+    assert provenance_of(tmp_path) == {"git_dirty": "unknown"}
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    (tmp_path / ".git/index").write_bytes(b"torn")
+    assert provenance_of(tmp_path)["git_dirty"] == "unknown"
+    monkeypatch.setattr(subprocess, "run", slow)
+    assert provenance_of(tmp_path)["git_dirty"] == "unknown"
+
+
+def slow(arguments, timeout, **how):
+    raise subprocess.TimeoutExpired(arguments, timeout)
+
+
 def test_registered_by_two_machines_at_the_same_moment_one_stays(registered, client, tmp_path, monkeypatch):
     """Both have looked, both found nothing, both created: each settles, and they agree."""
     path = make_run(tmp_path / "a")

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -324,6 +325,33 @@ def test_an_npz_that_broke_off(workspace):
         prepare()
 
 
+METHODS = {"lzma": zipfile.ZIP_LZMA, "bzip2": zipfile.ZIP_BZIP2}
+
+
+@pytest.mark.parametrize("fault", [*METHODS, "password", "method", "folder"])
+def test_an_archive_that_python_cannot_read(workspace, fault):
+    """Bytes that the decoder refuses; a password; a method of tomorrow; arrays one folder down."""
+    file = workspace.raw / "set.npz"
+    with zipfile.ZipFile(file, "w", METHODS.get(fault, zipfile.ZIP_DEFLATED)) as archive:
+        for name, array in {"x": np.zeros((40, 32, 32), np.uint8), "y": np.arange(40) % 2}.items():
+            with archive.open(f"in/{name}.npy" if fault == "folder" else f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, array)
+    content = bytearray(file.read_bytes())
+    entries = [match.start() for match in re.finditer(rb"PK\x01\x02", content)]
+    if fault in METHODS:
+        content[50:80] = b"\xff" * 30
+    if fault == "password":
+        for entry in entries:
+            content[entry + 8] |= 1
+    if fault == "method":
+        for entry in entries:
+            content[entry + 10] = 90
+    file.write_bytes(content)
+    workspace.set(source="npz")
+    with pytest.raises(StageError, match=r"is broken: .*; write it again|holds in/x, in/y: expected x and y"):
+        prepare()
+
+
 @pytest.mark.parametrize("content", [b"no", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDX" + bytes(30)])
 def test_a_sheet_that_is_no_picture(workspace, content):
     workspace.set(source="sheets")
@@ -347,6 +375,14 @@ def test_a_sheet_that_is_no_picture(workspace, content):
             {"x": np.zeros((4, 8, 8), np.uint8), "y": np.arange(4), "classes": ["a"]},
             "labels go from 0 to 3, and classes",
         ),
+        ({"x": np.zeros((3, 8, 8), np.uint8), "y": np.array([0, np.nan, 1])}, "y is nan at 1: expected whole numbers"),
+        ({"x": np.zeros((3, 8, 8), np.uint8), "y": np.array([0, 1, np.inf])}, "y is inf at 2: expected whole numbers"),
+        ({"x": np.zeros((3, 8, 8), np.uint8), "y": [b"cat", b"d\xff", b"e"]}, "y holds bytes that are no UTF-8"),
+        (
+            {"x": np.zeros((2, 8, 8), np.uint8), "y": np.arange(2), "classes": np.eye(2)},
+            r"classes has the shape \(2, 2\)",
+        ),
+        ({"x": np.zeros((2, 8, 8), np.uint8), "y": np.arange(2), "classes": np.array("ab")}, r"classes has the shape"),
     ],
 )
 def test_faults_in_arrays(workspace, arrays, words):

@@ -191,6 +191,16 @@ def test_arrays_with_their_own_test_part(workspace):
     assert all(path.startswith("test_images#") for path, row in rows.items() if row["split"] == "test")
 
 
+@pytest.mark.parametrize("labels", [np.arange(60) % 2.0, np.array([b"a", b"b"])[np.arange(60) % 2]])
+def test_labels_as_other_programs_write_them(workspace, labels):
+    """Whole numbers as floats, and names as bytes."""
+    x = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(workspace.raw / "set.npz", x=x, y=labels, classes=["a", "b"])
+    workspace.set(source="npz", image_size=8)
+    workspace.prepare()
+    assert json.loads(Path("data/prepared/classes.json").read_text()) == ["a", "b"]
+
+
 def test_classes_that_are_numbers_are_in_order(workspace):
     x = np.random.default_rng(0).integers(0, 256, (240, 8, 8), dtype=np.uint8)
     np.savez(workspace.raw / "set.npz", x=x, y=np.arange(240) % 12)
