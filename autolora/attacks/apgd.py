@@ -73,7 +73,7 @@ class APGD:
         self, network: Network, threat: Threat, loss=cross_entropy, steps: int = 100, samples: int = 1
     ) -> None:
         self.network, self.threat, self.loss, self.samples = network, threat, loss, samples
-        self.rounds, self.cost = steps + 1, 2 * samples
+        self.rounds, self.gradients, self.forwards = steps + 1, float(samples), 0.0
         self.widths = np.zeros(steps + 2, dtype=np.int64)
         for at, width in checkpoints(steps).items():
             self.widths[at] = width

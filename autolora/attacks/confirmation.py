@@ -100,13 +100,13 @@ def _run(e: Evaluation, step: Step, images: list[int], known: Confirmation, *, o
         slots.broken[image] = min(attempt, slots.broken.get(image, attempt))
     hear = known.keep if on is e.network else known.hear
     with _bar(e, step.name, len(jobs) * attack.rounds, lambda: (len(images) - len(slots.broken), len(images))) as tick:
-        slots.run(jobs, hear, _timed(e, attack.cost, tick), known.flush)
+        slots.run(jobs, hear, _timed(e, 2 * attack.gradients + attack.forwards, tick), known.flush)
     known.confirm()
     known.flush()
     return known.doubtful()
 
 
-def _timed(e: Evaluation, cost: int, tick: Tick) -> Tick:
+def _timed(e: Evaluation, cost: float, tick: Tick) -> Tick:
     """The forecast hears what was really done."""
 
     def heard(taken: int, saved: int) -> None:

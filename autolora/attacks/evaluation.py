@@ -30,7 +30,7 @@ from autolora.attacks.engine.onnx_network import InOnnxruntime
 from autolora.attacks.engine.prepare import at_rest, default_batch, device_of, full_precision, likely
 from autolora.attacks.forecast import Forecast
 from autolora.attacks.malt import nearest_first
-from autolora.attacks.versions import Budget, Step
+from autolora.attacks.versions import Budget, Step, work
 from autolora.common import distributed
 from autolora.common.files import weights_sha256
 from autolora.common.malloc import freed_memory_kept, freed_memory_returned
@@ -151,9 +151,7 @@ def forecast(e: Evaluation, steps: list[Step]) -> Forecast | None:
     """For this process, if no image breaks."""
     if e.settings.tell is None or distributed.process_number() > 0:
         return None
-    attacks = [(step.attempts, step.attack(e.network, e.threat)) for step in steps]
-    each = sum(attempts * attack.rounds * attack.cost for attempts, attack in attacks)
-    each += sum(2 * step.ranked for step in steps)
+    each = sum(work(step, e.network, e.threat).in_forwards for step in steps)
     return Forecast(each * int(e.clean.sum()) / distributed.process_count(), e.settings.tell)
 
 

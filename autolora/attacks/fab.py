@@ -30,7 +30,7 @@ class FAB:
 
     def __init__(self, network: Network, threat: Threat, steps: int = 100) -> None:
         self.network, self.threat, self.rounds = network, threat, steps
-        self.cost = 12  # of ten classes: a gradient of each, and a forward
+        self.gradients, self.forwards = 5.5, 1.0  # of ten classes: ten ways back from one forward, and a look
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         """The first run starts from the image, restarts from half-way to the surface of the ball."""
@@ -70,11 +70,11 @@ class FAB:
 
 
 class TargetedFAB(FAB):
-    """Towards one class: 3 F a step (forward, gradient, and a forward to see whether the boundary is crossed)."""
+    """Towards one class: a gradient a step, and a forward to see whether the boundary is crossed."""
 
     def __init__(self, network: Network, threat: Threat, steps: int = 100) -> None:
         super().__init__(network, threat, steps)
-        self.cost = 3
+        self.gradients = 1.0
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         return {"x": x, "y": y, "target": target, "point": x.clone()}

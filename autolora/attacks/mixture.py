@@ -79,7 +79,7 @@ class Shown:
 
     def __init__(self, attack: Attack, network: Network, threat: Threat) -> None:
         self.attack, self.network, self.threat = attack, network, threat
-        self.rounds, self.cost = attack.rounds, attack.cost + 1
+        self.rounds, self.gradients, self.forwards = attack.rounds, attack.gradients, attack.forwards + 1
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         return self.attack.start(x, y, target, keys, attempts)

@@ -48,7 +48,8 @@ class SquareLinf:
     """The first query is the striped start, then `queries` squares."""
 
     def __init__(self, network: Network, threat: Threat, queries: int = 5000) -> None:
-        self.network, self.threat, self.rounds, self.cost = network, threat, queries + 1, 1
+        self.network, self.threat, self.rounds = network, threat, queries + 1
+        self.gradients, self.forwards = 0.0, 1.0
         self.sides: dict[tuple[int, int], np.ndarray] = {}
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 from autolora.attacks import malt
 from autolora.attacks.apgd import dlr, probability_margin, targeted_dlr
@@ -43,6 +44,23 @@ class Step:
     gradients: bool = True  # False: scores alone
     ranked: int = 0  # classes that MALT ranks before; 0: the targets are the most likely ones
     half: bool = True  # may run on a copy in bfloat16 (precision="mixed"); what it leaves meets an attack in float32
+
+
+class Work(NamedTuple):
+    """Passes of one image that stands to the end."""
+
+    gradients: float
+    forwards: float
+
+    @property
+    def in_forwards(self) -> float:
+        return 2 * self.gradients + self.forwards
+
+
+def work(step: Step, network: Network, threat: Threat) -> Work:
+    attack = step.attack(network, threat)
+    rounds = step.attempts * attack.rounds
+    return Work(rounds * attack.gradients + step.ranked, rounds * attack.forwards)
 
 
 Plan = Callable[[int], tuple[list[Step], str | None]]  # classes -> the attacks, and their deviation from the standard

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from autolora.attacks.engine.network import Network
-from autolora.attacks.versions import Step, plan_of, square_alone
+from autolora.attacks.versions import Step, plan_of, square_alone, work
 from autolora.command.images import Data
 from autolora.command.models import Target
 from autolora.common import distributed
@@ -46,8 +46,7 @@ def _work_of(model: Target, data: Data, threat: Threat, version: str) -> float:
     plan = square_alone(threat.norm, 5000) if version == "square" else partial(plan_of, version, threat.norm)
     steps: list[Step] = plan(classes)[0]
     network = Network(model.network, 1)
-    attacks = [(step.attempts, step.attack(network, threat)) for step in steps]
-    return float(sum(attempts * attack.rounds * attack.cost for attempts, attack in attacks))
+    return sum(work(step, network, threat).in_forwards for step in steps)
 
 
 def _seconds(model: Target, data: Data, batch: int = 8) -> float:

@@ -39,13 +39,20 @@ def record(
             warn(f"{error} The table is in {files[0].parent}; give the sweep again to write it to MLflow.")
             return
         try:
-            _write(mlflow, {"sweep": sweep.name, "git_sha": commit}, done, files)
+            _write(
+                mlflow.MlflowClient(),
+                tracking.experiment_id(mlflow),
+                {"sweep": sweep.name, "git_sha": commit},
+                done,
+                files,
+            )
         except mlflow.MlflowException as error:  # the server went away in the middle
             warn(f"{error} The table is in {files[0].parent}; give the sweep again to write it to MLflow.")
 
 
-def _write(mlflow: Any, tags: dict[str, str], done: Sequence[Result], files: Sequence[Path]) -> None:
-    client, experiment = mlflow.MlflowClient(), tracking.experiment_id(mlflow)
+def _write(
+    client: MlflowClient, experiment: str, tags: dict[str, str], done: Sequence[Result], files: Sequence[Path]
+) -> None:
     parent = _run(client, experiment, f"sweep {tags['sweep']}", tags)
     for result in done:
         _child(client, experiment, parent, result)

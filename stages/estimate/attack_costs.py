@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from autolora.attacks.versions import STANDARD, Budget, Step, plan_of
+from torch import nn
+
+from autolora.attacks.engine.network import Network
+from autolora.attacks.eps_curve import SHARES, STEPS
+from autolora.attacks.versions import STANDARD, Step, plan_of, work
+from autolora.threat import Threat
 from stages.common.params import CORRUPTIONS, Evaluate, Export
 from stages.estimate.costs import Price
 
-RADII = 8  # of the curve over eps
+CURVE = (len(SHARES) + 1) * (STEPS + 1)  # gradients of one image: its radii, and one that nothing survives
 CORRUPTED = 75  # of each image; what it takes to make them comes on top
 FALLEN = 0.1  # of the naturally tuned twin's images stand longer than the first attack: an assumption
 
 
-def one_attack(price: Price, step: Step, budget: Budget = STANDARD) -> float:
-    """On one image that stands."""
-    if step.name == "square":
-        return price.of(forwards=budget.queries)
-    if step.name.startswith("fab"):
-        return step.attempts * budget.steps * price.of(gradients=1, forwards=1)
-    samples = budget.samples if "rand" in step.name else 1
-    return (step.attempts * (budget.steps + 1) * samples + step.ranked) * price.gradient
+def one_attack(price: Price, step: Step) -> float:
+    """On one image that stands: the same passes, whatever the network and the radius."""
+    passes = work(step, Network(nn.Identity(), 1), Threat("linf", 1.0))
+    return price.of(gradients=passes.gradients, forwards=passes.forwards)
 
 
 def autoattack(price: Price, images: int, plan: list[Step], standing: float) -> float:
@@ -30,7 +31,7 @@ def autoattack(price: Price, images: int, plan: list[Step], standing: float) -> 
 def evaluate(price: Price, images: int, classes: int, norm: str, section: Evaluate, *, mixed: bool = False) -> float:
     """The network that ships, its twin, and both curves over eps."""
     twice = 2 if mixed else 1  # networks in the one that ships
-    curves = (twice + 1) * RADII * images * (STANDARD.steps + 1) * price.gradient
+    curves = (twice + 1) * CURVE * images * price.gradient
     corrupted = (twice + 1) * CORRUPTED * images * price.forward if CORRUPTIONS in section.also else 0.0
     plans = [plan_of(section.version, each, classes)[0] for each in (norm, *(t.norm for t in section.also_threats))]
     return curves + corrupted + sum(both(price, images, plan, mixed=mixed) for plan in plans)

@@ -27,7 +27,8 @@ Finish = Callable[[Job, Tensor | None], None]  # the adversarial image, or None
 
 class Attack(Protocol):
     rounds: int  # steps until a row gives up
-    cost: int  # of one step of one row, in F
+    gradients: float  # passes that one step of one row takes: forward and back to the pixels,
+    forwards: float  # and without the way back
 
     def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
         """Fresh rows."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import autolora
 from autolora import Threat
+from autolora.attacks.eps_curve import eps_curve
 from autolora.attacks.versions import Budget, plan_of
 from autolora.backbones.loading import load_backbone
 from autolora.training.criticality import critical
@@ -138,6 +139,25 @@ def test_autoattack_on_images_that_stand(seen, norm, eps):
     assert attack_costs.autoattack(EACH, 4, plan, standing=1.0) == pytest.approx(seen() - before, rel=0.15)
 
 
+def test_the_curve_over_eps(seen):
+    net, (x, _) = Counting(sharp=10).eval(), images(4)
+    y = net(x).argmax(1)
+    before = seen()
+    points = eps_curve(net, x, y, Threat("linf", "1/255000"), batch_size=4)
+    stood = [point.accuracy for point in points[1:-1]]
+    assert stood == [1.0] * 6  # and all fall at the last radius, at their first steps
+    looks = seen() - before
+    assert 4 * attack_costs.CURVE * 6 / 7 <= looks <= 4 * attack_costs.CURVE + 2 * 4
+
+
+@pytest.mark.parametrize(("version", "expected"), [("rand", 2 * 20 * 101), ("plus", 2 * 5 * 101 + 5 * 650 + 5001)])
+def test_versions_that_the_paper_does_not_use(version, expected):
+    """`rand` asks twenty times for each gradient; FAB goes back from each of ten classes."""
+    plan, _ = plan_of(version, "linf", 10)
+    targeted = 9 * 101 + 9 * 100 * 2 if version == "plus" else 0
+    assert sum(attack_costs.one_attack(EACH, step) for step in plan) == expected + targeted
+
+
 def test_what_strong_adds():
     """Its two attacks, to their ends: MALT ranks three classes by a gradient each, and aims at all of them."""
     net, (x, _) = Counting(sharp=10).eval(), images(4)
@@ -146,7 +166,7 @@ def test_what_strong_adds():
     report = autolora.autoattack(net, x, net(x).argmax(1), Threat("l2", 1e-4), **how)
     assert report.robust.all()
     added = plan_of("strong", "l2", 4, budget)[0][4:]
-    assert [4 * 2 * attack_costs.one_attack(EACH, step, budget) for step in added] == [
+    assert [4 * 2 * attack_costs.one_attack(EACH, step) for step in added] == [
         attack.forwards for attack in report.attacks[4:]
     ]  # a gradient is 2 F
 
