@@ -74,7 +74,7 @@ def train_both() -> None:
         model = backbone(params, read_json(PREPARED / "train" / "classes.json"))
         if first:
             say_recipe(params.finetune)
-            announce.finetune(model, counts(), params.finetune)
+            announce.finetune(model, counts(), params.finetune, params.threat.eps)
         here: list[int] = []  # the epochs that this attempt trains: an earlier one may have been killed
 
         with live(work, params.as_dict(), params.finetune.epochs) as on_epoch:

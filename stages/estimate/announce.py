@@ -31,11 +31,11 @@ def cost(model: Classifier, batch: int, seconds: Callable[[Price], float]) -> Pr
     return price_of(model, batch, worth=lambda at_most: seconds(at_most) >= WORTH_SAYING)
 
 
-def finetune(model: Classifier, counts: Counts, section: Finetune) -> None:
+def finetune(model: Classifier, counts: Counts, section: Finetune, eps: float) -> None:
     blocks = len(blocks_of(model)) if section.trains == "blocks" else 0
 
     def seconds(price: Price) -> list[float]:
-        return [part / training() for part in costs.finetune(price, counts, section, blocks)]
+        return [part / training() for part in costs.finetune(price, counts, section, blocks, eps)]
 
     robust, twin = seconds(cost(model, min(section.batch_size, counts.train), lambda price: sum(seconds(price))))
     epochs = f"{section.epochs} epochs of {counts.train:,} images"

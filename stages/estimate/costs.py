@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from autolora.training.axes import FIRST_PASS, TWIN
 from autolora.training.controllers import between_looks
+from autolora.training.single_step import STRAIGHT_UP_TO
 from autolora.training.subtuning import short_epochs, short_runs
 from stages.common.params import Finetune, Merge
 
@@ -49,7 +50,7 @@ class Counts:
         return self.train + self.val + self.test
 
 
-def epoch(price: Price, counts: Counts, section: Finetune) -> float:
+def epoch(price: Price, counts: Counts, section: Finetune, eps: float = 0.0) -> float:
     steps = STEPS.get(section.method, 2)
     if section.method == "madry" and section.augmentation == "interpolate":
         steps += 1  # on natural images too
@@ -61,8 +62,9 @@ def epoch(price: Price, counts: Counts, section: Finetune) -> float:
     perturbed = 0 if section.weight_attack is None else steps  # the gradient that finds the perturbation
     single = section.attack == "single"  # auto may have to go on with ten gradients
     gradients = 1 if single else TRAINING_ATTACK
+    straight = 3 if single and eps > STRAIGHT_UP_TO + 1e-9 else 0  # the term of ELLE-A looks at three points more
     revised = steps if section.trains == "prominent" else 0  # of each pass one through the revision, and one way back
-    train = price.of(gradients=gradients + revised, steps=steps + perturbed, forwards=measured)
+    train = price.of(gradients=gradients + revised, steps=steps + perturbed + straight, forwards=measured)
     judged = counts.val * price.of(forwards=2, gradients=TRAINING_ATTACK)
     if single:
         judged += min(WATCHED, counts.train) * price.of(forwards=2, gradients=TRAINING_ATTACK + 1)
@@ -75,21 +77,21 @@ def _taught(section: Finetune) -> int:
     return (section.teacher is not None) + (section.natural_teacher is not None)
 
 
-def finetune(price: Price, counts: Counts, section: Finetune, blocks: int = 0) -> tuple[float, float]:
+def finetune(price: Price, counts: Counts, section: Finetune, blocks: int = 0, eps: float = 0.0) -> tuple[float, float]:
     """Of the method, all its members, and of the naturally tuned twin; the network has so many blocks."""
     robust, twin = (
-        section.epochs * epoch(price, counts, section.model_copy(update={"method": method}))
+        section.epochs * epoch(price, counts, section.model_copy(update={"method": method}), eps)
         for method in (section.method, "natural")
     )
     if section.teacher == FIRST_PASS:
         first = section.model_copy(update={"method": "autolora", "teacher": None, "natural_teacher": None})
-        robust += section.epochs * epoch(price, counts, first)
+        robust += section.epochs * epoch(price, counts, first, eps)
     if section.start == "robust_head":
         head = section.model_copy(update={"method": "linear"})
         robust += section.epochs // 2 * (epoch(price, counts, head) + counts.train * price.of(gradients=1))
     if section.trains == "blocks":
         short = section.model_copy(update={"epochs": short_epochs(section.epochs)})
-        robust += short_runs(blocks) * short.epochs * epoch(price, counts, short)
+        robust += short_runs(blocks) * short.epochs * epoch(price, counts, short, eps)
     own_twins = (section.members - 1) * (section.natural_teacher == TWIN)  # the first member's is that of the stage
     return section.members * robust + own_twins * twin, twin
 

@@ -52,7 +52,7 @@ class Estimate:
         work = {
             "prepare": counts.all * (self.decoding or 0.0) / (processes_asked_for() or cores()),
             "validate": 0.0,
-            "finetune": sum(costs.finetune(price, counts, p.finetune, self.blocks)) / training(),
+            "finetune": sum(costs.finetune(price, counts, p.finetune, self.blocks, p.threat.eps)) / training(),
             "merge": (layer + costs.dial(price, counts, points)) / threads(),
             "evaluate": attacks / processes.count(),
             "export": attack_costs.export(price, n, p.export) / threads(),
