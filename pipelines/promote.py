@@ -60,7 +60,7 @@ def promote(
     claim = _claim(client, name)
     present = alias_version(client, name, to)
     if present == number:
-        return _complete(client, found, to)
+        return _complete(client, found, to, key)
     findings, tests = examine(client, name, number, to, gates)
     earned = all(f.passed for f in findings)
     entry = {
@@ -186,16 +186,22 @@ def _move(client: MlflowClient, entry: dict[str, Any], claim: str) -> dict[str, 
     return entry
 
 
-def _complete(client: MlflowClient, found: ModelVersion, to: str) -> dict[str, Any]:
-    """A promotion that was killed after the alias moved: its tags are written from the log, which came first."""
+def _complete(client: MlflowClient, found: ModelVersion, to: str, key: Path | None) -> dict[str, Any]:
+    """It holds the alias already: what can be missing is its signature, or the tags of a promotion that was killed
+    after the alias moved; they are written from the log, which came first."""
     already = f"{found.name} version {found.version} is {to} already"
     entry = history.last_move(history.entries(client, found.name), int(found.version))
-    wanted = _tags(entry) if entry and entry["alias"] == to else {}
-    missing = [key for key, value in wanted.items() if found.tags.get(key) != value]
-    if not entry or not missing:
+    if not entry or entry["alias"] != to:
         raise StageError(already)
-    _tag(client, entry)
-    print(f"{already}, but that promotion had been cut short: {', '.join(missing)} written now, as the log has it")
+    missing = [name for name, value in _tags(entry).items() if found.tags.get(name) != value]
+    if not missing and not key:
+        raise StageError(already)
+    if missing:
+        _tag(client, entry)
+        print(f"{already}, but that promotion had been cut short: {', '.join(missing)} written now, as the log has it")
+    if key:
+        sign(client, found, key)
+        print(f"{already}, and signed now with {key}")
     return entry
 
 

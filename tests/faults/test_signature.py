@@ -68,6 +68,26 @@ def test_a_key_of_the_machine_cannot_be_left_out(registry, keys, service, monkey
     assert "is not signed" in capsys.readouterr().err
 
 
+def test_a_champion_of_before_the_keys_is_signed_where_it_stands(registry, client, keys, service, capsys):
+    """As the refusal says; what reigns without the log is not vouched for."""
+    ours = ["--verify", str(keys / "ours.pub")]
+    assert promote.main(["synthetic", "1"]) == 0
+    assert run(service, *ours) == 1
+    assert "`promote --sign KEY` signs it" in capsys.readouterr().err
+    decisions = history.entries(client, "synthetic")
+    assert promote.main(["synthetic", "1", "--sign", str(keys / "ours.pem")]) == 0
+    assert "is champion already, and signed now with" in capsys.readouterr().out
+    assert run(service, *ours) == 0
+    assert served(service) == 1
+    assert history.entries(client, "synthetic") == decisions
+    client.set_registered_model_alias("synthetic", "champion", "2")
+    assert promote.main(["synthetic", "2", "--sign", str(keys / "ours.pem")]) == 1
+    assert "version 2 is champion already" in capsys.readouterr().err
+    assert not list(
+        (registry / "mlruns").rglob(f"{client.get_model_version('synthetic', '2').run_id}/artifacts/model.sig")
+    )
+
+
 @pytest.mark.parametrize("what", ["nothing.pem", "no key"])
 def test_a_key_that_is_none_is_named_and_nothing_moves(registry, client, keys, tmp_path, capsys, what):
     key = tmp_path / what
