@@ -3,10 +3,16 @@
     python -m benchmarks.small_sets PATH
 
 PATH holds the folders cifar100-20 (train/CLASS.png, sheets of tiles), dtd10 and trashnet (CLASS/*.jpg); digits come
-with scikit-learn. They are 20 classes of CIFAR-100 (Krizhevsky, 2009), ten textures of DTD (Cimpoi et al., 2014), and
-TrashNet (Thung & Yang, 2016) at 150 pixels; where to get them: docs/data.md, presets/trashnet.yaml. Each class is cut
-into a test part, which is the same for every cell and seed, and a pool from which the seed of a run draws its training
-and its validation images. What is left over stays unseen, but for the sets that ask how many images are needed.
+with scikit-learn. They are 20 classes of CIFAR-100 (Krizhevsky, 2009): apple, bed, bowl, camel, chair, couch, dolphin,
+girl, lamp, lobster, mouse, otter, plain, rabbit, rose, skunk, squirrel, tank, train, whale; ten textures of
+DTD (Cimpoi et al., 2014), 120 photographs of each, the short side 96 pixels: banded, blotchy, braided,
+bubbly, bumpy, chequered, cobwebbed, cracked, crosshatched, crystalline; and TrashNet (Thung & Yang, 2016) at 150
+pixels. Where to get them: docs/data.md, presets/trashnet.yaml.
+
+Each class is cut into a test part, which is the same for every cell and seed, and a pool from which the seed of a run
+draws its training and its validation images. What is left over stays unseen, but for the sets that ask how many images
+are needed. The cut is drawn, with a fixed seed, from the tiles as they lie on a sheet and the files by their names: with
+the same classes in another order, figures differ by as much as another draw of images makes them differ.
 """
 
 from __future__ import annotations
