@@ -11,8 +11,8 @@ pixels. Where to get them: docs/data.md, presets/trashnet.yaml.
 
 Each class is cut into a test part, which is the same for every cell and seed, and a pool from which the seed of a run
 draws its training and its validation images. What is left over stays unseen, but for the sets that ask how many images
-are needed. The cut is drawn, with a fixed seed, from the tiles as they lie on a sheet and the files by their names: with
-the same classes in another order, figures differ by as much as another draw of images makes them differ.
+are needed. The cut is drawn, with a fixed seed, from the tiles as they lie on a sheet and the files by their names:
+with the same classes in another order, figures differ by as much as another draw of images makes them differ.
 """
 
 from __future__ import annotations
