@@ -1,5 +1,5 @@
 """What `.work` holds, and what of it may go: progress, decoded images, downloads.
 
 Not here: who writes there (stages.common.runner names the folders).
-May import: stages.common and the library.
+May import: autolora, stages.common.
 """

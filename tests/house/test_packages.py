@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,21 @@ def test_an_init_is_a_docstring(file):
     if len(file.parts) == 3 or file.parts[1:2] == ("attacks",):
         assert "Not here: " in said
         assert "May import: " in said
+
+
+@pytest.mark.parametrize("file", [file for file in inits() if "May import: " in (ROOT / file).read_text()], ids=str)
+def test_an_init_says_what_its_room_imports(file):
+    """All of it, and nothing else: rooms of its own floor by name, a floor below as a whole."""
+    (said,) = re.findall(r"^May import: (.+)\.$", (ROOT / file).read_text(), re.MULTILINE)
+    names = (
+        set() if said == "nothing of ours" else {name.removeprefix(f"{file.parts[0]}.") for name in said.split(", ")}
+    )
+    others = {other for source in (ROOT / file).parent.glob("*.py") for other in own_imports(source.relative_to(ROOT))}
+    assert names == {room for other in others if (room := room_of(other, file.parts[0])) != file.parts[1]}
+
+
+def room_of(module: Path, floor: str) -> str:
+    return Path(module.parts[1]).stem if module.parts[0] == floor else module.parts[0]
 
 
 def test_no_room_hides_a_public_function():

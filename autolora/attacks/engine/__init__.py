@@ -1,5 +1,5 @@
 """What runs the attacks: the network as they see it, slots that stay full, draws, progress, quicker copies.
 
 Not here: an attack, or a word about robustness.
-May import: threat, common, backbones, export.
+May import: common, data, backbones, export.
 """
