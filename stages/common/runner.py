@@ -30,7 +30,9 @@ from stages.common.scrub import scrubbed, scrubbing
 from stages.common.views import key_of
 
 _WHOSE = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-UNWRITABLE = {getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST"]}
+WRITING = {getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EROFS", "EEXIST"]}
+EITHER_WAY = ["EACCES", "EPERM", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "ELOOP", "EMFILE", "ENFILE", "EIO", "ESTALE"]
+OF_THE_DISK = WRITING | {getattr(errno, name) for name in EITHER_WAY}
 
 
 def main(stage: Callable[[], None]) -> None:
@@ -51,12 +53,13 @@ def main(stage: Callable[[], None]) -> None:
             raise
         _end(name, getattr(error, "code", MEND), _in_keys(name, error))
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in OF_THE_DISK:
             raise
+        what = "write" if error.errno in WRITING else "read or write"
         _end(
             name,
             MEND,
-            f"cannot write {error.filename or 'its output'}: {error.strerror}. "
+            f"cannot {what} {error.filename or 'its files'}: {error.strerror}. "
             "Mend that and run `dvc repro` again: it goes on where it stopped; "
             "`dvc checkout` brings the previous outputs back.",
         )

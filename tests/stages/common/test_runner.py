@@ -56,6 +56,14 @@ def test_a_full_disk_names_the_file(capsys):
     assert "goes on where it stopped" in said
 
 
+@pytest.mark.parametrize("name", ["EACCES", "EISDIR", "ENAMETOOLONG", "EMFILE", "EIO", "ESTALE"])
+def test_what_is_wrong_with_a_file_is_one_line(capsys, name):
+    number = getattr(errno, name)
+    code, said, _ = prepare_ends(capsys, OSError(number, os.strerror(number), "data/raw/x"))
+    assert code == MEND
+    assert said.startswith(f"prepare: cannot read or write data/raw/x: {os.strerror(number)}. Mend that")
+
+
 def test_no_code_is_one_that_python_or_dvc_ends_with():
     assert not {MEND, BUSY, AGAIN, INTERRUPTED} & {0, 1, 2, 120, 255, *range(250, 255)}
     assert len({MEND, BUSY, AGAIN, INTERRUPTED}) == 4
