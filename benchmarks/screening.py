@@ -4,6 +4,8 @@
     python -m benchmarks.screening table
     python -m benchmarks.screening confirm PATH --seeds 0 --only pgd       AutoAttack `fast` on the test part
     python -m benchmarks.screening table --on test
+    python -m benchmarks.screening run PATH --seeds 0 1 2 --only default 0.003 0.01 0.03 0.1 [--epochs 60]
+    python -m benchmarks.screening rates                        the first rate that finds itself, beside that grid
 
 PATH, networks and parts are those of benchmarks.rate_rules. A row of benchmarks/results/screening.csv is one
 fine-tuning, with a bit for each image. What is there is not run again. The networks themselves lie in .work/screening,
@@ -30,7 +32,7 @@ from safetensors.torch import load_model, save_model
 from scipy.stats import t as student_t
 
 from autolora.attacks.autoattack import autoattack
-from autolora.common.command_line import Command
+from autolora.common.command_line import Command, at_least_one
 from autolora.common.files import locked, write_text
 from autolora.common.statistics import holm
 from autolora.data.batches import to_pixels
@@ -63,6 +65,9 @@ CHANGES: dict[str, dict[str, Any]] = {  # each an axis of autolora.finetune; wha
     "lora": {"method": "madry", "trains": "lora"},
     "prominent": {"method": "vanilla", "trains": "prominent"},
 }
+RATES: dict[str, dict[str, Any]] = {rate: {"rate": float(rate)} for rate in ("0.003", "0.01", "0.03", "0.1")}
+ALL = CHANGES | RATES
+BEFORE = "0.01"  # the first rate of every fine-tuning before it found itself
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class Row:
     net: str
     data: str
     change: str
+    epochs: int
     seed: int
     on: str
     n: int
@@ -84,23 +90,23 @@ class Row:
     robust_flags: str
 
     def key(self) -> tuple[Any, ...]:
-        return self.net, self.data, self.change, self.seed, self.on
+        return self.net, self.data, self.change, self.epochs, self.seed, self.on
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def tuned(path: Path, net: str, name: str, change: str, seed: int) -> Row:
+def tuned(path: Path, net: str, name: str, change: str, epochs: int, seed: int) -> Row:
     data, threat = parts(path, name, seed), Threat("linf", NETS[net][2])
     start = time.process_time()
     done = finetune(
         backbone(path, net, data, seed), data["train"], data["val"], threat,
-        epochs=EPOCHS, seed=seed, progress=False, **CHANGES[DEFAULT] | CHANGES[change],
+        epochs=epochs, seed=seed, progress=False, **CHANGES[DEFAULT] | ALL[change],
     )  # fmt: skip
     seconds = time.process_time() - start
-    save_model(done.model, str(kept(net, name, change, seed)))
+    save_model(done.model, str(kept(net, name, change, epochs, seed)))
     return Row(
-        net, name, change, seed, "select", **judged(*hits(done.model, data["select"], threat)),
+        net, name, change, epochs, seed, "select", **judged(*hits(done.model, data["select"], threat)),
         seconds=round(seconds, 1), rate=done.history[0]["lr"], train_accuracy=done.best["natural_accuracy"],
         val_robust=done.best["val_robust"], collapsed=sum("collapsed" in r["event"] for r in done.history),
     )  # fmt: skip
@@ -110,7 +116,7 @@ def attacked(path: Path, row: Row) -> Row:
     """The network of a row on the test part, by AutoAttack `fast`."""
     data = parts(path, row.data, row.seed)
     model = backbone(path, row.net, data, row.seed).eval()
-    load_model(model, kept(row.net, row.data, row.change, row.seed))
+    load_model(model, kept(*row.key()[:-1]))
     x, y = to_pixels(data["test"][0]), data["test"][1]
     report = autoattack(model, x, y, Threat("linf", NETS[row.net][2]), version="fast")
     with torch.no_grad():
@@ -124,16 +130,16 @@ def judged(clean: torch.Tensor, robust: torch.Tensor) -> dict[str, Any]:
     return {"n": len(clean)} | shares | {f"{what}_flags": bits(right) for what, right in flags.items()}
 
 
-def kept(net: str, name: str, change: str, seed: int) -> Path:
-    return KEPT / f"{net}.{name}.{change}.{seed}.safetensors"
+def kept(net: str, name: str, change: str, epochs: int, seed: int) -> Path:
+    return KEPT / f"{net}.{name}.{change}.{epochs}.{seed}.safetensors"
 
 
 def run(args: argparse.Namespace) -> None:
     """Change by change, so that what is broken off has whole columns."""
     KEPT.mkdir(parents=True, exist_ok=True)
     for seed, change, net, name in itertools.product(args.seeds, args.only, args.nets, args.sets):
-        if (net, name, change, seed, "select") not in {row.key() for row in read()}:
-            added(tuned(args.path, net, name, change, seed))
+        if (net, name, change, args.epochs, seed, "select") not in {row.key() for row in read()}:
+            added(tuned(args.path, net, name, change, args.epochs, seed))
 
 
 def confirm(args: argparse.Namespace) -> None:
@@ -141,7 +147,7 @@ def confirm(args: argparse.Namespace) -> None:
     there = {row.key() for row in rows}
     for row in rows:
         asked = row.net in args.nets and row.data in args.sets and row.change in args.only and row.seed in args.seeds
-        if asked and row.on == "select" and (*row.key()[:-1], "test") not in there:
+        if asked and row.epochs == EPOCHS and row.on == "select" and (*row.key()[:-1], "test") not in there:
             added(attacked(args.path, row))
 
 
@@ -150,7 +156,7 @@ def confirm(args: argparse.Namespace) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Differences in points, and p after Holm's correction for every test in the table; * is below 0.05."""
-    rows = [row for row in read() if row.on == args.on]
+    rows = [row for row in read() if (row.on, row.epochs) == (args.on, EPOCHS)]
     tests = list(comparisons(rows))
     adjusted = iter(holm([p for *_, p in tests]))
     print("| network, set | change | seeds | clean | robust | seconds |\n|---|---|---|---|---|---|")
@@ -169,6 +175,44 @@ def table(args: argparse.Namespace) -> None:
             said = [f"{mean:+.1f} ± {half:.1f}" for mean, half in map(mean_and_half_interval, rises)]
             cost = fmean(ours.seconds / base.seconds for base, ours in pairs)
             print(f"| {net} | {change} | {len(pairs)} | {' | '.join(said)} | {cost:.2f} |")
+
+
+def rates(args: argparse.Namespace) -> None:
+    """Clean / PGD-20 over the seeds that have all of them; how far what is found is from the best of the grid."""
+    cells = list(grids(read()))
+    tests = [[paired(cell[BEFORE], cell[DEFAULT], what) for what in MEASURES] for *_, cell in cells]
+    adjusted = iter(holm([p for of_cell in tests for _, p in of_cell]))
+    print(f"| network, set, epochs | seeds | {' | '.join(RATES)} | found | to the best | to {BEFORE} |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for (net, name, epochs, cell), of_cell in zip(cells, tests, strict=True):
+        means = {
+            which: [fmean(getattr(row, what) for row in some) for what in MEASURES] for which, some in cell.items()
+        }
+        found = means.pop(DEFAULT)
+        best = [max(every) for every in zip(*means.values())]
+        shown = [f"{clean:.1f} / {robust:.1f}" for clean, robust in [*(means[rate] for rate in RATES), found]]
+        behind = " / ".join(f"{mine - theirs:+.1f}" for mine, theirs in zip(found, best))
+        before = " / ".join(f"{rise:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (rise, _), p in zip(of_cell, adjusted))
+        print(f"| {net}, {name}, {epochs} | {len(cell[DEFAULT])} | {' | '.join(shown)} | {behind} | {before} |")
+
+
+def grids(rows: Sequence[Row]) -> Iterator[tuple[str, str, int, dict[str, list[Row]]]]:
+    """Each network, set and number of epochs, with the rows of every seed that has the default and the whole grid."""
+    there = {row.key()[:-1]: row for row in rows if row.on == "select"}
+    for net, name, epochs in itertools.product(NETS, SETS, sorted({row.epochs for row in rows})):
+        seeds = [
+            seed for seed in sorted({row.seed for row in rows})
+            if all((net, name, which, epochs, seed) in there for which in (DEFAULT, *RATES))
+        ]  # fmt: skip
+        if seeds:
+            cell = {which: [there[net, name, which, epochs, seed] for seed in seeds] for which in (DEFAULT, *RATES)}
+            yield net, name, epochs, cell
+
+
+def paired(before: Sequence[Row], now: Sequence[Row], what: str) -> tuple[float, float]:
+    """The rise in points, and its two-sided p: on the same images, each counted once for all seeds."""
+    old, new = shares(before, what), shares(now, what)
+    return 100 * float((new - old).mean()), math.erfc(abs(rise(old.tolist(), new.tolist())) / math.sqrt(2))
 
 
 def both(rows: Sequence[Row], net: str, change: str) -> list[tuple[Row, Row]]:
@@ -192,9 +236,8 @@ def comparisons(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str, float
         )
         if shared := sorted(base.keys() & ours.keys()):
             for what in MEASURES:
-                before, now = (shares([some[seed] for seed in shared], what) for some in (base, ours))
-                p = math.erfc(abs(rise(before.tolist(), now.tolist())) / math.sqrt(2))
-                yield net, name, change, what, 100 * float((now - before).mean()), p
+                before, now = ([some[seed] for seed in shared] for some in (base, ours))
+                yield net, name, change, what, *paired(before, now, what)
 
 
 def shares(rows: Sequence[Row], what: str) -> np.ndarray:
@@ -234,11 +277,13 @@ def main() -> None:
         command.add_argument("path", type=Path)
         command.add_argument("--nets", nargs="+", choices=NETS, default=["shipped", "resnet4b"])
         command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-        command.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
+        command.add_argument("--only", nargs="+", choices=ALL, default=list(CHANGES), metavar="CHANGE")
         command.add_argument("--seeds", nargs="+", type=int, default=[0])
+    commands.choices["run"].add_argument("--epochs", type=at_least_one, default=EPOCHS, metavar="N")
+    commands.add_parser("rates")
     commands.add_parser("table").add_argument("--on", choices=("select", "test"), default="select")
     args = parser.parse_args()
-    {"run": run, "confirm": confirm, "table": table}[args.command](args)
+    {"run": run, "confirm": confirm, "table": table, "rates": rates}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from benchmarks._report_cells import bits
 def row(change: str, seed: int, robust: str) -> screening.Row:
     right = np.array([letter == "1" for letter in robust])
     return screening.Row(
-        "shipped", "dtd10", change, seed, "select", n=len(right), clean=100.0, robust=100 * right.mean().item(),
+        "shipped", "dtd10", change, 40, seed, "select", n=len(right), clean=100.0, robust=100 * right.mean().item(),
         seconds=10.0, rate=0.08, train_accuracy=0.5, val_robust=0.3, collapsed=0,
         clean_flags=bits(np.ones(len(right))), robust_flags=bits(right),
     )  # fmt: skip
@@ -60,5 +61,22 @@ def test_rows_are_kept_in_a_file_and_found_again(tmp_path, monkeypatch, capsys):
 
 
 def test_every_change_is_one_that_fine_tuning_knows():
-    for settings in screening.CHANGES.values():
+    for settings in screening.ALL.values():
         check_settings(Settings(Threat("linf", "8/255"), **settings))
+
+
+def test_a_rate_that_was_found_stands_beside_the_grid_of_the_same_seeds(tmp_path, monkeypatch, capsys):
+    """Two seeds have the whole grid, a third lacks a rate. Found: 5 of 10 stand, of the grid's best 6, at 0.01 2."""
+    monkeypatch.setattr(screening, "RESULTS", tmp_path / "screening.csv")
+    stood = {"0.003": 1, "0.01": 2, "0.03": 6, "0.1": 3, "default": 5}
+    rows = [row(which, seed, ("1" * n).ljust(10, "0")) for which, n in stood.items() for seed in range(3)]
+    rows = [one for one in rows if (one.change, one.seed) != ("0.1", 2)]
+    ((net, name, epochs, cell),) = screening.grids([*rows, *(replace(one, epochs=60) for one in rows[:4])])
+    assert (net, name, epochs) == ("shipped", "dtd10", 40)
+    assert {len(some) for some in cell.values()} == {2}
+    monkeypatch.setattr(screening, "read", lambda: rows)
+    screening.rates(argparse.Namespace())
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("| shipped, dtd10, 40 | 2 | 100.0 / 10.0 | 100.0 / 20.0 | 100.0 / 60.0 | 100.0 / 30.0 |")
+    p = math.erfc(math.sqrt(3) / math.sqrt(2))  # three images more and none fewer
+    assert said.endswith(f"| 100.0 / 50.0 | +0.0 / -10.0 | +0.0 (p 1) / +30.0 (p {min(1, 2 * p):.2g}) |")
