@@ -172,9 +172,11 @@ def forwards(params: Params, counts: Counts, training: list[dict[str, str]]) -> 
     section = params.finetune.model_copy(update={"epochs": epochs})
     if not one_gradient(params, counts.train):
         return finetune(FORWARDS, counts, section)[0]
-    straight = next((i for i, epoch in enumerate(training) if epoch["event"] == "collapsed"), epochs)
+    straight = next((i for i, epoch in enumerate(training, start=1) if "collapsed" in epoch["event"]), epochs)
+    eps = params.threat.eps if section.attack == "single" else 0.0  # `auto` has no term of ELLE-A
     one, ten = (
-        finetune(FORWARDS, counts, section.model_copy(update={"attack": attack}))[0] for attack in ("single", "pgd")
+        finetune(FORWARDS, counts, section.model_copy(update={"attack": attack}), eps=eps)[0]
+        for attack in ("single", "pgd")
     )
     return (straight * one + (epochs - straight) * ten) / epochs
 

@@ -57,7 +57,13 @@ TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
 MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")
 FINETUNED = Path("models/finetuned/finetuned.json")
 REPORTS, ADVERSARIAL = Path("reports"), Path("models/adversarial.npz")
-MADE_OF = ("soup", "soup_members", "critical_layer", "mix")  # notes of a merge that is not the default one
+MADE_OF = (
+    "soup",
+    "soup_members",
+    "critical_layer",
+    "mix",
+    "recipe_but",
+)  # notes of a merge that is not the default one
 SHOWN = 6  # rows of the contact sheet
 
 

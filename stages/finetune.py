@@ -35,7 +35,7 @@ from stages.common.command_line import takes_no_arguments
 from stages.common.errors import TryAgain
 from stages.common.params import Finetune
 from stages.common.prepared import PREPARED, data_keys, read_split
-from stages.common.recipes import set_otherwise, words
+from stages.common.recipes import in_one_line, recipe, set_otherwise, words
 from stages.common.runner import main, only_one, processes_asked_for, timed, work_dir
 from stages.common.views import FinetuneParams, load
 from stages.common.weights import resolve_weights
@@ -207,6 +207,7 @@ def write_members(folder: Path, params: FinetuneParams, start: Classifier, membe
                 "best_epoch": member.best_epoch,
                 "val_clean": member.best["val_clean"],
                 "val_robust": member.best["val_robust"],
+                **({"collapsed": given_up} if (given_up := collapsed(member.history)) else {}),
                 "weights_sha256": save_classifier(network, path, threat=threat),
                 "branch_sha256": save_branch(member.branch, folder / f"{i + 1}-branch.safetensors"),
             }
@@ -251,25 +252,34 @@ def recipe_of(section: Finetune) -> dict[str, Any]:
 
 
 def say_recipe(section: Finetune) -> None:
-    if otherwise := recipe_of(section).get("but"):
-        said = ", ".join(f"{key} {value}" for key, value in otherwise.items())
-        print(f"finetune: recipe {section.recipe}, but with {said}, as params.yaml says", file=sys.stderr)
+    """All that it has set: a default that params.yaml spells out is filled in like one that it leaves out."""
+    if section.recipe is None:
+        return
+    said, otherwise = in_one_line(recipe(section.recipe).get("finetune", {})), recipe_of(section).get("but", {})
+    but = f"; but {in_one_line(otherwise)}, as params.yaml says" if otherwise else ""
+    print(f"finetune: recipe {section.recipe}: {said}{but}", file=sys.stderr)
 
 
-def how(recipe: dict[str, Any], robust: Tuned) -> dict[str, Any]:
+def how(paper: dict[str, Any], robust: Tuned) -> dict[str, Any]:
     """What differs from AutoLoRa's defaults; nothing where nothing does."""
     plain = Settings(robust.settings.threat, attack=robust.settings.attack, eps_schedule="constant")
     axes = {key: value for key in AXES if (value := getattr(robust.settings, key)) != getattr(plain, key)}
-    collapsed = [record["epoch"] for record in robust.history if record["event"] == "collapsed"]
+    before = {"head": robust.head, "first_pass": robust.first_pass}
     found = {
-        "recipe": recipe,
+        "recipe": paper,
         "axes": axes,
         "head": [{key: rounded(record[key]) for key in OF_THE_HEAD} for record in robust.head or []],
         "features_moved": robust.features_moved,
         "blocks": {"chosen": robust.settings.blocks, "tried": robust.tries} if robust.tries else {},
-        "collapsed": collapsed,
+        "collapsed": collapsed(robust.history),
+        "collapsed_before": {name: found for name, some in before.items() if (found := collapsed(some or []))},
     }
     return {key: value for key, value in found.items() if value}
+
+
+def collapsed(history: list[dict[str, Any]]) -> list[int]:
+    """The epochs after which one gradient an image was given up."""
+    return [record["epoch"] for record in history if "collapsed" in record["event"]]
 
 
 def write_training(history: list[dict[str, Any]]) -> None:

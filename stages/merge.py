@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -23,6 +24,7 @@ from autolora.threat import Threat
 from autolora.training.branch import add_branch, load_deltas
 from autolora.training.dial import Point, choose, interpolate
 from stages.common.command_line import takes_no_arguments
+from stages.common.recipes import in_one_line, set_otherwise
 from stages.common.runner import StageError, main, only_one, timed
 from stages.common.views import MergeParams, load
 from stages.estimate import announce
@@ -64,12 +66,21 @@ def merge() -> None:
         chosen, why = choose(along) if asked == "auto" else (_find(along, float(asked)), "set in params.yaml")
         network = _network(ends, chosen.toward, chosen.alpha)
         print(f"merge: alpha = {chosen.alpha:g} toward {chosen.toward}: {why}")
-        shipped = Shipped(network, chosen, why, ends.notes)
+        shipped = Shipped(network, chosen, why, ends.notes | _otherwise(params))
         if params.merge.mix == "nuts":
             shipped = _mixed(shipped, ends.natural, validation)
         digest = _write(shipped, params.threat)
         _write_curve(curve, chosen)
         record |= {"weights_sha256": digest, "alpha": chosen.alpha, "why": shipped.why, **shipped.notes}
+
+
+def _otherwise(params: MergeParams) -> dict[str, str]:
+    """What params.yaml has in place of the recipe's own."""
+    name = params.finetune.recipe
+    if name is None or not (values := set_otherwise(name, "merge", params.merge.model_dump())):
+        return {}
+    print(f"merge: recipe {name}, but {in_one_line(values)}, as params.yaml says", file=sys.stderr)
+    return {"recipe_but": in_one_line(values)}
 
 
 def _read_ends(params: MergeParams, validation: Validation) -> Ends:

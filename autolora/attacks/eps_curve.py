@@ -7,7 +7,8 @@ Each radius is attacked afresh by APGD-CE, so that accuracies which do not fall 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -16,8 +17,9 @@ from autolora.attacks.checks import huge, in_advance, pixels
 from autolora.attacks.engine.prepare import device_of
 from autolora.attacks.engine.slots import Job, Slots
 from autolora.attacks.evaluation import Answers, Evaluation, Settings, opened
-from autolora.attacks.mixture import with_a_gradient
+from autolora.attacks.mixture import is_mixture, two_ways, with_a_gradient
 from autolora.attacks.verdicts import require
+from autolora.attacks.versions import Step
 from autolora.common import distributed
 from autolora.data.images import TestImages
 from autolora.threat import Threat
@@ -53,8 +55,8 @@ def curve_of(model: Answers, images: TestImages, threat: Threat, settings: Setti
     wanted = radii(threat, images.x[0].size)
     with opened(with_a_gradient(model), images, threat, settings) as e:
         require([pixels(e.x)])
-        mine = wanted[distributed.process_number() :: distributed.process_count()]
-        points = distributed.gathered({eps: accuracy_at(e, eps) for eps in mine})
+        mine, steps = wanted[distributed.process_number() :: distributed.process_count()], ways(model, threat.norm)
+        points = distributed.gathered({eps: accuracy_at(e, eps, steps) for eps in mine})
         return [Point(0.0, e.clean.double().mean().item(), "none")] + [points[eps] for eps in wanted]
 
 
@@ -64,14 +66,21 @@ def radii(threat: Threat, size: int) -> list[float]:
     return [share * threat.eps for share in SHARES if share * threat.eps < far] + [far]
 
 
-def accuracy_at(e: Evaluation, eps: float) -> Point:
+def ways(model: Answers, norm: str) -> list[Step]:
+    """The quick attack; on a mixture all three ways of it."""
+    quick = Step("curve", partial(apgd_for(norm), steps=STEPS))
+    return [quick, *two_ways(cast(Any, model), [quick])] if is_mixture(model) else [quick]
+
+
+def accuracy_at(e: Evaluation, eps: float, steps: list[Step]) -> Point:
     """After APGD-CE at this radius, on every image that is right."""
-    robust = e.clean.clone()
+    robust, threat = e.clean.clone(), Threat(e.threat.norm, eps)
 
     def finish(job: Job, point: Tensor | None) -> None:
         robust[job[0]] = point is None
 
-    attack = apgd_for(e.threat.norm)(e.network, Threat(e.threat.norm, eps), steps=STEPS)
-    slots = Slots(attack, e.images, e.targets, name="curve", seed=e.settings.seed, batch=e.network.batch)
-    slots.run([(image, 0) for image in e.clean.nonzero().flatten().tolist()], finish)
+    for step in steps:
+        attack = step.attack(e.network, threat)
+        slots = Slots(attack, e.images, e.targets, name=step.name, seed=e.settings.seed, batch=e.network.batch)
+        slots.run([(image, 0) for image in robust.nonzero().flatten().tolist()], finish)
     return Point(eps, robust.double().mean().item(), f"apgd-ce-{STEPS}")

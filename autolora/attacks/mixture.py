@@ -48,21 +48,25 @@ def three_ways(model: Classifier, plan: Plan, precision: str) -> Plan:
     """The plan with the second and the third way behind it."""
     if precision != "float32":
         raise BadArgument("precision", precision, "a mixture is attacked in float32: copies know no surrogate")
-    from autolora.backbones.classifier import robust_part, seen
-
-    own, robust = seen(model, "own"), robust_part(model)
 
     def all_of_it(classes: int) -> tuple[list[Step], str | None]:
         steps, deviation = plan(classes)
         gradient = [step for step in steps if step.name.startswith("apgd")]
-        again = [replace(step, name=f"own-{step.name}", attack=elsewhere(step, own), half=False) for step in gradient]
-        moved = [
-            replace(step, name=f"transfer-{step.name}", attack=transferred(step, robust), half=False)
-            for step in gradient
-        ]
-        return [*steps, *again, *moved], "; ".join(filter(None, [deviation, DEVIATION]))
+        return [*steps, *two_ways(model, gradient)], "; ".join(filter(None, [deviation, DEVIATION]))
 
     return all_of_it
+
+
+def two_ways(model: Classifier, steps: list[Step]) -> list[Step]:
+    """The second and the third way of each step."""
+    from autolora.backbones.classifier import robust_part, seen
+
+    own, robust = seen(model, "own"), robust_part(model)
+    again = [replace(step, name=f"own-{step.name}", attack=elsewhere(step, own), half=False) for step in steps]
+    moved = [
+        replace(step, name=f"transfer-{step.name}", attack=transferred(step, robust), half=False) for step in steps
+    ]
+    return [*again, *moved]
 
 
 def elsewhere(step: Step, model: Model) -> Callable[[Network, Threat], Attack]:

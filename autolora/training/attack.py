@@ -36,6 +36,11 @@ class TrainingAttack:
         """The threat of this epoch."""
         return self.threat if self.reach == 1 else Threat(self.threat.norm, self.reach * self.threat.eps)
 
+    @property
+    def straightens(self) -> bool:
+        """Not while eps grows: every bend would be larger than all before it, and taken for the sign of a collapse."""
+        return self.straight is not None and self.single and self.reach == 1
+
     def begin(self, seed: int, batch: int) -> None:
         """The draws of a step, for so many images over all processes."""
         self.noise.manual_seed(seed)

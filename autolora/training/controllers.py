@@ -104,7 +104,8 @@ class AutoRate:
         return True
 
     def observe(self, measured: Measured) -> Verdict:
-        trace, score = self.trace, measured.score
+        trace = self.trace
+        score = trace.best if measured.right is None else measured.score  # not looked at: the kept state is back
         trace.rises += measured.epoch > 1 and score > trace.last
         best = score > trace.best
         trace.last, trace.best = score, max(score, trace.best)

@@ -58,4 +58,4 @@ def give_up_single(learner: Learner, done: RunState, right: list[bool]) -> str:
         learner.load(done.best)
     else:
         done.best, done.best_epoch, done.kept = copy.deepcopy(learner.state()), done.epoch, right
-    return "collapsed"
+    return "+".join(filter(None, ["collapsed", verdict._replace(best=False, restore=False).event]))

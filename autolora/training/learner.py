@@ -247,8 +247,7 @@ class Learner:
     # what objectives ask for
 
     def plain(self, x: Tensor) -> Tensor:
-        weights = dict(self.model.named_parameters()) if self.shift else {}
-        z = self.call({name: weights[name] + v for name, v in self.shift.items()} | self.scratch, x)
+        z = self.call(self._shifted() | self.scratch, x)
         if self.revision is not None:
             self.passes.append((x, z))
         return z
@@ -264,7 +263,12 @@ class Learner:
     def frozen(self, x: Tensor) -> Tensor:
         assert self.norms is not None
         with evaluating(*(m for m in self.model.modules() if isinstance(m, _BatchNorm))):
-            return self.call(self.norms.weights(), x)
+            return self.call(self._shifted() | self.norms.weights(), x)
+
+    def _shifted(self) -> dict[str, Tensor]:
+        """Weights of layers as the attack on them has left them."""
+        weights = dict(self.model.named_parameters()) if self.shift else {}
+        return {name: weights[name] + v for name, v in self.shift.items()}
 
     def teacher(self, x: Tensor) -> Tensor:
         """The attack and the loss ask for the same batch."""
@@ -382,7 +386,7 @@ class LossModule(nn.Module):
         losses = learner.objective(learner, x, attacked, y, learner.weights)
         if learner.revision is not None:
             losses = losses._replace(total=losses.total + WEIGHT * learner.revised(attacked, y))
-        if straight is None or not learner.attacker.single:
+        if straight is None or not learner.attacker.straightens:
             return losses
         bend = learner.mean(learner.attacker.bend(learner.still, x, learner.attacked_labels(x, y)))
         learner.bend = bend.detach().clone()

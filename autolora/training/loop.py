@@ -327,7 +327,7 @@ def one_step(
         losses.total.backward()
     seen = look() if look else None
     learner.step()
-    if (straight := learner.attacker.straight) is not None and learner.attacker.single:
+    if (straight := learner.attacker.straight) is not None and learner.attacker.straightens:
         distributed.add([learner.bend])
         straight.observe(learner.bend.item())
     if learner.balance is not None:

@@ -8,6 +8,7 @@ from autolora.attacks.verdicts import NAMES
 from autolora.common.files import file_sha256, read_json
 from stages.card.svg import percent, plain
 from stages.common.params import CORRUPTIONS, UNION
+from stages.common.recipes import in_one_line
 from stages.evidence.checks import sixteen
 from stages.evidence.files import ONNX, Evidence
 
@@ -29,7 +30,7 @@ def model(evidence: Evidence, gates: dict[str, Any]) -> list[tuple[str, str]]:
         ("Answers", f"{len(names)} logits: {', '.join(names[:12])}{more}"),
         ("Method", f"{tuned['method']}, reference {tuned['reference']}{_axes(tuned)}" if tuned else ""),
         ("Trained on", _trained_on(tuned)),
-        ("Recipe", _recipe(tuned.get("recipe", {}))),
+        ("Recipe", _recipe(tuned.get("recipe", {}), r.get("recipe_but", ""))),
         ("Dial", f"alpha = {plain(r['alpha'])}{_made_of(r)}"),
         ("File", f"model.onnx, {evidence.exported['bytes'] / 1e6:.2f} MB, opset {evidence.exported['opset']}"),
         ("To be promoted", f"{_gates(gates)}; no failed check"),
@@ -58,11 +59,11 @@ def _published(tuned: dict[str, Any]) -> str:
     return f" ({paper})" if paper else ""
 
 
-def _recipe(recipe: dict[str, Any]) -> str:
+def _recipe(recipe: dict[str, Any], of_merge: str) -> str:
     """Its name, what of it was set otherwise, and its paper."""
     if not recipe:
         return ""
-    otherwise = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in recipe.get("but", {}).items())
+    otherwise = ", ".join(filter(None, [in_one_line(recipe.get("but", {})), of_merge]))
     return f"{recipe['name']}{f', but with {otherwise}' if otherwise else ''}. {recipe['paper']}"
 
 
@@ -77,8 +78,16 @@ def _axes(tuned: dict[str, Any]) -> str:
         said += f"; the head alone first, {epochs}"
     if blocks := tuned.get("blocks"):
         said += f"; trained: {', '.join([*blocks['chosen'], 'head'])}, after {len(blocks['tried'])} short runs"
-    gave_up = ", ".join(map(str, tuned.get("collapsed", [])))
-    return said + (f"; one gradient an image was given up after epoch {gave_up}" if gave_up else "")
+    gave_up = [f"after epoch {_epochs(tuned['collapsed'])}"] if "collapsed" in tuned else []
+    for phase, epochs in tuned.get("collapsed_before", {}).items():
+        gave_up.append(f"in the {phase.replace('_', ' ')} after epoch {_epochs(epochs)}")
+    for number, run in enumerate(tuned.get("members", {}).get("runs", [])[1:], start=2):
+        gave_up += [f"by member {number} after epoch {_epochs(run['collapsed'])}"] if "collapsed" in run else []
+    return said + (f"; one gradient an image was given up {', '.join(gave_up)}" if gave_up else "")
+
+
+def _epochs(numbers: list[int]) -> str:
+    return " and ".join(map(str, numbers))
 
 
 def _trained_on(tuned: dict[str, Any]) -> str:

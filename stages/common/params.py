@@ -29,7 +29,7 @@ from pydantic import (
 from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
-from autolora.training.axes import TEACHERS, clashes
+from autolora.training.axes import NO_ATTACK, TEACHERS, clashes
 from stages.common.errors import StageError
 from stages.common.recipes import with_recipe
 from stages.common.scrub import scrubbed
@@ -338,12 +338,13 @@ def _of_merge(params: Params) -> Iterator[str]:
     if merge.toward == "branch" and merge.alpha not in ("auto", 0) and method != "autolora":
         said = f"finetune.method {method} trains no branch: set merge.alpha to 0 or auto, or merge.toward to natural"
         yield f"merge.alpha is {merge.alpha}, but {said}"
-    if merge.toward == "critical" and method == "natural":
-        yield "merge.toward is critical, but finetune.method is natural: there is no robustness that a layer could keep"
+    if merge.toward == "critical" and method in NO_ATTACK:
+        said = "there is no robustness that a layer could keep"
+        yield f"merge.toward is critical, but finetune.method is {method}: {said}"
     if merge.mix == "none":
         return
-    if method == "natural":
-        yield f"merge.mix is {merge.mix}, but finetune.method is natural: two natural networks would be mixed"
+    if method in NO_ATTACK:
+        yield f"merge.mix is {merge.mix}, but finetune.method is {method}: two natural networks would be mixed"
     if params.evaluate.precision != "float32":
         yield f"merge.mix is {merge.mix}, but evaluate.precision is mixed: a mixture is attacked in float32"
     if params.export.variants:

@@ -40,6 +40,10 @@ def recipe(name: str) -> dict[str, dict[str, Any]]:
     return content
 
 
+def in_one_line(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key.replace('_', ' ')} {NONE if value is None else value}" for key, value in values.items())
+
+
 def words(name: str) -> str:
     """What the comment at the top of its file says."""
     lines = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
@@ -62,6 +66,11 @@ def with_recipe(content: Any, models: Mapping[str, type[BaseModel]]) -> Any:
         fields, written = models[section].model_fields, content.get(section) or {}
         if not isinstance(written, dict):
             continue  # which is said by whoever checks it
-        own = {k: v for k, v in written.items() if k not in fields or v != fields[k].default}
+        own = {k: v for k, v in written.items() if k not in fields or not _at(fields[k].default, v)}
         filled[section] = written | values | own
     return filled
+
+
+def _at(default: Any, value: Any) -> bool:
+    """Nothing has two spellings."""
+    return bool(value == default) or (default is None and value == NONE)

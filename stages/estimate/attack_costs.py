@@ -31,7 +31,8 @@ def autoattack(price: Price, images: int, plan: list[Step], standing: float) -> 
 def evaluate(price: Price, images: int, classes: int, norm: str, section: Evaluate, *, mixed: bool = False) -> float:
     """The network that ships, its twin, and both curves over eps."""
     twice = 2 if mixed else 1  # networks in the one that ships
-    curves = (twice + 1) * CURVE * images * price.gradient
+    one = sum(each.gradient for each in (of_a_pair(price), *again(price))) if mixed else price.gradient
+    curves = CURVE * images * (one + price.gradient)
     corrupted = (twice + 1) * CORRUPTED * images * price.forward if CORRUPTIONS in section.also else 0.0
     plans = [plan_of(section.version, each, classes)[0] for each in (norm, *(t.norm for t in section.also_threats))]
     return curves + corrupted + sum(both(price, images, plan, mixed=mixed) for plan in plans)
@@ -45,10 +46,18 @@ def both(price: Price, images: int, plan: list[Step], *, mixed: bool = False) ->
 
 def mixture(price: Price, images: int, plan: list[Step]) -> float:
     """Two networks by a surrogate's gradient, APGD again by their own, and from one of them with a look at both."""
-    pair = Price(*(2 * each for each in (price.forward, price.gradient, price.step)))
-    moved = Price(price.forward, price.gradient + pair.forward, price.step)
-    again = sum(one_attack(one, step) for step in plan if step.name.startswith("apgd") for one in (pair, moved))
-    return autoattack(pair, images, plan, 1.0) + images * again
+    more = sum(one_attack(one, step) for step in plan if step.name.startswith("apgd") for one in again(price))
+    return autoattack(of_a_pair(price), images, plan, 1.0) + images * more
+
+
+def again(price: Price) -> tuple[Price, Price]:
+    """The second way and the third."""
+    pair = of_a_pair(price)
+    return pair, Price(price.forward, price.gradient + pair.forward, price.step)
+
+
+def of_a_pair(price: Price) -> Price:
+    return Price(2 * price.forward, 2 * price.gradient, 2 * price.step)
 
 
 def attacked(section: Evaluate, test: int) -> int:

@@ -280,7 +280,7 @@ def test_three_sets_reach_the_readme(project):
         ({"reference": "paper"}, "", 0.0),
         ({"attack": "pgd"}, "", 0.0),
         ({"attack": "single", "method": "madry"}, "", 1.0),
-        ({}, "collapsed", 0.5),  # in the third epoch of four
+        ({}, "collapsed", 0.75),  # after the third epoch of four
     ],
 )
 def test_the_cost_is_of_the_gradients_that_were_taken(finetune, event, one):
@@ -288,11 +288,14 @@ def test_the_cost_is_of_the_gradients_that_were_taken(finetune, event, one):
     params = params.model_copy(update={"finetune": params.finetune.model_copy(update=finetune)})
     training = [{"event": event if epoch == 2 else ""} for epoch in range(4)]
     count = cells.Counts(train=600, val=120)
+    eps = 16 / 255 if finetune.get("attack") == "single" else 0.0  # with ELLE-A's term, which `auto` leaves out
     few, many = (
-        cells.finetune(cells.FORWARDS, count, params.finetune.model_copy(update={"attack": attack, "epochs": 4}))[0]
+        cells.finetune(
+            cells.FORWARDS, count, params.finetune.model_copy(update={"attack": attack, "epochs": 4}), eps=eps
+        )[0]
         for attack in ("single", "pgd")
     )
-    assert few < many / 2
+    assert few < many * (0.7 if eps else 0.5)
     assert cells.forwards(params, count, training) == pytest.approx(one * few + (1 - one) * many)
 
 

@@ -17,6 +17,7 @@ from autolora.attacks.pgd import pgd
 from autolora.backbones.loading import load_backbone
 from autolora.common.files import AtWork, weights_sha256
 from autolora.data.ragged import rectangles
+from autolora.threat import Threat
 from autolora.training import learner, objectives, speed
 from autolora.training import loop as training
 from autolora.training.controllers import StepRate
@@ -26,9 +27,9 @@ from autolora.training.settings import Settings, as_split, decided
 from tests.method.small import QUICK, THREAT, images, network, wide_enough
 
 
-def tune(method="autolora", train=None, val=None, model=None, **changes):
+def tune(method="autolora", train=None, val=None, model=None, threat=THREAT, **changes):
     settings = {"method": method, **QUICK, **changes}
-    return finetune(model or network(), train or images(48), val or images(12, 1), THREAT, **settings)
+    return finetune(model or network(), train or images(48), val or images(12, 1), threat, **settings)
 
 
 def digest(tuned):
@@ -236,6 +237,34 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, method):
     if method == "autolora":
         assert weights_sha256(again.branch.factors()) == weights_sha256(whole.branch.factors())
         assert any("halved" in r["event"] for r in whole.history)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attack": "single", "threat": Threat("linf", "16/255")},  # with the history of ELLE-A's bend
+        {"eps_schedule": "ramp", "attack": "single"},
+        {"trains": "lora"},
+        {"weight_attack": 0.01},
+        {"reference": "slow_start"},
+    ],
+    ids=["elle", "ramp", "lora", "awp", "slow"],
+)
+def test_a_run_on_another_axis_goes_on_with_the_same_bits(tmp_path, changes):
+    how = {"epochs": 8, "reference": "best", **changes}
+    whole = tune("madry", **how)
+
+    def cut(record):
+        if record["epoch"] % 3 == 0:
+            raise Killed
+
+    for _ in range(2):
+        with pytest.raises(Killed):
+            tune("madry", checkpoints=tmp_path, on_epoch=cut, **how)
+    again = tune("madry", checkpoints=tmp_path, on_epoch=cut, **how)
+    assert digest(again) == digest(whole)
+    for key in ("lr", "loss", "val_robust", "event"):
+        assert [record[key] for record in again.history] == [record[key] for record in whole.history]
 
 
 def test_a_checkpoint_of_another_network_with_the_same_weights_is_not_picked_up(tmp_path):

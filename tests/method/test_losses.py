@@ -171,6 +171,22 @@ def test_the_weight_attack_leaves_autolora_s_branch_and_natural_pass_where_they_
         assert torch.equal(with_shift, without)
 
 
+def test_the_weight_attack_moves_both_halves_of_twins():
+    """What is frozen are the statistics; the weights are one network's, and so is the v that is added to them."""
+    made, x, y = learner("twins", weight_attack=0.01)
+    made.begin(1, len(y))
+    attacked = made.attack(x, y)
+    made.perturb_weights(x, attacked, y)
+    norms = made.norms.weights()
+    assert not made.shift.keys() & norms.keys()
+    moved = {n: p + made.shift.get(n, 0) for n, p in made.model.named_parameters()} | norms
+    at_rest = copy.deepcopy(made.model).eval()
+    with torch.no_grad():
+        assert torch.equal(made.frozen(attacked), torch.func.functional_call(at_rest, moved, (attacked,)))
+        made.shift = {}
+        assert torch.equal(made.frozen(attacked), torch.func.functional_call(at_rest, norms, (attacked,)))
+
+
 def test_a_step_without_rate_and_decay_leaves_the_attacked_weights_to_the_bit():
     made, x, y = learner(weight_attack=0.01, rate=1e-9, decay=0.0)
     made.optimiser.param_groups[0]["lr"] = 0.0

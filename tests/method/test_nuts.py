@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import autolora
+from autolora.attacks.eps_curve import Point, eps_curve
 from autolora.attacks.mixture import Shown
 from autolora.attacks.verdicts import Check
 from autolora.attacks.versions import Budget
@@ -221,6 +222,21 @@ def test_an_image_counts_only_if_it_stands_three_ways(shown, monkeypatch) -> Non
     monkeypatch.setattr("autolora.backbones.mixture.surrogate", lambda h, g, m: 0 * h)
     broken = {a.name: a.broken for a in autolora.autoattack(mixture, x, y, STRONG, **attack).attacks}
     assert broken["apgd-ce"] + broken["apgd-t"] < report.found.sum() <= sum(broken.values())
+
+
+def test_the_curve_over_eps_asks_all_three_ways_too(shown, monkeypatch) -> None:
+    mixture, x, y = shown
+    points = {p.eps: p.accuracy for p in curve(mixture, x, y)}
+    assert points[STRONG.eps] < points[0.0]
+    monkeypatch.setattr("autolora.backbones.mixture.surrogate", lambda h, g, m: 0 * h)
+    without = {p.eps: p.accuracy for p in curve(mixture, x, y)}
+    monkeypatch.setattr("autolora.attacks.eps_curve.is_mixture", lambda model: False)  # the first way alone
+    alone = {p.eps: p.accuracy for p in curve(mixture, x, y)}
+    assert without[STRONG.eps] < alone[STRONG.eps]
+
+
+def curve(model: Classifier, x: Tensor, y: Tensor) -> list[Point]:
+    return eps_curve(model, x, y, STRONG, batch_size=12)
 
 
 def test_copies_are_refused(shown) -> None:

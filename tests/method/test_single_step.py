@@ -15,7 +15,8 @@ from autolora.threat import Threat
 from autolora.training import attack as training_attack
 from autolora.training import judgement, loop
 from autolora.training import learner as learner_module
-from autolora.training.controllers import Measured, PairedRate, between_looks
+from autolora.training.attack import TrainingAttack
+from autolora.training.controllers import AutoRate, Measured, PairedRate, between_looks
 from autolora.training.loop import finetune
 from autolora.training.settings import Settings
 from autolora.training.single_step import Straight, bends, collapsed, single_step
@@ -230,6 +231,32 @@ def of_pale_digits(train, schedule, eps="16/255"):
         **QUICK | {"reference": "best", "epochs": 16, "batch_size": 64, "rate": 0.05, "augmentation": "none"},
         eps_schedule=schedule,
     )  # fmt: skip
+
+
+def test_a_rule_that_compares_scores_hears_of_the_kept_state(monkeypatch):
+    """The published rule halves where the score rose too rarely: what came back is no epoch of score 0."""
+    rule = AutoRate(0.1, 20)
+    for epoch, score in enumerate((0.3, 0.2, 0.1), start=1):
+        rule.observe(Measured(epoch, 8 * epoch, score, (True,)))
+    assert not rule.observe(Measured(4, 32, 0.0, None)).best
+    assert rule.trace.last == rule.trace.best == 0.3
+    rises = rule.trace.rises
+    rule.observe(Measured(5, 40, 0.25, (True,)))
+    assert rule.trace.rises == 0  # of a checkpoint; before it, 0.25 was no rise over 0.3
+    assert rises == 1
+    monkeypatch.setattr(loop.Learner, "withstood", lambda self, count: ([True] * count, [False] * count))
+    tuned = tune(reference="paper", epochs=6)
+    assert [record["event"] for record in tuned.history if "collapsed" in record["event"]] == ["collapsed"]
+
+
+def test_the_bend_is_not_asked_for_while_eps_grows(monkeypatch):
+    """Its history of growing radii would make an outlier of every step."""
+    asked = []
+    bend = TrainingAttack.bend
+    monkeypatch.setattr(TrainingAttack, "bend", lambda self, *on: asked.append(self.reach) or bend(self, *on))
+    tune(epochs=8, eps_schedule="ramp", threat=Threat("linf", "16/255"))
+    assert asked
+    assert set(asked) == {1.0}
 
 
 @pytest.mark.slow

@@ -309,7 +309,8 @@ def test_a_check_that_warns_is_named_by_what_is_wrong(tree):
 def test_another_recipe_is_said_in_words(tmp_path):
     folder = make_run(tmp_path / "run")
     tuned = {
-        "method": "vanilla", "reference": "best", "collapsed": [7],
+        "method": "vanilla", "reference": "best", "collapsed": [7], "collapsed_before": {"first_pass": [2, 5]},
+        "members": {"runs": [{"collapsed": [7]}, {}, {"collapsed": [4]}]},
         "axes": {"eps_schedule": "ramp", "weight_attack": 0.005}, "attack": "single", "first_rate": 0.0807,
         "features_moved": 2.2,
         "head": [
@@ -321,15 +322,17 @@ def test_another_recipe_is_said_in_words(tmp_path):
     }  # fmt: skip
     (folder / "models/finetuned").mkdir(parents=True, exist_ok=True)
     write_json(folder / "models/finetuned/finetuned.json", tuned)
+    robustness = folder / "reports/robustness.json"
+    write_json(robustness, read_json(robustness) | {"recipe_but": "toward critical"})
     text = " ".join(Tree(page(folder)).text.split())
     for words in (
         "tuned adversarially from a pre-trained backbone (TRADES, ICML 2019)",
         "vanilla, reference best, eps schedule ramp, weight attack 0.005; the head alone first, 4 epochs: 10 % of the",
         "of the validation images withstood PGD, then 30 %; trained: layer2.0, head, after 2 short runs; one gradient",
-        "one gradient an image was given up after epoch 7",
+        "given up after epoch 7, in the first pass after epoch 2 and 5, by member 3 after epoch 4",
         "one gradient of the attack an image, first learning rate 0.0807; the backbone was not robust before",
         "so eps grew from 0 (an attacker moved its features by 2.2 of the squared distance between two images)",
-        "awp2020. Adversarial weight perturbation (NeurIPS 2020).",
+        "awp2020, but with toward critical. Adversarial weight perturbation (NeurIPS 2020).",
     ):
         assert words in text, words
     tuned |= {"method": "natural"}

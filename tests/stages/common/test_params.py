@@ -118,6 +118,14 @@ def test_a_fault_is_named(tmp_path, key, value, words):
             "merge.mix is nuts, but finetune.method is natural: two natural networks would be mixed",
         ),
         (
+            {"merge.toward": "critical", "finetune.method": "linear"},
+            "merge.toward is critical, but finetune.method is linear: there is no robustness that a layer could keep",
+        ),
+        (
+            {"merge.mix": "nuts", "finetune.method": "linear"},
+            "merge.mix is nuts, but finetune.method is linear: two natural networks would be mixed",
+        ),
+        (
             {"merge.mix": "nuts", "evaluate.precision": "mixed"},
             "merge.mix is nuts, but evaluate.precision is mixed: a mixture is attacked in float32",
         ),

@@ -14,7 +14,7 @@ from pipelines.sweeps import grid
 from stages.common import recipes
 from stages.common.errors import StageError
 from stages.common.params import Finetune, Merge, check
-from stages.finetune import AXES, recipe_of
+from stages.finetune import AXES, recipe_of, say_recipe
 from tests.house.imports import ROOT
 from tools import draw_axes
 
@@ -46,6 +46,29 @@ def test_a_key_that_is_set_stands_and_a_default_is_the_recipes(tmp_path):
     assert params.finetune.method == "vanilla"  # params.yaml says autolora, which is the default
     assert with_finetune(tmp_path, recipe="awp2020", method="arow").finetune.method == "arow"
     assert with_finetune(tmp_path, {"toward": "critical"}, recipe="wise-ft").merge.toward == "critical"
+
+
+def test_nothing_in_words_is_a_default_too(tmp_path):
+    assert with_finetune(tmp_path, recipe="rslad2021", teacher="none").finetune.teacher == "first_pass"
+
+
+def test_no_two_recipes_are_the_same():
+    said = [
+        repr(sorted((section, sorted(values.items())) for section, values in recipes.recipe(name).items()))
+        for name in recipes.names()
+    ]
+    assert len(set(said)) == len(said)
+
+
+def test_what_a_recipe_sets_is_said(tmp_path, capsys):
+    """Also where params.yaml spells a default out, which cannot be told from one that it leaves alone."""
+    say_recipe(with_finetune(tmp_path, recipe="jeddi2020", epochs=60, augmentation="auto").finetune)
+    said = capsys.readouterr().err
+    assert "finetune: recipe jeddi2020: " in said
+    assert "epochs 10" in said
+    assert "but" not in said
+    say_recipe(with_finetune(tmp_path, recipe="jeddi2020", epochs=20, augmentation="auto").finetune)
+    assert "; but epochs 20, as params.yaml says" in capsys.readouterr().err
 
 
 def test_what_the_file_has_in_place_of_the_recipe_s_own_is_told(tmp_path):
@@ -112,7 +135,7 @@ def test_axes_that_exclude_each_other_are_refused_with_the_file(tmp_path):
     with pytest.raises(StageError, match=r"finetune.trains is lora: method autolora says itself what is trained"):
         with_finetune(tmp_path, trains="lora")
     with pytest.raises(StageError, match=r"finetune.attack is single: method natural has no attack"):
-        with_finetune(tmp_path, recipe="nfgsm2022", method="natural")
+        with_finetune(tmp_path, recipe="elle2024", method="natural")
 
 
 def test_the_picture_of_the_axes_is_of_today():
