@@ -69,6 +69,7 @@ class Row:
     expected: float | None  # robustness: the mean over radii up to twice the threat's
     alpha: float | None
     images: str | None  # which ones: a hash of their ids
+    guess: float | None  # the share of the most frequent class
     clean_flags: str | None  # a bit an image, in the order of ids
     robust_flags: str | None
     val_robust_by_epoch: str
@@ -144,19 +145,21 @@ def by_epoch(training: list[dict[str, str]], column: str) -> str:
 
 
 def cost(folder: Path, params: Params, training: list[dict[str, str]]) -> dict[str, Any]:
-    """Nothing where DVC's cache had the stage: times belong to the machine that took them."""
-    file, attack = (folder / f"reports/timing/{stage}.json" for stage in ("finetune", "evaluate"))
-    if not file.is_file():
-        return dict.fromkeys(COST)
-    timing = read_json(file)
+    """Nothing of a stage that DVC's cache had: times belong to the machine that took them."""
+    timing, attack = (
+        read_json(file) if (file := folder / f"reports/timing/{stage}.json").is_file() else {}
+        for stage in ("finetune", "evaluate")
+    )
+    found = dict.fromkeys(COST) | {key: (timing or attack).get(key) for key in ("threads", "machine", "python")}
+    found["attack_seconds"] = attack.get("processor_seconds")
+    if not timing:
+        return found
     counts = Counts(timing["images"]["train"], timing["images"]["val"])
-    return {
+    return found | {
         "train": counts.train,
         "val": counts.val,
         "forwards": round(forwards(params, counts, training)),
-        "attack_seconds": read_json(attack)["processor_seconds"] if attack.is_file() else None,
         "processor_seconds": None if resumed(timing) else timing["processor_seconds"],
-        **{key: timing[key] for key in ("threads", "machine", "python")},
     }
 
 
@@ -189,7 +192,10 @@ def one_gradient(params: Params, train: int) -> bool:
 
 
 def attacked(folder: Path, eps: float) -> dict[str, Any]:
-    keys = ("torch", "version", "n", "clean", "robust", "expected", "alpha", "images", "clean_flags", "robust_flags")
+    keys = (
+        "torch", "version", "n", "clean", "robust", "expected", "alpha", "images", "guess",
+        "clean_flags", "robust_flags",
+    )  # fmt: skip
     if not (folder / "reports/robustness.json").is_file():
         return dict.fromkeys((*keys, "dial"))
     report = read_json(folder / "reports/robustness.json")
@@ -206,6 +212,7 @@ def attacked(folder: Path, eps: float) -> dict[str, Any]:
         "expected": mean_over_radius([(float(p["eps"]), float(p["accuracy"])) for p in curve], 2 * eps),
         "alpha": report["alpha"],
         "images": hashlib.sha256(b"".join(flags["id"].tolist())).hexdigest()[:12],
+        "guess": max(one["n"] for one in report["by_class"]) / len(flags),
         "clean_flags": bits(flags["clean"]),
         "robust_flags": bits(flags["robust"]),
         "dial": dial_of(dial),
@@ -233,7 +240,7 @@ def read(folder: Path) -> list[Row]:
 
 
 def parsed(line: dict[str, str]) -> Row:
-    return Row(**{name: value_of(line[name], kind) for name, kind in get_type_hints(Row).items()})
+    return Row(**{name: value_of(line.get(name, ""), kind) for name, kind in get_type_hints(Row).items()})
 
 
 def value_of(text: str, kind: Any) -> Any:
@@ -265,7 +272,7 @@ def merged(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
     known = {(one.study, one.cell): one for one in old}
     for one in new:
         before = known.get((one.study, one.cell))
-        if before and one.forwards is None:
+        if before and before.forwards is not None and one.forwards is None:
             one = replace(one, **{name: getattr(before, name) for name in COST})
         known[one.study, one.cell] = one
     return list(known.values())

@@ -11,6 +11,8 @@ from benchmarks._report_cells import Row, unpacked
 from pipelines.sweeps.comparison import discordant, paired_t
 
 SURE = 0.05
+SEEDS = 3  # fewer say nothing of others
+MOST = 2 / 3  # of the recipes of a set
 SEARCHED = "finetune.rate="  # the setting of a try
 
 
@@ -54,7 +56,7 @@ class Comparison:
     only_ours: int
     only_theirs: int
     p: float
-    p_seeds: float | None = None  # would other seeds say the same? None where one was trained
+    p_seeds: float | None = None  # would other seeds say the same? None where too few were trained
     adjusted: float = 1.0
 
     def sure(self) -> bool:
@@ -84,9 +86,18 @@ def groups(rows: Iterable[Row], order: Sequence[str] = ()) -> list[Group]:
 
 
 def at_shared_seeds(some: Sequence[Group]) -> list[Group]:
-    """Only with the seeds that all of them have, so that they can be set beside one another; none without such."""
-    seeds = set[int].intersection(*(set(group.seeds()) for group in some)) if some else set()
-    return [replace(g, rows=tuple(row for row in g.rows if row.seed in seeds)) for g in some] if seeds else []
+    """With the same seeds, so that they can be set beside one another: as many as most recipes have; the few that lack
+    one of them are left out."""
+    choices = [with_seeds(some, group.seeds()) for group in sorted(some, key=lambda group: -len(group.rows))]
+    return next((left for left in choices if len(left) >= MOST * len(some)), max(choices, key=len, default=[]))
+
+
+def with_seeds(some: Sequence[Group], seeds: Sequence[int]) -> list[Group]:
+    return [
+        replace(group, rows=tuple(row for row in group.rows if row.seed in seeds))
+        for group in some
+        if set(seeds) <= set(group.seeds())
+    ]
 
 
 def natural(setting: str) -> tuple[float, str]:
@@ -107,6 +118,11 @@ def compared(some: Sequence[Group], baselines: Sequence[str], what: str) -> list
         if theirs.recipe in baselines and theirs.data == ours.data and ours.recipe != theirs.recipe
         if set(ours.seeds()) & set(theirs.seeds())
     ]
+    return corrected(found)
+
+
+def corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """For all of these together."""
     tests = {pair_of(one): one.p for one in found}
     adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     return [replace(one, adjusted=adjusted[pair_of(one)]) for one in found]
@@ -135,7 +151,8 @@ def comparison(ours: Group, theirs: Group, what: str) -> Comparison:
     first, second = ([statistics.fmean(some.values()) for some in side] for side in zip(*pairs, strict=True))
     return Comparison(
         ours.data, ours.recipe, theirs.recipe, len(shared), statistics.fmean(first) - statistics.fmean(second),
-        only_ours, only_theirs, mcnemar(only_ours, only_theirs), paired_t(first, second),
+        only_ours, only_theirs, mcnemar(only_ours, only_theirs),
+        paired_t(first, second) if len(shared) >= SEEDS else None,
     )  # fmt: skip
 
 

@@ -8,11 +8,13 @@ from statistics import fmean
 
 from benchmarks._report_cells import Row, series
 from benchmarks._report_numbers import (
+    SEEDS,
     Comparison,
     Group,
     at_shared_seeds,
     beside,
     compared,
+    corrected,
     diverged,
     front,
     price,
@@ -30,6 +32,7 @@ from benchmarks._report_words import (
     further,
     hand,
     join,
+    left_out,
     listed,
     millions,
     not_yet,
@@ -117,7 +120,7 @@ def accuracies(facts: Facts) -> list[str]:
             group.data, group.recipe, str(len(group.rows)),
             percent(group.mean("clean"), group.sd("clean")),
             percent(group.mean("robust"), group.sd("robust")),
-            percent(group.mean("expected")),
+            percent(group.mean("expected"), group.sd("expected")),
             listed(sorted({f"{row.rate:g}" for row in group.rows})),
         ]
         for group in facts.groups()
@@ -131,20 +134,18 @@ def accuracies(facts: Facts) -> list[str]:
         recipes_in_words(group.recipe for group in facts.groups()),
         "A recipe `auto` would be `best` to the bit on this backbone, and does not run twice.",
         "In the next lines p < 0.05 is sure, corrected (Holm) within each half of a sentence alone.",
-        *(best_of(at_shared_seeds(some)) for some in by_data(facts.groups()).values() if len(some) > 1),
+        *(best_of(some) for some in by_data(facts.groups()).values() if len(some) > 1),
     ]
 
 
-def best_of(some: Sequence[Group]) -> str:
-    if not some:
-        return ""
-    said = []
+def best_of(there: Sequence[Group]) -> str:
+    some, said = at_shared_seeds(there), []
     for what, verb in (("robust", "withstands most"), ("clean", "is right most often without an attack")):
         leader = max(some, key=lambda group: group.mean(what) or 0.0)
         level = listed(f"`{group.recipe}`" for group in beside(leader, some, what))
         but = f"though not surely more than {level}" if level else "surely more than each of the others"
         said.append(f"`{leader.recipe}` {verb} ({percent(leader.mean(what))} %, {but})")
-    return f"On {some[0].data}, {seeds_in_words(some[0].seeds())}, {listed(said)}."
+    return f"On {some[0].data}, {seeds_in_words(some[0].seeds())}{left_out(there, some)}, {listed(said)}."
 
 
 def tests(facts: Facts) -> list[str]:
@@ -160,13 +161,17 @@ def tests(facts: Facts) -> list[str]:
     ]
     for what, comparisons in found.items():
         parts += [f"### {what.capitalize()} accuracy", matrix(comparisons)]
-    return [*parts, "### The claim", claim(found["robust"])]
+    asked = [one for one in found["robust"] if one.recipe in CLAIM and one.baseline in BASELINES]
+    return [*parts, "### The claim", claim(corrected(asked))]
 
 
 def on_seeds(comparisons: Sequence[Comparison]) -> str:
-    if all(one.seeds == 1 for one in comparisons):
-        return "Each recipe was trained once, so nothing is said of other seeds."
-    return "The last number is p of a paired t-test over the seeds, where there are two or more: other seeds."
+    if all(one.p_seeds is None for one in comparisons):
+        return f"No pair has {SEEDS} seeds, so nothing is said of other seeds."
+    return (
+        f"The last number is p of a paired t-test over the seeds, where there are {SEEDS} or more: other seeds. "
+        "It is not corrected, and a searched rate is that of the first seed in all of them."
+    )
 
 
 def matrix(comparisons: Sequence[Comparison]) -> str:
@@ -210,7 +215,10 @@ def claim(comparisons: Sequence[Comparison]) -> str:
     if missing := [f"`{name}` ({len(ran[name])} of {len(sets)})" for name in SEARCHED if ran[name] < sets]:
         verdict += f" **Stronger baselines have not run on all sets, {listed(missing)}**: this is part of an answer."
     head = ["AutoLoRa", "against", "sets", "surely more robust", "surely less", "neither"]
-    said = "AutoLoRa is said to be more robust than vanilla fine-tuning and TWINS on every task."
+    said = (
+        "AutoLoRa is said to be more robust than vanilla fine-tuning and TWINS on every task. Robust accuracy, p "
+        f"corrected (Holm) for the {asked} comparisons of this table alone."
+    )
     return f"{said} {verdict}\n\n{table(head, lines)}"
 
 
@@ -232,7 +240,8 @@ def costs(facts: Facts) -> list[str]:
         "training step as three), and processor seconds of two stages. In `finetune` the natural twin is trained too, "
         "which takes about what the row `natural` says; in `evaluate` the twin is attacked too. A searched recipe "
         "costs all its tries, but for those that diverged, which are not counted; the best of them is the network. "
-        "The picture has the seeds that all recipes of a set have.",
+        "Seconds are left out of what came from DVC's cache or went on after a break. In the picture all recipes of a "
+        "set have the same seeds, and those that lack one are left out.",
         table(["set", "recipe", "forwards, millions", "`finetune`, s", "tries", "`evaluate`, s", "robust"], lines),
         picture(facts, "results-cost", "Robust accuracy over the cost of training"),
         *(knee(facts, data, of) for data, of in by_data(some).items()),
@@ -244,8 +253,8 @@ def tried(rows: Sequence[Row], group: Group) -> str:
     return str(len(tries(rows, group)) or "") + (f", {lost} diverged" if lost else "")
 
 
-def knee(facts: Facts, data: str, some: Sequence[Group]) -> str:
-    some = at_shared_seeds(some)
+def knee(facts: Facts, data: str, there: Sequence[Group]) -> str:
+    some = at_shared_seeds(there)
     steps = front(some, lambda group: price(facts.main, group, "forwards"))
     if not steps:
         return ""
@@ -254,8 +263,9 @@ def knee(facts: Facts, data: str, some: Sequence[Group]) -> str:
         + ("" if p is None else f" (p {p:.2g})")
         for group, p in steps
     )
+    where = f"On {data}, {seeds_in_words(some[0].seeds())}{left_out(there, some)}"
     return (
-        f"On {data}, {seeds_in_words(some[0].seeds())}, more forwards buy more robust accuracy along these: {words}. "
+        f"{where}, more forwards buy more robust accuracy along these: {words}. "
         "p is of the step from the one before, not corrected. What costs more than the last of them gains nothing "
         "with p < 0.05."
     )
@@ -268,14 +278,22 @@ def first_rates(facts: Facts) -> list[str]:
         if some:
             found = [f"{row.rate:g}: {percent(row.val_robust) if row.epochs else 'diverged'}" for row in some]
             values = [row.val_robust for row in some if row.val_robust is not None]
-            lines.append([group.data, group.recipe, "; ".join(found), percent(max(values) - min(values))])
+            lines.append([group.data, group.recipe, "; ".join(found), percent(max(values) - min(values)), edge(some)])
     if not lines:
         return [f"No search has finished yet: `uv run python -m pipelines.sweep {MAIN}`."]
     return [
         "What the searches saw: percent of validation images that stand PGD-10, by first rate, at the first seed.",
-        table(["set", "recipe", "rate: validation accuracy", "from worst to best, points"], lines),
+        table(["set", "recipe", "rate: validation accuracy", "from worst to best, points", "best"], lines),
         picture(facts, "results-rates", "Validation accuracy over the first rate"),
     ]
+
+
+def edge(some: Sequence[Row]) -> str:
+    """A search that ends at the end of its grid may not have found the best."""
+    best = max(some, key=lambda row: (row.val_robust or 0.0, -row.rate))
+    return f"{best.rate:g}" + (
+        ", the highest tried" if best is some[-1] else ", the lowest tried" if best is some[0] else ""
+    )
 
 
 def cosine(facts: Facts) -> list[str]:

@@ -12,6 +12,8 @@ from benchmarks._report_numbers import (
 )
 from benchmarks._report_words import (
     AGAINST,
+    BASELINES,
+    IN_WORDS,
     MAIN,
     SEARCHED,
     STUDIES,
@@ -122,7 +124,8 @@ def not_worth(facts: Facts) -> list[str]:
         one = comparison(ours, head, "robust") if head and shared else None
         where = "" if shared == set(ours.seeds()) else f", {seeds_in_words(sorted(shared or []))}"
         lines.append([
-            ours.data, percent(clean), percent(robust), percent(robust / clean if clean else None),
+            ours.data, percent(guess(facts, ours.data)), percent(clean), percent(robust),
+            percent(robust / clean if clean else None),
             "" if one is None
             else f"{100 * one.difference:+.1f} ({one.only_ours}:{one.only_theirs}, p {one.p:.2g}{where})",
         ])  # fmt: skip
@@ -130,13 +133,26 @@ def not_worth(facts: Facts) -> list[str]:
         return [not_yet(MAIN)]
     return [
         "Where the head alone is as robust as the whole network, tune the head: it costs a tenth. And do not start "
-        "where fewer images withstand the attack than would be guessed (one over the number of classes), or than "
-        "your service can live with. Both are in this table, for the default (McNemar, exact, not corrected).",
+        "where fewer images withstand the attack than one constant answer gets right (the share of the most frequent "
+        "class), or than your service can live with. Both are in this table, for the default (McNemar, exact, not "
+        "corrected).",
         table(
-            ["set", "clean", "robust", "share of right answers that withstand the attack, %", "over a linear head"],
+            [
+                "set",
+                "most frequent class",
+                "clean",
+                "robust",
+                "share of right answers that withstand the attack, %",
+                "over a linear head",
+            ],
             lines,
         ),
     ]
+
+
+def guess(facts: Facts, data: str) -> float | None:
+    """Of the test part, which is the same in all cells of a set."""
+    return next((row.guess for row in facts.main if row.data == data and row.guess is not None), None)
 
 
 # --- README.md -------------------------------------------------------------------------------------------------------
@@ -156,8 +172,8 @@ def readme(facts: Facts) -> str:
     groups = [group for group in facts.groups() if group.data in sets]
     names = [
         name
-        for name in dict.fromkeys(group.recipe for group in groups)
-        if {group.data for group in groups if group.recipe == name} == set(sets)
+        for name in [*IN_WORDS, *sorted({group.recipe for group in groups} - set(IN_WORDS))]
+        if len({group.data for group in groups if group.recipe == name}) >= ENOUGH_SETS
     ]
     shown = [group for group in groups if group.recipe in names]
     known = {(group.data, group.recipe): group for group in shown}
@@ -167,8 +183,8 @@ def readme(facts: Facts) -> str:
             "## On few images",
             few_images(shown),
             setting([row for group in shown for row in group.rows]),
-            table(["recipe", *(f"{data}, n = {attacked_images(groups, data)}" for data in sets)], lines),
-            recipes_in_words([*names, *(name for name in SEARCHED if any(g.recipe == name for g in facts.groups()))]),
+            table(["recipe", *(head_of(groups, data) for data in sets)], lines),
+            recipes_in_words(dict.fromkeys([*names, *(group.recipe for group in groups if group.recipe in BASELINES)])),
             "![Robust accuracy over the cost of training](docs/results-cost.png)",
             claim_in_short(facts),
         ]
@@ -177,17 +193,17 @@ def readme(facts: Facts) -> str:
 
 def few_images(some: Sequence[Group]) -> str:
     rows = [row for group in some for row in group.rows]
-    threats, sides = ({str(getattr(row, name)) for row in rows} for name in ("threat", "side"))
     return (
         "Clean / robust accuracy in percent of n test images, the mean where a cell names several seeds, after "
-        f"fine-tuning the backbone that ships on {span(row.train for row in rows)} images of {listed(sorted(sides))} "
-        f"pixels against {listed(sorted(threats))}. More, with tests and costs: [results.md](docs/results.md); what it "
-        "means for you: [expectations.md](docs/expectations.md)."
+        f"fine-tuning the backbone that ships on {span(row.train for row in rows)} images. More, with tests and costs: "
+        "[results.md](docs/results.md); what it means for you: [expectations.md](docs/expectations.md)."
     )
 
 
-def attacked_images(groups: Sequence[Group], data: str) -> str:
-    return listed(sorted({row.n for group in groups if group.data == data for row in group.rows if row.n}))
+def head_of(groups: Sequence[Group], data: str) -> str:
+    rows = [row for group in groups if group.data == data for row in group.rows]
+    side, threat, n = ({getattr(row, name) for row in rows} for name in ("side", "threat", "n"))
+    return f"{data}, {listed(side)} px, {listed(threat)}, n = {listed(n)}"
 
 
 def both(group: Group | None) -> str:
@@ -215,8 +231,8 @@ def claim_in_short(facts: Facts) -> str:
     once = all(one.seeds == 1 for some in found.values() for one in some)
     return " ".join(
         [
-            "By default (`best`) nothing is searched. It gains, on the seeds that both have, from the set with the "
-            "least to that with the most:",
+            "By default (`best`) nothing is searched. It differs, on the seeds that both have, from the set with the "
+            "least to that with the most, by:",
             f"{'; '.join(said)}.",
             *(["Each was trained once: another seed may say otherwise."] if once else [ONE_SEED]),
             *([f"Searched, but not on all sets yet: {listed(missing)}."] if missing else []),

@@ -16,6 +16,7 @@ from benchmarks._report_numbers import (
     Group,
     groups,
     of_study,
+    with_seeds,
 )
 from pipelines.sweeps.grid import Sweep
 
@@ -34,8 +35,9 @@ IN_WORDS = {
     "vanilla-found": "TRADES with all that the default has but its branch and loss",
     "best": "the default: AutoLoRa, its rate found, one gradient an image",
     "nfgsm2022": "the attack on the cross-entropy alone, one gradient an image",
-    "awp2020": "TRADES with weights that are attacked too",
-    "arow2023": "ARoW with smoothed labels",
+    "best-pgd": "the default with ten gradients an image",
+    "roli2024": "the head first, alone and under attack",
+    "mart2020": "MART, which weighs images by how wrongly they are read",
 }
 BY_HAND, END = "<!-- written by hand -->", "<!-- end of what is written by hand -->"
 
@@ -124,6 +126,13 @@ def join(parts: Iterable[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def left_out(some: Sequence[Group], chosen: Sequence[Group]) -> str:
+    """Which of them have not all seeds."""
+    names = {group.recipe for group in chosen}
+    out = [f"`{group.recipe}`" for group in some if group.recipe not in names]
+    return f" (without {listed(out)}, which {'has' if len(out) == 1 else 'have'} fewer)" if out else ""
+
+
 def recipes_in_words(names: Iterable[str]) -> str:
     said = "; ".join(f"`{name}`: {IN_WORDS[name]}" for name in dict.fromkeys(names) if name in IN_WORDS)
     return f"{said}." if said else ""
@@ -159,15 +168,31 @@ def further(facts: Facts, study: Study) -> list[str]:
     some = facts.groups(study.sweep)
     if not some:
         return [f"## {study.title}", study.question, not_yet(study.sweep)]
+    short = {(group.data, group.recipe): group for group in facts.groups()} if study.sweep == STANDARD else {}
     lines = [
         [
             group.data, group.setting, group.recipe, str(len(group.rows)),
             percent(group.mean("clean"), group.sd("clean")), percent(group.mean("robust"), group.sd("robust")),
+            *([beside_fast(group, short.get((group.data, group.recipe)))] if short else []),
         ]
         for group in some
     ]  # fmt: skip
-    head = ["set", "setting", "recipe", "seeds", "clean", "robust"]
-    return [f"## {study.title}", f"{study.question} {left(facts, study.sweep)}", table(head, lines)]
+    head = [
+        "set",
+        "setting",
+        "recipe",
+        "seeds",
+        "clean",
+        "robust",
+        *(["robust by `fast`, the same seeds"] if short else []),
+    ]
+    rows = of_study(facts.rows, study.sweep)
+    return [f"## {study.title}", f"{study.question} {left(facts, study.sweep)}", setting(rows), table(head, lines)]
+
+
+def beside_fast(group: Group, short: Group | None) -> str:
+    same = with_seeds([short], group.seeds()) if short else []
+    return percent(same[0].mean("robust")) if same else ""
 
 
 def left(facts: Facts, sweep: str) -> str:

@@ -19,7 +19,7 @@ from autolora.common.files import read_json, write_text
 from benchmarks import _report_cells as cells
 from benchmarks import _report_pictures as pictures
 from benchmarks import _report_results, _report_users
-from benchmarks._report_words import Facts
+from benchmarks._report_words import BY_HAND, END, Facts
 from pipelines.sweeps import grid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,9 +81,22 @@ def wrong(root: Path) -> list[str]:
         else:
             if len(there) != len(text.splitlines()):
                 found.append(f"{name} has {len(there)} lines; the numbers make {len(text.splitlines())}")
+    found += [f"{name}: {said}" for name in PAGES if (said := not_read_again(root, name))]
     drawn, recipes = pictures_of(root)
     shown_wrongly = (name for name, shown in drawn.items() if stale(root / f"docs/{name}.png", shown, recipes))
     return [*found, *(f"docs/{name}.png shows other numbers" for name in shown_wrongly)]
+
+
+def not_read_again(root: Path, name: str) -> str:
+    """What a person has written of other numbers than there are."""
+    text = (root / name).read_text(encoding="utf-8")
+    there = sum(row.attacked() for row in facts_of(root).main)
+    read = re.search(r"<!-- read again at (\d+) cells -->", text)
+    if not re.search(f"{BY_HAND}\n(?!{END})", text) or (read and int(read[1]) == there):
+        return ""
+    return (
+        f"what is written by hand was read at {read[1] if read else 'no'} cells, and there are {there}: read it again"
+    )
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -168,10 +169,9 @@ def as_they_end(futures: dict[str, PrefectFuture[Any]]) -> Iterator[tuple[str, P
     ended: SimpleQueue[str] = SimpleQueue()
 
     def watch(name: str) -> None:
-        try:
+        with suppress(Exception):  # its state says what became of it
             futures[name].wait()
-        finally:
-            ended.put(name)
+        ended.put(name)
 
     for name in futures:
         threading.Thread(target=watch, args=(name,), daemon=True).start()

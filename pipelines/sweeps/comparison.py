@@ -113,13 +113,13 @@ def discordant(pairs: Sequence[tuple[dict[bytes, bool], dict[bytes, bool]]]) -> 
 
 
 def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """None where one seed says nothing about another."""
+    """None where the seeds say nothing about others: one alone, or all with the same difference."""
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     if len(differences) < 2:
         return None
     spread = statistics.stdev(differences)
     if spread == 0:
-        return 1.0 if differences[0] == 0 else 0.0
+        return None
     from scipy.stats import t
 
     value = statistics.fmean(differences) / (spread / math.sqrt(len(differences)))

@@ -13,6 +13,7 @@ from autolora.common.files import write_json
 from benchmarks import _report_cells as cells
 from benchmarks import _report_numbers as numbers
 from benchmarks import _report_results as results
+from benchmarks import _report_words as words
 from benchmarks import report, small_sets
 from benchmarks._report_cells import Row, bits
 from benchmarks._report_words import MAIN
@@ -30,7 +31,7 @@ def row(recipe: str, seed: int, stood: str, **other: object) -> Row:
             threat="linf 8/255", side=32, train=600, val=120, epochs=40, rate=0.01, val_clean=0.9, val_robust=0.5,
             forwards=1_000_000, processor_seconds=10.0, attack_seconds=30.0, threads=1, machine="a machine",
             python="3.11", torch="2.13", version="fast", n=len(robust), clean=1.0, robust=robust.mean().item(),
-            expected=0.5, alpha=0.0, images="the same",
+            expected=0.5, alpha=0.0, images="the same", guess=0.2,
             clean_flags=bits(np.ones(len(robust), bool)), robust_flags=bits(robust),
             val_robust_by_epoch="0.1 0.5", cosine_by_epoch="0.9 0.7", dial="0:0.9000/0.5000",
         ),
@@ -93,12 +94,59 @@ def test_an_image_counts_once_and_p_is_corrected():
     assert best.difference == pytest.approx((0.6 + 0.2) / 2)
     assert best.p == pytest.approx(2 / 2**7)
     assert best.adjusted == pytest.approx(2 * 2 / 2**7)  # the smaller of two
-    assert best.p_seeds == pytest.approx(0.2952, abs=1e-4)  # t of 0.6 and 0.2 is 2, with one degree of freedom
-    assert natural.p_seeds is None
+    assert best.p_seeds is None  # two seeds say little of others
     assert (natural.seeds, natural.only_ours, natural.only_theirs) == (1, 1, 3)
     assert natural.p == natural.adjusted == pytest.approx(2 * (1 + 4) / 2**4)
     assert best.sure()
     assert not natural.sure()
+
+
+def test_three_seeds_say_something_of_others():
+    third = [row("vanilla-searched", 2, "1100000000"), row("best", 2, "1111110000")]
+    ((best, _)) = numbers.compared(numbers.groups([*ROWS, *third]), ["vanilla-searched"], "robust")
+    assert best.p_seeds == pytest.approx(0.0742, abs=1e-4)  # t of 0.6, 0.2 and 0.4 is 3.464, two degrees of freedom
+    level = [
+        row(name, seed, "1" * n + "0" * (10 - n)) for seed in range(3) for name, n in (("best", 4), ("vanilla", 2))
+    ]
+    ((one,)) = numbers.compared(numbers.groups(level), ["vanilla"], "robust")
+    assert one.p_seeds is None  # the same difference three times: no spread to hold it against
+
+
+def test_the_claim_is_corrected_for_itself_alone():
+    """A pair that has nothing to do with it makes no difference less sure."""
+    found = numbers.compared(numbers.groups(ROWS), ["vanilla-searched"], "robust")
+    ((best,)) = numbers.corrected([one for one in found if one.recipe == "best"])
+    assert best.adjusted == best.p < next(one for one in found if one.recipe == "best").adjusted
+
+
+def test_what_is_set_beside_each_other_has_the_same_seeds():
+    names = ("best", "natural", "vanilla", "linear")
+    rows = [row(name, seed, "1" * 10) for name in names for seed in range(3)]
+    some = numbers.groups([*rows, row("twins-searched", 0, "1" * 10), row("vanilla-searched", 0, "1" * 10)])
+    shared = numbers.at_shared_seeds(some)
+    assert {group.recipe: group.seeds() for group in shared} == {name: [0, 1, 2] for name in names}
+    assert words.left_out(some, shared) == " (without `twins-searched` and `vanilla-searched`, which have fewer)"
+    fewer = numbers.groups([one for one in rows if one.recipe in names[:2] or one.seed == 0])
+    assert [group.seeds() for group in numbers.at_shared_seeds(fewer)] == [[0]] * 4  # two of four are not most
+    assert words.left_out(fewer, numbers.at_shared_seeds(fewer)) == ""
+    assert numbers.at_shared_seeds([]) == []
+
+
+def test_a_search_that_ends_at_the_end_of_its_grid_is_said():
+    tried = [attempt("vanilla-searched", rate, right, 1) for rate, right in ((0.01, 0.3), (0.03, 0.5), (0.1, 0.4))]
+    assert results.edge(tried) == "0.03"
+    assert results.edge(tried[:2]) == "0.03, the highest tried"
+    assert results.edge(tried[1:]) == "0.03, the lowest tried"
+    lost = replace(tried[2], val_robust=None, epochs=0)
+    assert results.edge([*tried[:2], lost]) == "0.03"
+
+
+def test_standard_autoattack_stands_beside_the_short_one_at_the_same_seeds():
+    again = row("best", 0, "1111000000", study="small-standard", version="standard")
+    facts = report.Facts([*ROWS, again], {})
+    said = "\n".join(words.further(facts, words.STUDIES[0]))
+    assert "robust by `fast`, the same seeds |" in said
+    assert "| digits |  | best | 1 | 100.0 | 40.0 | 90.0 |" in said
 
 
 def test_two_baselines_are_one_test():
@@ -193,13 +241,19 @@ def test_a_finished_cell_becomes_a_row(tmp_path):
     flags = np.array([(b"b", True, False), (b"a", True, True)], [("id", "S64"), ("clean", "?"), ("robust", "?")])
     np.save(folder / "reports/robust_flags.npy", flags)
     report_ = {"version": "fast", "clean_accuracy": 1.0, "robust_accuracy": 0.5, "alpha": 0, "versions": {"torch": "2"}}
+    report_ |= {"by_class": [{"n": 1}, {"n": 1}]}
     write_json(folder / "reports/robustness.json", report_)
     (folder / "reports/eps_curve.csv").write_text(f"model,eps,accuracy\nrobust,0,1\nrobust,{32 / 255},0\nnatural,0,0\n")
     (folder / "reports/alpha_curve.csv").write_text("toward,alpha,clean,robust\nbranch,0,0.9,0.5\nnatural,1,0.9,0.1\n")
     ((one,)) = cells.collect(tmp_path)
-    assert (one.n, one.clean, one.robust, one.dial) == (2, 1.0, 0.5, "0:0.9000/0.5000")
+    assert (one.n, one.clean, one.robust, one.guess, one.dial) == (2, 1.0, 0.5, 0.5, "0:0.9000/0.5000")
     assert one.expected == pytest.approx(0.5)  # a straight line from 1 to 0 over 32/255, twice the threat's 16/255
     assert cells.unpacked(str(one.robust_flags), 2).tolist() == [True, False]  # by id
+
+    (folder / "reports/timing/finetune.json").unlink()  # from DVC's cache; what was attacked here is known
+    write_json(folder / "reports/timing/evaluate.json", {"processor_seconds": 60.0, "machine": "m", "python": "3"})
+    ((one,)) = cells.collect(tmp_path)
+    assert (one.forwards, one.attack_seconds, one.machine) == (None, 60.0, "m")
 
 
 @pytest.fixture
@@ -217,8 +271,8 @@ def project(tmp_path) -> Path:
 def test_the_page_says_it(project):
     page = (project / "docs/results.md").read_text()
     assert "**5 of 144 cells have run, 139 have not** (digits 5 of 36," in page
-    assert "| digits | best | 2 | 100.0 ± 0.0 | 65.0 ± 35.4 | 50.0 | 0.01 |" in page
-    assert "| digits | best | **+40.0 (7:0, p 0.031, seeds p 0.3)** |" in page
+    assert "| digits | best | 2 | 100.0 ± 0.0 | 65.0 ± 35.4 | 50.0 ± 0.0 | 0.01 |" in page
+    assert "| digits | best | **+40.0 (7:0, p 0.031)** |" in page
     assert "| best | vanilla-searched | 1 | 1 | 0 | 0 |" in page
     assert "| digits | vanilla-searched | 1.50 | 20 | 2 | 30 | 25.0 |" in page
     assert "Not run yet: `uv run python -m pipelines.sweep small-sides`" in page
@@ -239,10 +293,22 @@ def test_a_changed_table_is_found_on_page_and_picture(project):
 
 def test_what_is_written_by_hand_stays(project):
     page = project / "docs/results.md"
-    page.write_text(page.read_text().replace("<!-- written by hand -->\n", "<!-- written by hand -->\nWe think so.\n"))
+    mark, read = "<!-- written by hand -->\n", "<!-- read again at 5 cells -->\nWe think so.\n"
+    page.write_text(page.read_text().replace(mark, mark + read))
     assert report.wrong(project) == []
     report.build(project)
     assert "We think so." in page.read_text()
+
+
+def test_what_was_written_of_fewer_cells_must_be_read_again(project):
+    page, mark = project / "docs/results.md", "<!-- written by hand -->\n"
+    before = page.read_text()
+    page.write_text(before.replace(mark, f"{mark}We think so.\n"))
+    assert report.wrong(project) == [
+        "docs/results.md: what is written by hand was read at no cells, and there are 5: read it again"
+    ]
+    page.write_text(before.replace(mark, f"{mark}<!-- read again at 4 cells -->\nWe think so.\n"))
+    assert "was read at 4 cells, and there are 5" in report.wrong(project)[0]
 
 
 def test_three_sets_reach_the_readme(project):
@@ -252,7 +318,7 @@ def test_three_sets_reach_the_readme(project):
     report.build(project)
     readme = (project / "README.md").read_text()
     assert "| best | 100.0 / 20.0 | 100.0 / 20.0 | 100.0 / 20.0 |" in readme
-    assert "| recipe | a, n = 10 | b, n = 10 | c, n = 10 |" in readme
+    assert f"| recipe | {' | '.join(f'{data}, 32 px, linf 8/255, n = 10' for data in 'abc')} |" in readme
     assert "| linear |" not in readme  # on one set only
     nothing = "+0.0 points of {} accuracy (no sure difference on 3 sets)"
     level = f"{nothing.format('robust')} and {nothing.format('clean')}"
