@@ -47,7 +47,6 @@ from benchmarks._report_words import (
 
 CLAIM = ("autolora2024-paper", "autolora2024-released", "best")  # AutoLoRa, three ways
 NOT_POSSIBLE = (
-    "**Rank.** The branch's rank is 8, and no setting changes it, so ranks from 1 to 32 were not compared.",
     "**Another kind of machine.** None was at hand: how far numbers of a processor with other instructions lie from "
     "these is not known.",
 )

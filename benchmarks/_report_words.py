@@ -54,6 +54,7 @@ class Study:
 STUDIES = (
     Study(STANDARD, "Standard AutoAttack", "Does the short attack above flatter anyone?"),
     Study("small-rates", "First rate, attacked", "How does robust accuracy depend on the first rate?"),
+    Study("small-ranks", "Rank of the branch", "Does the branch's rank matter?"),
     Study("small-amounts", "Number of training images", "How many images does it take?"),
     Study("small-sides", "Image side", "What do 64 pixels give that 32 do not?"),
     Study("small-backbones", "Backbones", "What is a robust backbone worth?"),

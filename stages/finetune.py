@@ -48,7 +48,7 @@ COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_ad
 KEYS = ("reference", "batch_size", "augmentation", "average", "precision", "compile", "channels_last")
 SEARCHED = ("rate", "decay", "gamma")  # for searches over the baselines; never of the naturally tuned twin
 AXES = (  # nor these
-    *("start", "attack", "trains", "weight_attack", "smoothing", "eps_schedule"),
+    *("start", "attack", "trains", "rank", "weight_attack", "smoothing", "eps_schedule"),
     *("teacher", "natural_teacher"),
 )
 OF_THE_HEAD = ("epoch", "lr", "loss", "val_clean", "val_robust", "event")  # of the epochs before the others

@@ -48,6 +48,7 @@ COLUMNS = {
     ],
     "What it moves": [
         Axis("finetune.trains", "which weights"),
+        Axis("finetune.rank", "of the branch, and of lora", ("8", "1, 2, …")),
         Axis("finetune.weight_attack", "from weights at their worst", ("none", "0 to 0.1")),
         Axis("finetune.reference", "how fast: the rate's rule"),
     ],

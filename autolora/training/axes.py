@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 NO_ATTACK = ("natural", "linear")
+RANK = 8  # of the low-rank branch, as published
 FIRST_PASS, TWIN = "first_pass", "twin"  # teachers that the run makes itself
 TEACHERS = {"teacher": FIRST_PASS, "natural_teacher": TWIN}
 ONE_LABEL = ("mart", "arow")  # these weigh each image by the answer for its one label
@@ -31,6 +32,8 @@ class Asked(Protocol):
     def attack(self) -> str: ...
     @property
     def trains(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
     @property
     def weight_attack(self) -> float | None: ...
     @property
@@ -57,6 +60,12 @@ def clashes(asked: Asked, norm: str) -> Iterator[tuple[str, object, str]]:
         yield "attack", "single", f"norm is {norm}: one step is enough for linf alone"
     if asked.trains != "all" and asked.method in OWN_PARTS:
         yield "trains", asked.trains, f"method {asked.method} says itself what is trained"
+    if asked.rank != RANK and asked.trains != "lora" and "autolora" not in (asked.method, *_before(asked)):
+        yield (
+            "rank",
+            asked.rank,
+            f"method {asked.method} has no low-rank branch, and trains is {asked.trains}, not lora",
+        )
     if asked.trains == "lora" and asked.weight_attack is not None:
         yield "weight_attack", asked.weight_attack, "trains is lora: the weights themselves stay"
     if asked.trains == "prominent" and asked.augmentation == "interpolate":
@@ -70,6 +79,11 @@ def clashes(asked: Asked, norm: str) -> Iterator[tuple[str, object, str]]:
     if asked.eps_schedule == "ramp" and asked.reference in ("paper", "released"):
         said = f"reference {asked.reference} judges progress from the first epoch on: set reference to best"
         yield "eps_schedule", "ramp", said
+
+
+def _before(asked: Asked) -> list[str]:
+    """Methods of the runs that come first."""
+    return ["autolora"] if asked.teacher == FIRST_PASS else []
 
 
 def _of_teachers(asked: Asked) -> Iterator[tuple[str, object, str]]:

@@ -25,8 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from autolora.backbones.layers import block_layers, head_names
 from autolora.common.errors import BadArgument, Words
 from autolora.common.files import replacing, weights_sha256
-
-RANK = 8
+from autolora.training.axes import RANK
 
 Layers = list[tuple[str, nn.Conv2d | nn.Linear]]
 

@@ -107,10 +107,11 @@ class Learner:
     def _add_parts(self) -> None:
         parts, decay = self.method.parts, self.settings.average or self.reference.average
         draw = generator(self.settings.seed, "branch")
-        self.branch = Branch(self.reference.layers(self.model), generator=draw) if "branch" in parts else None
+        rank = self.settings.rank
+        self.branch = Branch(self.reference.layers(self.model), rank, draw) if "branch" in parts else None
         self.norms = Norms(self.model) if "norms" in parts else None
         if self.settings.trains == "lora":
-            with_low_rank(self.model, self.reference.layers(self.model), self.head, draw)
+            with_low_rank(self.model, self.reference.layers(self.model), self.head, draw, rank)
         self.revision = Revision(self.model) if self.settings.trains == "prominent" else None
         self.average = None
         if decay is not None:

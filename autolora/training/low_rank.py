@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from autolora.common.errors import BadArgument
-from autolora.training.branch import RANK, Layers, factor_shapes
+from autolora.training.axes import RANK
+from autolora.training.branch import Layers, factor_shapes
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -28,14 +29,16 @@ class LowRank(nn.Module):
         return weight + (self.B @ self.A).view(weight.shape) / self.rank
 
 
-def with_low_rank(model: nn.Module, layers: Layers, head: set[str], generator: torch.Generator) -> None:
+def with_low_rank(
+    model: nn.Module, layers: Layers, head: set[str], generator: torch.Generator, rank: int = RANK
+) -> None:
     """In place: these layers get a low-rank change, and all else but norms and head is frozen."""
     check_low_rank(layers)
     trained = {f"{n}.{p}" for n, m in model.named_modules() if isinstance(m, NORMS) for p, _ in m.named_parameters()}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head or name in trained)
     for _, layer in layers:
-        parametrize.register_parametrization(layer, "weight", LowRank(layer, generator))
+        parametrize.register_parametrization(layer, "weight", LowRank(layer, generator, rank))
 
 
 def check_low_rank(layers: Layers) -> None:

@@ -16,7 +16,7 @@ from autolora.backbones.frozen import frozen
 from autolora.common.errors import BadArgument, Words
 from autolora.data.batches import AUGMENTATIONS, StoredImages, centre, take, to_pixels
 from autolora.threat import Threat
-from autolora.training.axes import TEACHERS, clashes
+from autolora.training.axes import RANK, TEACHERS, clashes
 from autolora.training.objectives import METHODS, REFERENCES
 
 Split = tuple[StoredImages, Tensor]
@@ -58,6 +58,7 @@ class Settings:
     trains: str = "all"  # lora: a low-rank change of each layer, norms and head; head: nothing else;
     # blocks: head and some blocks; prominent: in each step the weights with large gradients
     blocks: tuple[str, ...] | None = None  # where blocks are trained: which; None: they are chosen first
+    rank: int = RANK  # of AutoLoRa's branch, and of the change that lora trains
     weight_attack: float | None = None  # how far each layer's weights are moved against the step, in their own norm
     smoothing: float = 0.0  # of the labels in every cross-entropy
     eps_schedule: str = "auto"  # constant; ramp: 0 at first, then on a straight line to eps; auto: `robust_already`
@@ -109,7 +110,7 @@ def check_settings(settings: Settings) -> None:
     ):
         if not _is_one_of(getattr(settings, key), allowed):
             raise BadArgument(key, getattr(settings, key), f"expected one of {', '.join(map(str, allowed))}")
-    for key, least in (("epochs", 1), ("batch_size", 2), ("seed", None)):
+    for key, least in (("epochs", 1), ("batch_size", 2), ("rank", 1), ("seed", None)):
         value = getattr(settings, key)
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or (least and value < least):
             raise BadArgument(key, value, "expected a whole number" + (f" from {least}" if least else ""))

@@ -29,7 +29,7 @@ from pydantic import (
 from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
-from autolora.training.axes import NO_ATTACK, TEACHERS, clashes
+from autolora.training.axes import NO_ATTACK, RANK, TEACHERS, clashes
 from stages.common.errors import StageError
 from stages.common.recipes import with_recipe
 from stages.common.scrub import scrubbed
@@ -145,6 +145,7 @@ class Finetune(Section):
     teacher: Annotated[str | None, none_in_words("none")] = None
     natural_teacher: Annotated[str | None, none_in_words("none")] = None
     trains: Literal["all", "lora", "head", "blocks", "prominent"] = "all"
+    rank: int = Field(RANK, ge=1)  # of AutoLoRa's branch, and of the change that lora trains
     weight_attack: Annotated[float, Field(ge=0, le=0.1)] | None = None
     smoothing: Annotated[float, Field(ge=0, le=0.3)] = 0.0
     eps_schedule: Literal["auto", "constant", "ramp"] = "auto"

@@ -9,7 +9,7 @@ from autolora.common.files import weights_sha256
 from autolora.threat import Threat
 from autolora.training import axes, loop
 from autolora.training.attack import TrainingAttack, reach
-from autolora.training.branch import head_parameters
+from autolora.training.branch import head_parameters, load_deltas, save_branch
 from autolora.training.controllers import Measured, SlowStart
 from autolora.training.learner import Learner
 from autolora.training.loop import finetune, one_step
@@ -216,6 +216,37 @@ def test_slow_start_fast_decay():
     assert levels.count(max(levels)) == 6
 
 
+@pytest.mark.parametrize("rank", [1, 4])
+def test_the_rank_is_the_branch_s_and_is_kept_with_it(tmp_path, rank):
+    """A has r rows and B r columns, of a convolution r for each row of its kernel; what is folded later is BA / r."""
+    tuned = tune(rank=rank, reference="paper", epochs=2)
+    layers, factors = dict(network().named_modules()), tuned.branch.factors()
+    assert tuned.branch.rank == rank
+    for name in tuned.branch.names:
+        height = layers[name].weight.shape[2] if layers[name].weight.dim() == 4 else 1
+        assert factors[f"{name}.A"].shape[0] == factors[f"{name}.B"].shape[1] == rank * height
+    save_branch(tuned.branch, tmp_path / "branch.safetensors")
+    loaded = load_deltas(tmp_path / "branch.safetensors")
+    for name in tuned.branch.names:
+        delta = factors[f"{name}.B"] @ factors[f"{name}.A"] / rank
+        assert torch.allclose(loaded[f"{name}.weight"], delta.view(layers[name].weight.shape))
+
+
+def test_the_rank_of_what_lora_trains():
+    """Of a change as the matrix that it is made as: a row for each output of a group and each row of the kernel."""
+    before, layers = network().state_dict(), dict(network().named_modules())
+    after = tune("madry", trains="lora", rank=1, epochs=2).model.state_dict()
+    convolutions = [name for name, weight in before.items() if weight.dim() == 4 and weight.shape[2] > 1]
+    changes = {name: (after[name] - before[name]).double() for name in convolutions}
+    moved = {name: change for name, change in changes.items() if change.abs().max() > 0}
+    assert moved
+    for name, change in moved.items():
+        height = change.shape[2]
+        matrix = change.reshape(len(change) // layers[name.removesuffix(".weight")].groups * height, -1)
+        assert min(matrix.shape) > height
+        assert torch.linalg.matrix_rank(matrix, rtol=1e-4) <= height, name
+
+
 # --- what excludes each other ----------------------------------------------------------------------------------------
 
 
@@ -248,6 +279,9 @@ def test_slow_start_fast_decay():
             {"method": "distill", "teacher": "first_pass", "smoothing": 0.1},
             "smoothing is 0.1: method distill learns from its teacher's answers, not from labels",
         ),
+        ({"method": "vanilla", "rank": 4}, "rank is 4: method vanilla has no low-rank branch, and trains is all, not"),
+        ({"method": "natural", "rank": 4}, "rank is 4: method natural has no low-rank branch"),
+        ({"rank": 0}, "rank is 0: expected a whole number from 1"),
         ({"smoothing": 0.5}, "smoothing is 0.5: expected a number from 0 to 0.3"),
         ({"weight_attack": -1.0}, r"weight_attack is -1.0: expected a number from 0 to 0.1"),
         ({"attack": "fgsm"}, "attack is 'fgsm': expected one of pgd, single, auto"),
