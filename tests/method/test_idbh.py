@@ -1,7 +1,10 @@
 """IDBH's augmentation: what each part promises, and that a row of draws decides all."""
 
+import math
+
 import pytest
 import torch
+import torchvision.transforms.v2.functional
 
 from autolora.data import idbh
 from autolora.data.batches import augmentation
@@ -68,3 +71,35 @@ def test_a_row_of_draws_decides_all():
     assert torch.equal(found, way.apply(images, again))
     assert torch.equal(found[2:4], way.apply(images[2:4], first[2:4]))  # another process' part
     assert not torch.equal(found, way.apply(images, way.draw(6, torch.Generator().manual_seed(6))))
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "low", "high"),
+    [
+        (0, "saturation", 0.1, 1.9),
+        (1, "brightness", 0.5, 1.9),
+        (2, "contrast", 0.5, 1.9),
+        (3, "sharpness", 0.1, 1.9),
+    ],
+)
+def test_colours_change_by_as_much_as_published(change, name, low, high):
+    image = (torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(4)) * 255).byte()
+    adjusted = getattr(torchvision.transforms.v2.functional, f"adjust_{name}")
+    for strength, factor in ((0.0, low), (0.5, (low + high) / 2), (1.0, high)):
+        assert torch.equal(idbh.CHANGES[change](image, strength, 0.1), adjusted(image, factor))
+
+
+@pytest.mark.parametrize(("strength", "rotated", "sheared"), [(0.0, 1.0, 0.05), (1.0, 10.0, 0.15)])
+def test_shapes_change_by_as_much_as_published(strength, rotated, sheared):
+    """A bright column through the middle leans by the tangent of the angle."""
+    image = torch.zeros(1, 101, 101)
+    image[:, :, 49:52] = 1.0
+    for change, lean in ((6, math.tan(sheared)), (7, math.tan(math.radians(rotated)))):
+        for coin in (0.1, 0.9):
+            changed = idbh.CHANGES[change](image, strength, coin)[0]
+            top, bottom = ((row * torch.arange(101.0)).sum() / row.sum() for row in (changed[10], changed[90]))
+            if (top - bottom).abs() > 1:  # sheared across; down, a column stays where it is
+                assert abs(top - bottom).item() == pytest.approx(80 * lean, abs=1.5)
+                break
+        else:
+            raise AssertionError(f"change {change} never leans")
