@@ -54,7 +54,7 @@ NOT_RUN = {
     "uv run python -m benchmarks.agreement_with_original": "hours; its options are looked at in test_help.py",
     "uv run python -m benchmarks.training_speed": "minutes; its options are looked at in test_help.py",
     "uv run python -m benchmarks.small_sets PATH": "images that are not in the repository",
-    "uv run python -m benchmarks.report --collect": "writes the pages of the repository; tests/house/test_results.py does it on others",
+    "uv run python -m benchmarks.report --collect": "writes our own pages; test_results.py writes others",
     "uv run python -m pipelines.sweep small-table": "hours, and images that are not in the repository",
     "uv run python -m pipelines.rebuild --preset presets/trashnet.yaml": "half an hour, and images that are not here",
     "uv run python -m tools.pretrain": "half an hour; its options are looked at in test_help.py",
