@@ -287,7 +287,6 @@ def refused(capfd: pytest.CaptureFixture, tmp_path: Path, *arguments: object, sa
         ("float", ["--mean", "x", "--std", "1"], "--mean is 'x': expected numbers such as"),
         ("float", ["--also", "linf:8/255"], "linf:8/255 is the threat itself"),
         ("float", ["--also", "corruptions"], "corruptions need images of three channels and 16 pixels a side"),
-        ("float", ["--processes", "0"], "argument --processes: expected a whole number from 1, not 0"),
         ("float", ["--images", "0"], "--images is '0': expected a number from 1, or all"),
     ],
 )
@@ -295,6 +294,14 @@ def test_files_that_cannot_be_attacked(
     capfd: pytest.CaptureFixture, tmp_path: Path, data: Path, form: str, options: list[str], says: str
 ) -> None:
     refused(capfd, tmp_path, colours.write(tmp_path / "m.onnx", form), "--data", data, *options, says=says)
+
+
+@pytest.mark.parametrize("option", ["--processes", "--batch", "--size"])
+def test_counts_are_whole_numbers_from_one(capfd: pytest.CaptureFixture, option: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run("attack", "m.onnx", "--data", "x", "--eps", "8/255", option, "0")
+    assert ended.value.code == 2
+    assert f"argument {option}: expected a whole number from 1, not 0" in capfd.readouterr().err
 
 
 def test_images_that_onnxruntime_cannot_take(capfd: pytest.CaptureFixture, tmp_path: Path, data: Path) -> None:
