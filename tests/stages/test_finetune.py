@@ -105,7 +105,7 @@ def test_a_recipe_is_trained_and_told_and_the_twin_knows_nothing_of_it(workspace
     record = json.loads(changed["finetuned.json"])
     assert record["method"] == "madry"
     assert "axes" not in record
-    assert record["attack"] == "single"
+    assert record["attack"] == "auto"
     assert record["recipe"]["name"] == "nfgsm2022"
     assert record["recipe"]["paper"].startswith("N-FGSM (de Jorge et al., NeurIPS 2022)")
     assert changed["robust.safetensors"] != plain["robust.safetensors"]

@@ -260,6 +260,7 @@ def test_no_default_changes_unseen():
         "finetune.members": 1,
         "finetune.method": "autolora",
         "finetune.precision": "auto",
+        "finetune.rank": 8,
         "finetune.rate": None,
         "finetune.reference": "auto",
         "merge.alpha": "auto",
