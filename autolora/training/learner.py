@@ -84,10 +84,9 @@ class Learner:
         self.folded = Folded(self.model, example)
         self.folded_shipped = self.folded if self.average is None else Folded(self.average.module, example)
         self.attack_view, self.call = self._views()
-        self.teachers = teachers
+        self.teachers, self.balance = teachers, Balance() if settings.natural_teacher else None
         for network in teachers.networks() if teachers else ():
             network.to(device, self.dtype, memory_format=self.speed.layout)  # type: ignore[call-overload]
-        self.balance = Balance() if settings.natural_teacher else None
         self.first_rate = self.controller.rate
         self.asked: tuple[Tensor, Tensor] | None = None  # the last batch that the teacher saw, and its answers
         self.weights = scalars(0.0)  # of the coming epoch
@@ -95,8 +94,7 @@ class Learner:
         self.classes = count_classes(self.model, self.val_images)
         self.pairs: list[Pairs] = []  # of this step: who is mixed with whom, natural images and attacked ones
         self.attacker = TrainingAttack(settings, device, self.speed.layout)
-        self.perturbs = False  # weights too, in this epoch
-        self.seed = 0  # of the step
+        self.perturbs, self.seed = False, 0  # weights too, in this epoch; of the step
         self.passes: list[tuple[Tensor, Tensor]] = []  # images and logits of this step, where prominence is asked for
         self.prominence: dict[str, Tensor] = {}  # of this step
         self.bend = torch.zeros((), device=device)  # of the last batch's losses, this process' part
@@ -107,11 +105,10 @@ class Learner:
     def _add_parts(self) -> None:
         parts, decay = self.method.parts, self.settings.average or self.reference.average
         draw = generator(self.settings.seed, "branch")
-        rank = self.settings.rank
-        self.branch = Branch(self.reference.layers(self.model), rank, draw) if "branch" in parts else None
+        self.branch = Branch(self.reference.layers(self.model), self.settings.rank, draw) if "branch" in parts else None
         self.norms = Norms(self.model) if "norms" in parts else None
         if self.settings.trains == "lora":
-            with_low_rank(self.model, self.reference.layers(self.model), self.head, draw, rank)
+            with_low_rank(self.model, self.reference.layers(self.model), self.head, draw, self.settings.rank)
         self.revision = Revision(self.model) if self.settings.trains == "prominent" else None
         self.average = None
         if decay is not None:
@@ -268,8 +265,7 @@ class Learner:
 
     def _shifted(self) -> dict[str, Tensor]:
         """Weights of layers as the attack on them has left them."""
-        weights = dict(self.model.named_parameters()) if self.shift else {}
-        return {name: weights[name] + v for name, v in self.shift.items()}
+        return {name: self.model.get_parameter(name) + v for name, v in self.shift.items()}
 
     def teacher(self, x: Tensor) -> Tensor:
         """The attack and the loss ask for the same batch."""
