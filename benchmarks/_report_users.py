@@ -214,13 +214,13 @@ def both(group: Group | None) -> str:
 
 
 def claim_in_short(facts: Facts) -> str:
-    """Against TRADES: with a searched rate, at a published one where no search has run, and with the default's rule."""
+    """Against searched rates, TRADES at a published one where no search has run, and TRADES with the default's rule."""
     sets = leading_sets(facts)
     ran = {(group.data, group.recipe) for group in facts.groups()}
     found = {what: compared(facts.groups(), AGAINST, what) for what in ("robust", "clean")}
     everywhere = all((data, "vanilla-searched") in ran for data in sets)
     said = []
-    for baseline in ("vanilla-searched", *(() if everywhere else ("vanilla",)), "vanilla-found"):
+    for baseline in (*SEARCHED, *(() if everywhere else ("vanilla",)), "vanilla-found"):
         gains = [
             points_of([one for one in some if (one.recipe, one.baseline) == ("best", baseline)], what)
             for what, some in found.items()
