@@ -22,7 +22,7 @@ Panels = dict[str, dict[str, list[tuple[float, ...]]]]  # by set and by recipe: 
 def cost(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
     """Robust accuracy over forwards, in millions, with the 95 % interval of a share of so many images.
 
-    Of a set only the seeds that all of its recipes have.
+    All recipes of a set with the same seeds.
     """
     found: Panels = {}
     for group in (one for of in by_data(some).values() for one in at_shared_seeds(of)):

@@ -92,7 +92,7 @@ def paid(facts: Facts) -> list[str]:
 
 
 def duration(facts: Facts) -> list[str]:
-    chosen = [group for group in facts.groups() if group.recipe in ("best", "nfgsm2022", "natural")]
+    chosen = [group for group in facts.groups() if group.recipe in ("best", "natural")]
     lines = [
         [group.data, group.recipe, str(group.rows[0].side), span(row.train for row in group.rows),
          str(max(row.epochs for row in group.rows)), seconds(group.mean("processor_seconds")),

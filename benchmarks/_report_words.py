@@ -34,7 +34,6 @@ IN_WORDS = {
     "autolora2024-released": "AutoLoRa as its released code has it",
     "vanilla-found": "TRADES with all that the default has but its branch and loss",
     "best": "the default: AutoLoRa, its rate found, one gradient an image",
-    "nfgsm2022": "the attack on the cross-entropy alone, one gradient an image",
     "best-pgd": "the default with ten gradients an image",
     "roli2024": "the head first, alone and under attack",
     "mart2020": "MART, which weighs images by how wrongly they are read",

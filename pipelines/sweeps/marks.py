@@ -1,7 +1,9 @@
-"""Which cells of a sweep are finished: a file in each cell's folder says so, and at which commit.
+"""Which cells of a sweep are finished: a file in each cell's folder says so.
 
-marks = Marks(work_root, plan.name, commit)
-marks.finished(cell)           False as well where the cell, or the commit, was another one
+    marks = Marks(work_root, plan.name, commit)
+    marks.finished(cell)
+
+A mark is of one cell at one commit: where either was another, the cell is not finished.
 """
 
 from __future__ import annotations
