@@ -122,7 +122,7 @@ def compared(some: Sequence[Group], baselines: Sequence[str], what: str) -> list
 
 
 def corrected(found: Sequence[Comparison]) -> list[Comparison]:
-    """For all of these together."""
+    """For all of these together; of two that are one test from both sides, once."""
     tests = {pair_of(one): one.p for one in found}
     adjusted = dict(zip(tests, holm(list(tests.values())), strict=True))
     return [replace(one, adjusted=adjusted[pair_of(one)]) for one in found]

@@ -6,14 +6,14 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from autolora.common.statistics import wilson
 from benchmarks._report_cells import Row, series
-from benchmarks._report_numbers import Group, at_shared_seeds, price, tries
-from benchmarks._report_words import by_data
+from benchmarks._report_numbers import Group, at_shared_seeds, natural, of_study, price, tries
+from benchmarks._report_words import MAIN, Facts, by_data
 
 SHOWN = "numbers"  # the name of the note in the file
 Panels = dict[str, dict[str, list[tuple[float, ...]]]]  # by set and by recipe: points, of some with their interval in y
@@ -59,16 +59,43 @@ def cosines(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
     return found
 
 
-PICTURES: dict[str, tuple[Callable[[Sequence[Row], Sequence[Group]], Panels], str, str]] = {
-    "results-cost": (cost, "forwards of training, millions (searches included)", "robust, %, and 95 % interval"),
-    "results-rates": (rates, "first learning rate", "validation, PGD-10, %"),
-    "results-cosine": (cosines, "epoch", "cosine of the two gradients"),
+def along(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
+    """Clean and robust accuracy over the number that is a study's further axis, with the 95 % interval of a share."""
+    found: Panels = {}
+    for group in some:
+        for what, title in (("clean", "clean"), ("robust", "under attack")):
+            share, n = group.mean(what) or 0.0, group.rows[0].n or 0
+            point = (natural(group.setting)[0], 100 * share, *(100 * bound for bound in wilson(share * n, n)))
+            found.setdefault(f"{group.data}, {title}", {}).setdefault(group.recipe, []).append(point)
+    longer = any(len(points) > 1 for recipes in found.values() for points in recipes.values())
+    return found if longer else {}
+
+
+class Picture(NamedTuple):
+    study: str
+    points: Callable[[Sequence[Row], Sequence[Group]], Panels]
+    below: str
+    beside: str
+
+
+SHARE = "%, and 95 % interval"
+PICTURES = {
+    "results-cost": Picture(
+        MAIN, cost, "forwards of training, millions (searches included)", "robust, %, and 95 % interval"
+    ),
+    "results-rates": Picture(MAIN, rates, "first learning rate", "validation, PGD-10, %"),
+    "results-cosine": Picture(MAIN, cosines, "epoch", "cosine of the two gradients"),
+    "results-first-rates": Picture("small-rates", along, "first learning rate", SHARE),
+    "results-ranks": Picture("small-ranks", along, "rank", SHARE),
+    "results-amounts": Picture("small-amounts", along, "training images", SHARE),
 }
 
 
-def panels(rows: Sequence[Row], some: Sequence[Group]) -> dict[str, Panels]:
+def panels(facts: Facts) -> dict[str, Panels]:
     """What each picture shows; a picture without points is not drawn."""
-    found = {name: points(rows, some) for name, (points, _, _) in PICTURES.items()}
+    found = {
+        name: one.points(of_study(facts.rows, one.study), facts.groups(one.study)) for name, one in PICTURES.items()
+    }
     return {name: shown for name, shown in found.items() if shown}
 
 
@@ -96,7 +123,7 @@ def draw(name: str, shown: Panels, recipes: Sequence[str], file: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    _, below, beside = PICTURES[name]
+    _, _, below, beside = PICTURES[name]
     figure = Figure(figsize=(3.1 * len(shown) + 2.2, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (data, some) in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown.items(), strict=True):
@@ -107,7 +134,7 @@ def draw(name: str, shown: Panels, recipes: Sequence[str], file: Path) -> None:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_formatter(NullFormatter())
-        if name == "results-cost":
+        if PICTURES[name].points in (cost, along):
             axes.set_ylim(bottom=0)
         axes.set_title(data, fontsize=10, loc="left")
         axes.set_xlabel(below, fontsize=8)

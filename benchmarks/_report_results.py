@@ -21,15 +21,14 @@ from benchmarks._report_numbers import (
     tries,
 )
 from benchmarks._report_pictures import panels
+from benchmarks._report_studies import STUDIES, further
 from benchmarks._report_words import (
     AGAINST,
     BASELINES,
     MAIN,
     SEARCHED,
-    STUDIES,
     Facts,
     by_data,
-    further,
     hand,
     join,
     left_out,
@@ -332,7 +331,7 @@ def dial(facts: Facts) -> list[str]:
 
 
 def picture(facts: Facts, name: str, alt: str) -> str:
-    return f"![{alt}]({name}.png)" if name in panels(facts.main, facts.groups()) else ""
+    return f"![{alt}]({name}.png)" if name in panels(facts) else ""
 
 
 def reproduced(facts: Facts) -> list[str]:

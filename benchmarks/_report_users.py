@@ -10,16 +10,15 @@ from benchmarks._report_numbers import (
     compared,
     comparison,
 )
+from benchmarks._report_studies import STUDIES, further
 from benchmarks._report_words import (
     AGAINST,
     BASELINES,
     IN_WORDS,
     MAIN,
     SEARCHED,
-    STUDIES,
     Facts,
     by_data,
-    further,
     hand,
     join,
     listed,

@@ -12,12 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks._report_cells import Row
-from benchmarks._report_numbers import (
-    Group,
-    groups,
-    of_study,
-    with_seeds,
-)
+from benchmarks._report_numbers import Group, groups, of_study
 from pipelines.sweeps.grid import Sweep
 
 MAIN, STANDARD = "small-table", "small-standard"
@@ -39,26 +34,6 @@ IN_WORDS = {
     "mart2020": "MART, which weighs images by how wrongly they are read",
 }
 BY_HAND, END = "<!-- written by hand -->", "<!-- end of what is written by hand -->"
-
-
-@dataclass(frozen=True)
-class Study:
-    """One further axis: a sweep of its own, and what it asks."""
-
-    sweep: str
-    title: str
-    question: str
-
-
-STUDIES = (
-    Study(STANDARD, "Standard AutoAttack", "Does the short attack above flatter anyone?"),
-    Study("small-rates", "First rate, attacked", "How does robust accuracy depend on the first rate?"),
-    Study("small-ranks", "Rank of the branch", "Does the branch's rank matter?"),
-    Study("small-amounts", "Number of training images", "How many images does it take?"),
-    Study("small-sides", "Image side", "What do 64 pixels give that 32 do not?"),
-    Study("small-backbones", "Backbones", "What is a robust backbone worth?"),
-    Study("small-larger", "A larger network", "Does a larger network say otherwise?"),
-)
 
 
 @dataclass(frozen=True)
@@ -162,43 +137,6 @@ def span(values: Iterable[int | None]) -> str:
     """The seed of a run draws its validation images, so numbers differ a little."""
     some = sorted({value for value in values if value is not None})
     return "" if not some else str(some[0]) if len(some) == 1 else f"{some[0]} to {some[-1]}"
-
-
-def further(facts: Facts, study: Study) -> list[str]:
-    some = facts.groups(study.sweep)
-    if not some:
-        return [f"## {study.title}", study.question, not_yet(study.sweep)]
-    short = {(group.data, group.recipe): group for group in facts.groups()} if study.sweep == STANDARD else {}
-    lines = [
-        [
-            group.data, group.setting, group.recipe, str(len(group.rows)),
-            percent(group.mean("clean"), group.sd("clean")), percent(group.mean("robust"), group.sd("robust")),
-            *([beside_fast(group, short.get((group.data, group.recipe)))] if short else []),
-        ]
-        for group in some
-    ]  # fmt: skip
-    head = [
-        "set",
-        "setting",
-        "recipe",
-        "seeds",
-        "clean",
-        "robust",
-        *(["robust by `fast`, the same seeds"] if short else []),
-    ]
-    rows = of_study(facts.rows, study.sweep)
-    return [f"## {study.title}", f"{study.question} {left(facts, study.sweep)}", setting(rows), table(head, lines)]
-
-
-def beside_fast(group: Group, short: Group | None) -> str:
-    same = with_seeds([short], group.seeds()) if short else []
-    return percent(same[0].mean("robust")) if same else ""
-
-
-def left(facts: Facts, sweep: str) -> str:
-    plan = facts.sweeps.get(sweep)
-    there = sum(row.attacked() for row in of_study(facts.rows, sweep))
-    return f"{there} of {len(plan.cells)} cells have run." if plan else ""
 
 
 def not_yet(sweep: str) -> str:

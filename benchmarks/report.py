@@ -60,8 +60,7 @@ def build(root: Path) -> None:
 
 
 def pictures_of(root: Path) -> tuple[dict[str, pictures.Panels], list[str]]:
-    facts = facts_of(root)
-    drawn = pictures.panels(facts.main, facts.groups())
+    drawn = pictures.panels(facts_of(root))
     return drawn, pictures.recipes_of(drawn.values())
 
 

@@ -38,6 +38,7 @@ from autolora.common.statistics import holm
 from autolora.data.batches import to_pixels
 from autolora.threat import Threat
 from autolora.training.controllers import rise
+from autolora.training.divergence import Diverged
 from autolora.training.loop import finetune
 from benchmarks._report_cells import bits, unpacked
 from benchmarks.rate_rules import NETS, SETS, backbone, hits, parts
@@ -89,6 +90,10 @@ class Row:
     clean_flags: str
     robust_flags: str
 
+    @property
+    def diverged(self) -> bool:
+        return self.train_accuracy == self.val_robust == self.clean == 0
+
     def key(self) -> tuple[Any, ...]:
         return self.net, self.data, self.change, self.epochs, self.seed, self.on
 
@@ -99,16 +104,28 @@ class Row:
 def tuned(path: Path, net: str, name: str, change: str, epochs: int, seed: int) -> Row:
     data, threat = parts(path, name, seed), Threat("linf", NETS[net][2])
     start = time.process_time()
-    done = finetune(
-        backbone(path, net, data, seed), data["train"], data["val"], threat,
-        epochs=epochs, seed=seed, progress=False, **CHANGES[DEFAULT] | ALL[change],
-    )  # fmt: skip
+    try:
+        done = finetune(
+            backbone(path, net, data, seed), data["train"], data["val"], threat,
+            epochs=epochs, seed=seed, progress=False, **CHANGES[DEFAULT] | ALL[change],
+        )  # fmt: skip
+    except Diverged:
+        return lost((net, name, change, epochs, seed), len(data["select"][1]), time.process_time() - start)
     seconds = time.process_time() - start
     save_model(done.model, str(kept(net, name, change, epochs, seed)))
     return Row(
         net, name, change, epochs, seed, "select", **judged(*hits(done.model, data["select"], threat)),
         seconds=round(seconds, 1), rate=done.history[0]["lr"], train_accuracy=done.best["natural_accuracy"],
         val_robust=done.best["val_robust"], collapsed=sum("collapsed" in r["event"] for r in done.history),
+    )  # fmt: skip
+
+
+def lost(which: tuple[str, str, str, int, int], n: int, seconds: float) -> Row:
+    """Training diverged: an answer too, the worst. There is no network, and no image is right."""
+    none = torch.zeros(n, dtype=torch.bool)
+    return Row(
+        *which, "select", **judged(none, none), seconds=round(seconds, 1), rate=ALL[which[2]].get("rate", math.nan),
+        train_accuracy=0.0, val_robust=0.0, collapsed=0,
     )  # fmt: skip
 
 
@@ -147,7 +164,13 @@ def confirm(args: argparse.Namespace) -> None:
     there = {row.key() for row in rows}
     for row in rows:
         asked = row.net in args.nets and row.data in args.sets and row.change in args.only and row.seed in args.seeds
-        if asked and row.epochs == EPOCHS and row.on == "select" and (*row.key()[:-1], "test") not in there:
+        if (
+            asked
+            and not row.diverged
+            and row.epochs == EPOCHS
+            and row.on == "select"
+            and (*row.key()[:-1], "test") not in there
+        ):
             added(attacked(args.path, row))
 
 
@@ -190,10 +213,18 @@ def rates(args: argparse.Namespace) -> None:
         }
         found = means.pop(DEFAULT)
         best = [max(every) for every in zip(*means.values())]
-        shown = [f"{clean:.1f} / {robust:.1f}" for clean, robust in [*(means[rate] for rate in RATES), found]]
+        shown = [
+            f"{clean:.1f} / {robust:.1f}{how_many_diverged(cell[which])}"
+            for which, (clean, robust) in [*means.items(), (DEFAULT, found)]
+        ]
         behind = " / ".join(f"{mine - theirs:+.1f}" for mine, theirs in zip(found, best))
         before = " / ".join(f"{rise:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (rise, _), p in zip(of_cell, adjusted))
         print(f"| {net}, {name}, {epochs} | {len(cell[DEFAULT])} | {' | '.join(shown)} | {behind} | {before} |")
+
+
+def how_many_diverged(rows: Sequence[Row]) -> str:
+    count = sum(row.diverged for row in rows)
+    return f" ({count} diverged)" if count else ""
 
 
 def grids(rows: Sequence[Row]) -> Iterator[tuple[str, str, int, dict[str, list[Row]]]]:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
+import yaml
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
 
+from stages.common.params import Params, ThreatSection
 from tests.house.imports import AROUND, FLOORS, ROOT
 from tests.house.pages import PAGES, TOOLS, commands, read, tracked, without_settings
 
@@ -68,6 +74,45 @@ def test_every_environment_variable_is_in_the_table():
     assert named - listed == set(), "add them to docs/environment.md"
     docs = "\n".join(read(page) for page in PAGES if page.name != "environment.md")
     assert {name for name in listed - named if name not in docs} == set(), "nobody reads or names these"
+
+
+def leaves(section: type[BaseModel], above: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of params.yaml by its full name."""
+    for name, field in section.model_fields.items():
+        inner = ThreatSection if name == "threat" and not above else field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from leaves(inner, f"{above}{name}.")
+        else:
+            yield above + name, field
+
+
+def words_of(annotation: Any) -> set[str]:
+    """What a key with a choice may be."""
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return set(parts)
+    return set().union(*(words_of(part) for part in parts))
+
+
+def test_the_page_of_parameters_is_what_is_read():
+    """Each key has one row, with all words that it may be, and a default that means what the code takes."""
+    rows = re.findall(r"^\| (`[^|]*) \| ([^|]*) \| ([^|]*) \| \S[^|]* \|$", read("docs/params.md"), re.MULTILINE)
+    listed = [(key, *row) for keys, *row in rows for key in re.findall(r"`([^`]+)`", keys)]
+    fields = dict(leaves(Params))
+    assert [key for key, *_ in listed] == list(dict.fromkeys(key for key, *_ in listed))
+    assert {key for key, *_ in listed} == set(fields)
+    for key, values, default in listed:
+        field = fields[key]
+        assert {f"`{word}`" for word in words_of(field.annotation)} <= set(re.findall(r"`[^`]+`", values)), key
+        if field.is_required():
+            assert default == "required", key
+            continue
+        allowed = (
+            TypeAdapter(Annotated[field.annotation, *field.metadata])
+            if field.metadata
+            else TypeAdapter(field.annotation)
+        )
+        assert allowed.validate_python(yaml.safe_load(default.strip("`"))) == field.default, key
 
 
 def dial(page: str) -> list[str]:

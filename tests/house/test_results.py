@@ -12,7 +12,9 @@ import pytest
 from autolora.common.files import write_json
 from benchmarks import _report_cells as cells
 from benchmarks import _report_numbers as numbers
+from benchmarks import _report_pictures as pictures
 from benchmarks import _report_results as results
+from benchmarks import _report_studies as studies
 from benchmarks import _report_words as words
 from benchmarks import report, small_sets
 from benchmarks._report_cells import Row, bits
@@ -144,9 +146,38 @@ def test_a_search_that_ends_at_the_end_of_its_grid_is_said():
 def test_standard_autoattack_stands_beside_the_short_one_at_the_same_seeds():
     again = row("best", 0, "1111000000", study="small-standard", version="standard")
     facts = report.Facts([*ROWS, again], {})
-    said = "\n".join(words.further(facts, words.STUDIES[0]))
+    said = "\n".join(studies.further(facts, studies.STUDIES[0]))
     assert "robust by `fast`, the same seeds |" in said
-    assert "| digits |  | best | 1 | 100.0 | 40.0 | 90.0 |" in said
+    assert "| digits |  | best | 1 | 100.0 | 40.0 | 1.00 | 10 | 30 | 90.0 |" in said
+
+
+AMOUNTS = [
+    row("best", 0, stood, study="small-amounts", setting=f"training images={amount}", cell=f"{amount}-{recipe}")
+    for amount, recipe, stood in (
+        (1000, "best", "1111111100"), (300, "best", "1111111000"), (100, "best", "0000000000")
+    )
+]  # fmt: skip
+
+
+def test_a_study_goes_along_its_axis():
+    """7 images more, then 1: p is 2 / 2^7 and 1, the smaller one twice."""
+    facts = report.Facts(AMOUNTS, {})
+    study = next(one for one in studies.STUDIES if one.sweep == "small-amounts")
+    said = "\n".join(studies.further(facts, study))
+    assert "| set | training images | recipe |" in said
+    lines = [line for line in said.splitlines() if line.startswith("| digits |")]
+    assert [line.split(" | ")[1] for line in lines] == ["100", "300", "1000"]
+    ends = [line.split(" | ")[-1] for line in lines]
+    assert ends == [" |", "**+70.0 (7:0, p 0.031)** |", "+10.0 (1:0, p 1) |"]
+    assert "](results-amounts.png)" in said
+    ((clean, attacked)) = pictures.panels(facts)["results-amounts"].items()
+    assert (clean[0], attacked[0]) == ("digits, clean", "digits, under attack")
+    assert [point[:2] for point in attacked[1]["best"]] == [(100, 0), (300, 70), (1000, 80)]
+
+
+def test_other_test_images_are_no_step():
+    facts = report.Facts([AMOUNTS[0], replace(AMOUNTS[1], images="others")], {})
+    assert studies.steps(facts.groups("small-amounts")) == {}
 
 
 def test_two_baselines_are_one_test():

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from autolora.threat import Threat
+from autolora.training.divergence import Diverged
 from autolora.training.settings import Settings, check_settings
 from benchmarks import screening
 from benchmarks._report_cells import bits
@@ -80,3 +82,30 @@ def test_a_rate_that_was_found_stands_beside_the_grid_of_the_same_seeds(tmp_path
     assert said.startswith("| shipped, dtd10, 40 | 2 | 100.0 / 10.0 | 100.0 / 20.0 | 100.0 / 60.0 | 100.0 / 30.0 |")
     p = math.erfc(math.sqrt(3) / math.sqrt(2))  # three images more and none fewer
     assert said.endswith(f"| 100.0 / 50.0 | +0.0 / -10.0 | +0.0 (p 1) / +30.0 (p {min(1, 2 * p):.2g}) |")
+
+
+def test_a_training_that_diverges_is_the_worst_answer(tmp_path, monkeypatch, capsys):
+    """Not a crash, and not asked again."""
+
+    def diverges(*given, **settings):
+        raise Diverged("training diverged: the loss is inf")
+
+    select = (None, torch.zeros(10))
+    monkeypatch.setattr(screening, "RESULTS", tmp_path / "screening.csv")
+    monkeypatch.setattr(screening, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(screening, "finetune", diverges)
+    monkeypatch.setattr(screening, "backbone", lambda *given: None)
+    monkeypatch.setattr(screening, "parts", lambda *given: {"train": select, "val": select, "select": select})
+    asked = argparse.Namespace(
+        path=tmp_path, seeds=[0], only=["0.1"], nets=["shipped"], sets=["dtd10"], epochs=40
+    )  # fmt: skip
+    screening.run(asked)
+    screening.run(asked)
+    (found,) = screening.read()
+    assert (found.diverged, found.n, found.clean, found.robust, found.rate) == (True, 10, 0.0, 0.0, 0.1)
+    screening.confirm(asked)  # there is no network to attack
+    assert len(screening.read()) == 1
+    for one in [row(which, 0, "1100000000") for which in ("default", "0.003", "0.01", "0.03")]:
+        screening.added(one)
+    screening.rates(asked)
+    assert "| 0.0 / 0.0 (1 diverged) | 100.0 / 20.0 | +0.0 / +0.0 |" in capsys.readouterr().out.splitlines()[-1]
