@@ -24,13 +24,17 @@ LONGEST = (
     "test_flows.py",
     "test_chaos.py",
     "test_documented_commands.py",
-    "test_real_servers.py",
+    "test_autoattack.py",
     "test_resume.py",
+    "test_evaluate.py",
+    "test_finetune.py",
+    "test_real_servers.py",
+    "test_loop.py",
+    "test_help.py",
     "test_real_weights.py",
     "test_fuzz.py",
-    "test_evaluate.py",
-    "test_autoattack.py",
-    "test_finetune.py",
+    "test_distributed.py",
+    "test_experiments.py",
 )
 
 
