@@ -5,7 +5,8 @@
     python -m benchmarks.screening confirm PATH --seeds 0 --only pgd       AutoAttack `fast` on the test part
     python -m benchmarks.screening table --on test
     python -m benchmarks.screening run PATH --seeds 0 1 2 --only default 0.003 0.01 0.03 0.1 [--epochs 60]
-    python -m benchmarks.screening rates                        the first rate that finds itself, beside that grid
+    python -m benchmarks.screening run PATH --seeds 0 1 2 --only natural natural-0.003 natural-0.01 ...
+    python -m benchmarks.screening rates                        the first rate that finds itself, beside those grids
 
 PATH, networks and parts are those of benchmarks.rate_rules. A row of benchmarks/results/screening.csv is one
 fine-tuning, with a bit for each image. What is there is not run again. The networks themselves lie in .work/screening,
@@ -66,9 +67,19 @@ CHANGES: dict[str, dict[str, Any]] = {  # each an axis of autolora.finetune; wha
     "lora": {"method": "madry", "trains": "lora"},
     "prominent": {"method": "vanilla", "trains": "prominent"},
 }
-RATES: dict[str, dict[str, Any]] = {rate: {"rate": float(rate)} for rate in ("0.003", "0.01", "0.03", "0.1")}
-ALL = CHANGES | RATES
+NATURAL: dict[str, dict[str, Any]] = {"natural": {"method": "natural", "eps_schedule": "auto"}}  # it knows no eps
+RATES = ("0.003", "0.01", "0.03", "0.1")
 BEFORE = "0.01"  # the first rate of every fine-tuning before it found itself
+SEARCHED = (DEFAULT, "vanilla", *NATURAL)  # whose first rate finds itself, and is held against the grid
+
+
+def at_rate(change: str, rate: str) -> str:
+    """The name of a change at a rate of the grid."""
+    return rate if change == DEFAULT else f"{change}-{rate}"
+
+
+ALL = CHANGES | NATURAL
+ALL |= {at_rate(change, rate): ALL[change] | {"rate": float(rate)} for change in SEARCHED for rate in RATES}
 
 
 @dataclass(frozen=True)
@@ -202,8 +213,16 @@ def table(args: argparse.Namespace) -> None:
 
 def rates(args: argparse.Namespace) -> None:
     """Clean / PGD-20 over the seeds that have all of them; how far what is found is from the best of the grid."""
-    cells = list(grids(read()))
-    tests = [[paired(cell[BEFORE], cell[DEFAULT], what) for what in MEASURES] for *_, cell in cells]
+    rows = read()
+    for change in SEARCHED:
+        if cells := list(grids(rows, change)):
+            print(f"\n{change}\n")
+            show_rates(cells, change)
+
+
+def show_rates(cells: Sequence[tuple[str, str, int, dict[str, list[Row]]]], change: str) -> None:
+    before = at_rate(change, BEFORE)
+    tests = [[paired(cell[before], cell[change], what) for what in MEASURES] for *_, cell in cells]
     adjusted = iter(holm([p for of_cell in tests for _, p in of_cell]))
     print(f"| network, set, epochs | seeds | {' | '.join(RATES)} | found | to the best | to {BEFORE} |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -211,15 +230,15 @@ def rates(args: argparse.Namespace) -> None:
         means = {
             which: [fmean(getattr(row, what) for row in some) for what in MEASURES] for which, some in cell.items()
         }
-        found = means.pop(DEFAULT)
+        found = means.pop(change)
         best = [max(every) for every in zip(*means.values())]
         shown = [
             f"{clean:.1f} / {robust:.1f}{how_many_diverged(cell[which])}"
-            for which, (clean, robust) in [*means.items(), (DEFAULT, found)]
+            for which, (clean, robust) in [*means.items(), (change, found)]
         ]
         behind = " / ".join(f"{mine - theirs:+.1f}" for mine, theirs in zip(found, best))
-        before = " / ".join(f"{rise:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (rise, _), p in zip(of_cell, adjusted))
-        print(f"| {net}, {name}, {epochs} | {len(cell[DEFAULT])} | {' | '.join(shown)} | {behind} | {before} |")
+        said = " / ".join(f"{rise:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (rise, _), p in zip(of_cell, adjusted))
+        print(f"| {net}, {name}, {epochs} | {len(cell[change])} | {' | '.join(shown)} | {behind} | {said} |")
 
 
 def how_many_diverged(rows: Sequence[Row]) -> str:
@@ -227,17 +246,22 @@ def how_many_diverged(rows: Sequence[Row]) -> str:
     return f" ({count} diverged)" if count else ""
 
 
-def grids(rows: Sequence[Row]) -> Iterator[tuple[str, str, int, dict[str, list[Row]]]]:
-    """Each network, set and number of epochs, with the rows of every seed that has the default and the whole grid."""
+def grids(rows: Sequence[Row], change: str) -> Iterator[tuple[str, str, int, dict[str, list[Row]]]]:
+    """Each network, set and number of epochs, with the rows of every seed that has the change and its whole grid."""
     there = {row.key()[:-1]: row for row in rows if row.on == "select"}
+    asked = (*(at_rate(change, rate) for rate in RATES), change)
     for net, name, epochs in itertools.product(NETS, SETS, sorted({row.epochs for row in rows})):
         seeds = [
             seed for seed in sorted({row.seed for row in rows})
-            if all((net, name, which, epochs, seed) in there for which in (DEFAULT, *RATES))
+            if all((net, name, which, epochs, seed) in there for which in asked)
         ]  # fmt: skip
         if seeds:
-            cell = {which: [there[net, name, which, epochs, seed] for seed in seeds] for which in (DEFAULT, *RATES)}
-            yield net, name, epochs, cell
+            yield (
+                net,
+                name,
+                epochs,
+                {which: [there[net, name, which, epochs, seed] for seed in seeds] for which in asked},
+            )
 
 
 def paired(before: Sequence[Row], now: Sequence[Row], what: str) -> tuple[float, float]:

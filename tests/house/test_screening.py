@@ -73,7 +73,7 @@ def test_a_rate_that_was_found_stands_beside_the_grid_of_the_same_seeds(tmp_path
     stood = {"0.003": 1, "0.01": 2, "0.03": 6, "0.1": 3, "default": 5}
     rows = [row(which, seed, ("1" * n).ljust(10, "0")) for which, n in stood.items() for seed in range(3)]
     rows = [one for one in rows if (one.change, one.seed) != ("0.1", 2)]
-    ((net, name, epochs, cell),) = screening.grids([*rows, *(replace(one, epochs=60) for one in rows[:4])])
+    ((net, name, epochs, cell),) = screening.grids([*rows, *(replace(one, epochs=60) for one in rows[:4])], "default")
     assert (net, name, epochs) == ("shipped", "dtd10", 40)
     assert {len(some) for some in cell.values()} == {2}
     monkeypatch.setattr(screening, "read", lambda: rows)
@@ -82,6 +82,13 @@ def test_a_rate_that_was_found_stands_beside_the_grid_of_the_same_seeds(tmp_path
     assert said.startswith("| shipped, dtd10, 40 | 2 | 100.0 / 10.0 | 100.0 / 20.0 | 100.0 / 60.0 | 100.0 / 30.0 |")
     p = math.erfc(math.sqrt(3) / math.sqrt(2))  # three images more and none fewer
     assert said.endswith(f"| 100.0 / 50.0 | +0.0 / -10.0 | +0.0 (p 1) / +30.0 (p {min(1, 2 * p):.2g}) |")
+
+
+def test_other_methods_have_grids_of_their_own():
+    rows = [row(name, 0, "1100000000") for name in ("natural", *(f"natural-{rate}" for rate in screening.RATES))]
+    ((*_, cell),) = screening.grids([*rows, row("default", 0, "0000000000")], "natural")
+    assert list(cell) == ["natural-0.003", "natural-0.01", "natural-0.03", "natural-0.1", "natural"]
+    assert not list(screening.grids(rows, "default"))
 
 
 def test_a_training_that_diverges_is_the_worst_answer(tmp_path, monkeypatch, capsys):
