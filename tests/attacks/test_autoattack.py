@@ -55,6 +55,7 @@ def test_few_classes_are_recorded() -> None:
     assert [s.attempts for s in plan_of("plus", "linf", 11)[0]] == [5, 5, 5, 1, 9, 9]
 
 
+@pytest.mark.slow
 def test_flags_do_not_depend_on_grouping_or_order() -> None:
     net, x = smooth(4), images(22)
     y, threat = net(x).argmax(1), Threat("linf", 0.05)
@@ -166,6 +167,7 @@ def test_plus_and_rand_run_whole() -> None:
     assert not (rand.robust & ~plain.robust).any()
 
 
+@pytest.mark.slow
 def test_rand_averages_over_a_random_network() -> None:
     net, x = smooth(4), images(8)
     draw = torch.Generator().manual_seed(0)
@@ -222,6 +224,7 @@ def test_scores_come_from_onnxruntime_in_mixed_precision() -> None:
     assert "onnxruntime" not in full.versions
 
 
+@pytest.mark.slow
 def test_a_second_life_names_what_the_first_one_used(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     """And one with another onnxruntime does not go on from it."""
     net, x = normed(), images(8)
@@ -266,6 +269,7 @@ def test_the_newer_exporter_converts_what_the_older_one_does_not_take() -> None:
     assert copies.full.version == onnxruntime.__version__
 
 
+@pytest.mark.slow
 def test_a_network_without_onnx_form_answers_itself() -> None:
     class Complex(torch.nn.Module):
         def forward(self, p: torch.Tensor) -> torch.Tensor:

@@ -282,6 +282,7 @@ def test_permuted_labels() -> None:
     assert any("labels are those of the images" in warning for warning in report.warnings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_random_network_is_judged_by_many_passes(seed: int) -> None:
     """Noise twelve times the radius: what one pass says of an image is chance, and no fault of the attack."""
@@ -297,6 +298,7 @@ def test_a_random_network_is_judged_by_many_passes(seed: int) -> None:
     assert "many passes" in found["adversarial images are misclassified"].detail
 
 
+@pytest.mark.slow
 def test_an_attack_made_weak_on_a_random_network(sound: Report, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apgd.APGD, "move", lambda self, s, origin, gradient, first: origin)
     net = smooth(4)

@@ -10,6 +10,7 @@ from autolora.attacks.eps_curve import eps_curve
 from tests.attacks.nets import Linear, images, stands
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.02), ("l2", 0.15), ("l1", 0.6)])
 def test_the_curve_of_a_linear_network(norm: str, eps: float) -> None:
     """Never below what stands exactly, hardly above it, and falling to nothing where every image reaches grey."""

@@ -120,6 +120,7 @@ def some(n: int) -> tuple[Tensor, Tensor]:
     return torch.rand(n, *SHAPE, generator=draw), torch.randn(n, 5, generator=draw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.parametrize("way", [traced, converted])
 def test_equals_torchs(name: str, way: Callable) -> None:

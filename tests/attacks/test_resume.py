@@ -145,6 +145,7 @@ def test_progress_goes_on_in_another_order_and_not_with_other_pixels(tmp_path) -
         again(order, other.clamp(0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [350, 500, 900])
 def test_a_kill_loses_at_most_one_batch(tmp_path, monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     """Counted: what the second life begins although the first had begun it."""
@@ -230,6 +231,7 @@ def test_half_written_files_do_no_harm(tmp_path) -> None:
     assert torch.equal(attack(smooth(4), tmp_path).robust, whole.robust)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 100])
 def test_files_cut_off_by_a_power_cut_are_found_again(tmp_path, keep: int) -> None:
     whole = attack(smooth(4), tmp_path)

@@ -38,6 +38,7 @@ def test_a_worker_whose_parent_is_gone_already_ends(root):
     assert late.stdout == b""
 
 
+@pytest.mark.slow
 def test_the_library_does_without_fcntl(root):
     """As on Windows, where there is no such module."""
     code = (

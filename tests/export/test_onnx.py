@@ -83,6 +83,7 @@ def test_the_same_bytes_from_another_folder_and_process(exported: Path, root: Pa
     assert (tmp_path / "elsewhere.onnx").read_bytes() == exported.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_same_bytes_again(exported: Path, tmp_path: Path) -> None:
     export_onnx(tiny(), tmp_path / "n.onnx", evidence(ROBUSTNESS, ["zero", "één"], "Apache-2.0", toward="branch"))
     assert (tmp_path / "n.onnx").read_bytes() == exported.read_bytes()

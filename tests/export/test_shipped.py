@@ -182,6 +182,7 @@ def test_gradients_go_straight_through(exported: Path, quantised: Path) -> None:
     assert torch.cosine_similarity(through.flatten(), exact.flatten(), dim=0) > 0.9
 
 
+@pytest.mark.slow
 def test_the_white_box_is_stronger_than_nothing_and_judged_on_the_file(quantised: Path) -> None:
     x, y, copy = images(), labels(quantised), TorchCopy(quantised)
     answer = partial(logits, open_session(quantised))

@@ -130,6 +130,7 @@ def test_a_twin_that_teaches_is_the_twin_that_is_compared_with(workspace):
     assert methods == ["autolora", "distill", "natural"]
 
 
+@pytest.mark.slow
 def test_members_share_a_start_and_differ_by_seed(workspace):
     change(workspace, workspace / "params.yaml", epochs=1)
     stage.finetune()
@@ -160,6 +161,7 @@ def test_the_test_part_is_not_needed(workspace):
     assert (workspace / "models/finetuned/robust.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_progress_of_other_data_is_not_picked_up(workspace):
     stage.finetune()
     np.save(workspace / "data/prepared/train/ids.npy", np.array([f"other{i}" for i in range(48)], "S64"))
