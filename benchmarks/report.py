@@ -80,7 +80,7 @@ def wrong(root: Path) -> list[str]:
         else:
             if len(there) != len(text.splitlines()):
                 found.append(f"{name} has {len(there)} lines; the numbers make {len(text.splitlines())}")
-    found += [f"{name}: {said}" for name in PAGES if (said := not_read_again(root, name))]
+    found += [f"{name}: {said}" for name in (*PAGES, "README.md") if (said := not_read_again(root, name))]
     drawn, recipes = pictures_of(root)
     shown_wrongly = (name for name, shown in drawn.items() if stale(root / f"docs/{name}.png", shown, recipes))
     return [*found, *(f"docs/{name}.png shows other numbers" for name in shown_wrongly)]

@@ -351,23 +351,23 @@ def test_three_sets_reach_the_readme(project):
     assert "| best | 100.0 / 20.0 | 100.0 / 20.0 | 100.0 / 20.0 |" in readme
     assert f"| recipe | {' | '.join(f'{data}, 32 px, linf 8/255, n = 10' for data in 'abc')} |" in readme
     assert "| linear |" not in readme  # on one set only
-    nothing = "+0.0 points of {} accuracy (no sure difference on 3 sets)"
-    level = f"{nothing.format('robust')} and {nothing.format('clean')}"
-    assert f"against `vanilla` {level}. Each was trained once" in readme
+    level = "+0.0 (no sure difference on 3 sets)"
+    assert f"| `vanilla` | {level} | {level} |" in readme
+    assert "Each was trained once: another seed may say otherwise." in readme
     assert "Searched, but not on all sets yet: `vanilla-searched` and `twins-searched`." in readme
-    assert "against `vanilla-found`" not in readme
+    assert "| `vanilla-found` |" not in readme
     assert "the mean where a cell names several seeds, after fine-tuning the backbone that ships on 600 " in readme
     found = [row("vanilla-found", 0, "1110000000", data=data, cell=f"{data}-found") for data in "abc"]
     cells.write(project / cells.RESULTS, [*rows, *found])
     report.build(project)
     readme = (project / "README.md").read_text()
-    assert "against `vanilla-found` -10.0 points of robust accuracy (no sure difference on 3 sets) and" in readme
+    assert "| `vanilla-found` | -10.0 (no sure difference on 3 sets) |" in readme
     searched = row("vanilla-searched", 0, "0" * 10, data="a", cell="a-searched")
     cells.write(project / cells.RESULTS, [*rows, searched])
     report.build(project)
     readme = (project / "README.md").read_text()
-    assert "against `vanilla-searched` +20.0 points of robust accuracy (no sure difference on 1 set) and" in readme
-    assert "against `vanilla` " in readme  # as long as a set lacks the search
+    assert "| `vanilla-searched` | +20.0 (no sure difference on 1 set) |" in readme
+    assert "| `vanilla` | +0.0" in readme  # as long as a set lacks the search
 
 
 @pytest.mark.parametrize(
