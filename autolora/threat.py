@@ -67,7 +67,7 @@ def parse_eps(eps: float | str) -> float:
     try:
         above, _, below = str(eps).partition("/")
         value = float(Fraction(above.strip()) / Fraction(below.strip() or 1))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise BadArgument("eps", eps, "expected a number or a fraction such as '8/255'") from None
     if not value > 0:
         raise BadArgument("eps", eps, "the radius must be larger than 0")

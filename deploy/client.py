@@ -16,6 +16,7 @@ import sys
 import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -57,7 +58,7 @@ def for_mlflow(paths: list[str], size: int, as_bytes: bool) -> dict[str, Any]:
 
 
 def for_triton(server: str, model: str, paths: list[str]) -> dict[str, Any]:
-    (contract,) = ask(f"{server}/v2/models/{model}")["inputs"]
+    (contract,) = ask(f"{server}/v2/models/{quote(model)}")["inputs"]
     as_bytes = contract["datatype"] == "UINT8"
     images = np.stack([read(path, contract["shape"][2], as_bytes) for path in paths])
     image = {"name": "image", "datatype": contract["datatype"], "shape": list(images.shape)}
@@ -69,7 +70,7 @@ def ask_mlflow(server: str, body: dict[str, Any]) -> np.ndarray:
 
 
 def ask_triton(server: str, model: str, body: dict[str, Any]) -> np.ndarray:
-    reply = ask(f"{server}/v2/models/{model}/infer", body)
+    reply = ask(f"{server}/v2/models/{quote(model)}/infer", body)
     (output,) = (o for o in reply["outputs"] if o["name"] == "logits")
     return np.array(output["data"]).reshape(output["shape"])
 

@@ -16,10 +16,9 @@ from __future__ import annotations
 import argparse
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 from autolora.common.command_line import Command
 from autolora.common.files import file_sha256, read_json
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 CLAIM = "promotion_claim"
+UNDER_WAY = 60.0  # seconds between the log and the alias, at most
 ALIASES = ("champion", "challenger")
 NOT_EXPLAINED = "!! no entry of the log explains it: the alias was moved by other means"
 
@@ -58,6 +58,7 @@ def promote(
     found = _version(client, name, version)
     number, gates = int(found.version), gates or gates_of(found)
     claim = _claim(client, name)
+    withdraw_cut_short(client, name, to)
     present = alias_version(client, name, to)
     if present == number:
         return _complete(client, found, to, key)
@@ -89,8 +90,11 @@ def gates_of(version: ModelVersion) -> Gates:
             "`dvc repro --force --single-item register` where it was made, or --params FILE"
         )
     try:
-        return Gates.model_validate_json(version.tags[GATES])
-    except ValidationError:
+        gates = Gates.model_validate_json(version.tags[GATES])
+        if not {"clean", "robust"} <= gates.model_fields_set:  # `register` writes all of them
+            raise ValueError(GATES)
+        return gates
+    except ValueError:  # pydantic's own is one
         raise StageError(f"{version.name} version {version.version}: its gates are unreadable: --params FILE") from None
 
 
@@ -137,6 +141,7 @@ def rollback(name: str, alias: str = "champion", why: str | None = None) -> dict
     """Back to the version before, whose files must still be what they were."""
     client = connect().MlflowClient()
     claim = _claim(client, name)
+    withdraw_cut_short(client, name, alias)
     present = alias_version(client, name, alias)
     before = [v for v in history.reigns(history.entries(client, name), alias) if v != present]
     if present is None or not before:
@@ -175,15 +180,35 @@ def _move(client: MlflowClient, entry: dict[str, Any], claim: str) -> dict[str, 
     present = alias_version(client, name, alias)
     if not mine or present != entry["previous"]:
         reason = f"the alias moved from {entry['previous']} to {present}" if mine else "somebody else began to promote"
-        history.append(client, entry | {"decision": "withdrawn", "why": reason, "withdraws": entry["id"]})
+        withdraw(client, entry, reason)
         raise StageError(
             f"{name}: {reason} while version {entry['version']} was examined; nothing was changed, run it again"
         )
-    client.set_registered_model_alias(name, alias, str(entry["version"]))
+    try:
+        client.set_registered_model_alias(name, alias, str(entry["version"]))
+    except BaseException as error:
+        withdraw(client, entry, f"the alias could not be set ({type(error).__name__})")
+        raise
     if alias_version(client, name, alias) != entry["version"]:
         raise StageError(f"{name}@{alias} was moved again by somebody else at once: see --history")
     _tag(client, entry)
     return entry
+
+
+def withdraw(client: MlflowClient, entry: dict[str, Any], reason: str) -> None:
+    history.append(client, entry | {"decision": "withdrawn", "why": reason, "withdraws": entry["id"]})
+
+
+def withdraw_cut_short(client: MlflowClient, name: str, alias: str) -> None:
+    """A decision that was killed between the log and the alias has never happened: the alias is where it was, and the
+    version has no tags of it. Not one of this minute, whose alias may be about to move."""
+    last = history.last_of(history.entries(client, name), alias)
+    if last is None or history.age(last) < UNDER_WAY or alias_version(client, name, alias) != last["previous"]:
+        return
+    with suppress(StageError):  # the version is gone, and what its tags said
+        if get_version(client, name, last["version"]).tags.get("promoted_at") == last["at"]:
+            return  # it happened, and the alias was moved back by other means
+    withdraw(client, last, "it was cut short before the alias moved")
 
 
 def _complete(client: MlflowClient, found: ModelVersion, to: str, key: Path | None) -> dict[str, Any]:

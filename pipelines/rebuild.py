@@ -236,6 +236,15 @@ def refuse_unseen_params(source: Path, elsewhere: str | None) -> None:
         )
 
 
+def meant(source: Path, revision: str | None) -> str | None:
+    """A branch is another commit in another clone: a worker is told which one it stands for here. What only the
+    worker's remotes know goes as it was typed.
+    """
+    with suppress(workspace.WorkspaceError):
+        return workspace.resolve(source, revision) if revision else None
+    return revision
+
+
 def leave_no_orphans() -> None:
     """Started by a worker, end with it, and when the run goes on elsewhere; started again and again, give up."""
     mine = flow_run.run_count or 0
@@ -244,7 +253,8 @@ def leave_no_orphans() -> None:
     if "PREFECT__FLOW_RUN_ID" in os.environ:
         identity = flow_run.id
         commands.end_with_parent()
-        commands.end_when(lambda: superseded(identity, mine), LOOK)
+        # With 0: of any other code this process's worker would say that the run has crashed, which goes on elsewhere.
+        commands.end_when(lambda: superseded(identity, mine), LOOK, code=0)
 
 
 def superseded(identity: str, mine: int) -> bool:
@@ -323,7 +333,7 @@ def start(args: argparse.Namespace) -> None:
     }
     if args.pool:
         refuse_unseen_params(Path.cwd(), args.revision or args.preset)
-        print(pools.submit(f"rebuild/{args.pool}", given))
+        print(pools.submit(f"rebuild/{args.pool}", given | {"revision": meant(Path.cwd(), args.revision)}))
     else:
         fresh = bool(args.override or args.revision or args.preset)
         refuse(Path.cwd(), args.stages, args.revision, uncommitted=args.uncommitted and not fresh)

@@ -12,6 +12,7 @@ Killed, it goes on from the last finished images (`.work/evaluate/<key>`). It us
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import sys
 from collections.abc import Callable
@@ -136,7 +137,7 @@ def evaluate_networks(params: EvaluateParams, images: TestImages) -> tuple[Evalu
 
 def evaluate_network(params: EvaluateParams, images: TestImages, path: Path) -> Evaluated:
     model, notes = load_network(path)
-    settings = partial(settings_of, params, model=path.stem, ids=ids_sha256(images.ids), notes=notes)
+    settings = partial(settings_of, params, model=path.stem, images=images, notes=notes)
     device = device_of(model)
     told = partial(tell, len(images)) if path == MERGED else None
     report = autoattack_of(model, images, params.threat, settings(params.threat, device, tell=told))
@@ -159,12 +160,13 @@ def settings_of(
     device: torch.device,
     *,
     model: str,
-    ids: str,
+    images: TestImages,
     notes: dict[str, str],
     tell: Callable[[float], object] | None = None,
 ) -> Settings:
     """Progress belongs to one threat: another list in evaluate.also leaves what is known of the others."""
-    determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids}
+    determines = params.as_dict() | {"weights": notes["weights_sha256"], "ids": ids_sha256(images.ids)}
+    determines["labels"] = hashlib.sha256(images.labels().numpy().tobytes()).hexdigest()  # may be corrected
     determines["evaluate"] = {key: value for key, value in determines["evaluate"].items() if key != "also"}
     determines["threat"] = what.as_record() if isinstance(what, Threat) else what
     determines |= {"code": code_sha256(), "device": device.type}  # rounding of another kind of device differs

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -51,6 +52,8 @@ AXES = (  # nor these
     *("start", "attack", "trains", "rank", "weight_attack", "smoothing", "eps_schedule"),
     *("teacher", "natural_teacher"),
 )
+TOLD = (*AXES, "augmentation", "average")  # on the card, where they are not as usual
+USUAL = ("auto", "crop_flip", "crop", "rrc_flip")  # augmentations that go by the images
 OF_THE_HEAD = ("epoch", "lr", "loss", "val_clean", "val_robust", "event")  # of the epochs before the others
 COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"]
 
@@ -74,18 +77,20 @@ def train_both() -> None:
         model = backbone(params, read_json(PREPARED / "train" / "classes.json"))
         if first:
             say_recipe(params.finetune)
-            announce.finetune(model, counts(), params.finetune, params.threat.eps)
+            announce.finetune(model, counts(), params.finetune, params.threat)
         here: list[int] = []  # the epochs that this attempt trains: an earlier one may have been killed
 
         with live(work, params.as_dict(), params.finetune.epochs) as on_epoch:
 
             def seen(epoch: dict[str, Any]) -> None:
+                if here and epoch["epoch"] <= here[-1]:  # it diverged, and began once more
+                    here.clear()
                 here.append(epoch["epoch"])
                 on_epoch(epoch)
 
             robust = tuned(params, model, params.finetune.method, work, seen)
         members = [robust, *others(params, model, work)]
-        natural = tuned(params, model, "natural", work)
+        natural = tuned(params, model, "natural", work, twin=True)
         if first:
             write_outputs(params, model, members, natural)
             record |= speeds(robust) | {"images": {"train": counts().train, "val": counts().val}}
@@ -109,7 +114,10 @@ def tuned(
     work: Path,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     seed: int | None = None,
+    *,
+    twin: bool = False,
 ) -> Tuned:
+    """The naturally tuned twin is plain, whatever is searched or tried."""
     section = params.finetune
     return tune(
         model,
@@ -122,7 +130,7 @@ def tuned(
         checkpoints=work,
         on_epoch=on_epoch,
         **{key: getattr(section, key) for key in KEYS},
-        **({key: getattr(section, key) for key in (*SEARCHED, *AXES)} if method != "natural" else {}),
+        **({key: getattr(section, key) for key in (*SEARCHED, *AXES)} if not twin else {}),
     )
 
 
@@ -223,7 +231,7 @@ def write_weights(folder: Path, params: FinetuneParams, robust: Tuned, natural: 
         "reference": robust.settings.reference,
         "attack": robust.settings.attack,
         "first_rate": robust.history[0]["lr"],
-        **how(recipe_of(params.finetune), robust),
+        **how(params.finetune, robust),
         "threat": params.threat.as_record(),
         "seed": params.seed,
         "epochs": len(robust.history),
@@ -260,14 +268,19 @@ def say_recipe(section: Finetune) -> None:
     print(f"finetune: recipe {section.recipe}: {said}{but}", file=sys.stderr)
 
 
-def how(paper: dict[str, Any], robust: Tuned) -> dict[str, Any]:
+def how(section: Finetune, robust: Tuned) -> dict[str, Any]:
     """What differs from AutoLoRa's defaults; nothing where nothing does."""
-    plain = Settings(robust.settings.threat, attack=robust.settings.attack, eps_schedule="constant")
-    axes = {key: value for key in AXES if (value := getattr(robust.settings, key)) != getattr(plain, key)}
+    asked, plain = robust.settings, Settings(robust.settings.threat, attack=robust.settings.attack)
+    plain = replace(plain, eps_schedule="constant")
+    if asked.augmentation in USUAL:
+        plain = replace(plain, augmentation=asked.augmentation)
+    axes = {key: value for key in TOLD if (value := getattr(asked, key)) != getattr(plain, key)}
+    axes |= {key: value for key in SEARCHED if (value := getattr(section, key)) != getattr(plain, key)}
     before = {"head": robust.head, "first_pass": robust.first_pass}
     found = {
-        "recipe": paper,
+        "recipe": recipe_of(section),
         "axes": axes,
+        "diverged": section.rate is None and asked.rate is not None,  # at the rate that was found: a part of it then
         "head": [{key: rounded(record[key]) for key in OF_THE_HEAD} for record in robust.head or []],
         "features_moved": robust.features_moved,
         "blocks": {"chosen": robust.settings.blocks, "tried": robust.tries} if robust.tries else {},

@@ -61,7 +61,7 @@ def merge() -> None:
     with timed("merge") as record, only_one(validation.folder):
         asked, toward = params.merge.alpha, params.merge.toward
         ends = _read_ends(params, validation)
-        curve = _curve(ends, _settings(ends, asked, toward), validation)
+        curve = _curve(ends, _settings(ends, asked, toward), validation, mixed=params.merge.mix == "nuts")
         along = [point for point in curve if point.toward == toward]
         chosen, why = choose(along) if asked == "auto" else (_find(along, float(asked)), "set in params.yaml")
         network = _network(ends, chosen.toward, chosen.alpha)
@@ -116,9 +116,9 @@ def _network(ends: Ends, toward: str, alpha: float) -> Classifier:
     return cast(Classifier, interpolate(ends.robust, other, alpha))
 
 
-def _curve(ends: Ends, settings: list[tuple[str, float]], validation: Validation) -> list[Point]:
+def _curve(ends: Ends, settings: list[tuple[str, float]], validation: Validation, *, mixed: bool) -> list[Point]:
     points = []
-    announce.merge(ends.robust, Counts(0, len(validation)), len(settings))
+    announce.merge(ends.robust, Counts(0, len(validation)), len(settings), mixed=mixed)
     with bar(len(settings) * len(validation), "the dial", "image") as shown:
         for toward, alpha in settings:
             name = f"{toward}-{alpha:.6f}{_mark(ends, toward)}"

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from autolora.command.also import UNION
+from autolora.command.also import WORD as CORRUPTED
 from autolora.command.models import read_onnx
-from autolora.command.result import FLAGS, REPORT
-from autolora.common.errors import BadArgument
+from autolora.command.result import EXAMPLES, FLAGS, REPORT
+from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import file_sha256, read_json
+from autolora.common.statistics import wilson
+from autolora.data.sample import ids_sha256
 from autolora.export.notes import graph_sha256, notes_in
 from autolora.export.write import show
 
@@ -62,16 +66,50 @@ def _report(path: Path) -> Path:
 
 
 def _of_report(path: Path) -> dict[str, bool]:
-    record, folder = read_json(path), path.parent
+    """Both files that bear the report out must be there, and every figure that follows from the flags be theirs."""
+    folder = path.parent
+    try:
+        record = read_json(path)
+        found = {
+            name: (folder / name).is_file() and file_sha256(folder / name) == record["files"].get(name)
+            for name in (FLAGS, EXAMPLES)
+        }
+        return found | (_of_flags(record, np.load(folder / FLAGS, allow_pickle=False)) if found[FLAGS] else {})
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BadArgument("file", str(path), f"it is no report that an attack wrote ({first_line(error)})") from None
+
+
+def _of_flags(record: dict[str, Any], flags: np.ndarray) -> dict[str, bool]:
+    clean, robust, n = flags["clean"], flags["robust"], len(flags)
+    shares = {record["clean_accuracy"]: clean.mean(), record["robust_accuracy"]: robust.mean()}
+    images = [i.decode() for i in flags["id"].tolist()]
+    classes = [
+        {"n": int(of.sum()), "clean": clean[of].mean(), "robust": robust[of].mean()}
+        for of in (flags["label"] == label for label in np.unique(flags["label"]))
+    ]
+    told = [{key: row[key] for key in ("n", "clean", "robust")} for row in record["by_class"]]
     found = {
-        name: (folder / name).is_file() and file_sha256(folder / name) == sha for name, sha in record["files"].items()
+        "accuracies are those of the flags": all(map(_close, shares.keys(), shares.values())),
+        "images are those of the flags": (record["data"]["n"], record["data"]["ids_sha256"]) == (n, ids_sha256(images)),
+        "the interval is of these accuracies": all(map(_close, record["ci95"], wilson(int(robust.sum()), n))),
+        "classes are those of the flags": len(told) == len(classes)
+        and all(_close(said[key], row[key]) for said, row in zip(told, classes) for key in row),
     }
-    if found.get(FLAGS):
-        flags = np.load(folder / FLAGS)
-        shares = {key: float(flags[key].mean()) for key in ("clean", "robust")}
-        agree = all(abs(share - record[f"{key}_accuracy"]) < 1e-9 for key, share in shares.items())
-        found["accuracies are those of the flags"] = agree
+    for row in record.get("also") or []:
+        found[f"{row['what']} is that of the flags"] = _close(row["accuracy"], _also(row, flags))
     return found
+
+
+def _also(row: dict[str, Any], flags: np.ndarray) -> float:
+    """Of another threat, of the union of all, or of corruptions, of which the flags hold how many are read rightly."""
+    if row["what"] == UNION:
+        return float(np.logical_and.reduce([flags[name] for name in ("robust", *row["threats"][1:])]).mean())
+    each = len(row["kinds"]) * len(row["kinds"][0]["by_severity"]) if row["what"] == CORRUPTED else 1
+    return float(flags[row["what"]].mean() / each)
+
+
+def _close(said: float, found: float) -> bool:
+    return abs(said - found) < 2e-6
 
 
 def _of_file(path: Path, *, alone: bool) -> dict[str, bool]:

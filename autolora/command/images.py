@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode, decode_image, read_file
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from autolora.common.errors import BadArgument, first_line
@@ -22,7 +22,8 @@ from autolora.common.files import read_json
 from autolora.data.images import TestImages
 from autolora.data.sample import read_images, stratified
 
-READ = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp"}
+READ = {".jpg", ".jpeg", ".png", ".gif", ".webp"}
+JPEG = [0xFF, 0xD8]  # its first bytes
 PAIRS = (("x", "y"), ("x_test", "y_test"), ("images", "labels"), ("data", "labels"), ("arr_0", "arr_1"))
 Shape = tuple[int, int, int]
 
@@ -170,7 +171,9 @@ def _in_order(labels: Iterable[str]) -> list[str]:
 def _decoded(path: Path, shape: Shape | None) -> tuple[np.ndarray, tuple[int, ...]]:
     """uint8 [3,h,w], and the size as it was."""
     try:
-        picture = decode_image(str(path), ImageReadMode.RGB, apply_exif_orientation=True)
+        content = read_file(str(path))
+        mode = ImageReadMode.RGB if content[:2].tolist() == JPEG else ImageReadMode.UNCHANGED
+        picture = in_colour(decode_image(content, mode, apply_exif_orientation=True))
     except RuntimeError as error:
         raise BadArgument("data", str(path), f"it cannot be decoded ({first_line(error)})") from error
     size = tuple(picture.shape[1:])
@@ -181,3 +184,15 @@ def _decoded(path: Path, shape: Shape | None) -> tuple[np.ndarray, tuple[int, ..
     short = [max(round(size[0] * scale), h), max(round(size[1] * scale), w)]
     picture = resize(picture, short, InterpolationMode.BICUBIC, antialias=True)
     return center_crop(picture, [h, w]).to(torch.uint8).numpy(), size
+
+
+def in_colour(picture: torch.Tensor) -> torch.Tensor:
+    """As `prepare` does it: of an animation the first frame, 16 bits divided by 257, what is transparent on white, grey
+    three times."""
+    picture = picture[0] if picture.ndim == 4 else picture
+    if picture.dtype == torch.uint16:
+        picture = ((picture.int() + 128) // 257).to(torch.uint8)
+    if len(picture) in (2, 4):
+        colour, opaque = picture[:-1].int(), picture[-1].int()
+        picture = ((colour * opaque + 255 * (255 - opaque) + 127) // 255).to(torch.uint8)
+    return picture.expand(3, -1, -1)

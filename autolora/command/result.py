@@ -13,7 +13,7 @@ from autolora.command.card import page
 from autolora.command.images import Data
 from autolora.command.models import Target
 from autolora.common.errors import BadArgument
-from autolora.common.files import file_sha256, replacing_folder, write_json, write_text
+from autolora.common.files import file_sha256, read_json, replacing_folder, write_json, write_text
 from autolora.data.examples import Examples, write_examples
 from autolora.data.sample import ids_sha256
 
@@ -21,9 +21,21 @@ REPORT, FLAGS, EXAMPLES, CARD = "report.json", "robust_flags.npy", "adversarial.
 
 
 def refuse_foreign(out: Path) -> None:
-    """A folder is replaced as a whole: not one that holds something else."""
-    if out.exists() and not (out.is_dir() and ((out / REPORT).is_file() or not any(out.iterdir()))):
+    """A folder is replaced as a whole: not one that holds anything else than an attack writes."""
+    if not out.exists():
+        return
+    inside = {file.name for file in out.iterdir()} if out.is_dir() else None
+    if inside is None or (inside and not is_a_report(out / REPORT)):
         raise BadArgument("out", str(out), "it is there already, and no attack wrote it: name another folder")
+    if foreign := sorted(inside - {REPORT, FLAGS, EXAMPLES, CARD}):
+        raise BadArgument("out", str(out), f"it would be replaced, and {foreign[0]} in it is of nobody's attack")
+
+
+def is_a_report(file: Path) -> bool:
+    try:
+        return {"robust_accuracy", "attacks", "files"} <= set(read_json(file))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def record_of(model: Target, data: Data, report: Report, notes: dict[str, Any]) -> dict[str, Any]:

@@ -163,7 +163,8 @@ class PairedRate:
     most: bool = False  # keep the state with most hits, the earlier of two: of a head alone, which cannot drift
 
     def wants(self, epoch: int) -> bool:
-        return epoch % self.every == 0 or epoch == self.epochs or self.cooling == self._length()
+        begins = not self.cooling and epoch >= self.epochs - self._length()  # a state that is worse is not cooled
+        return begins or epoch % self.every == 0 or epoch == self.epochs or self.cooling == self._length()
 
     def observe(self, measured: Measured) -> Verdict:
         if measured.right is None:

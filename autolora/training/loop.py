@@ -201,6 +201,7 @@ def run(
             if settings.rate is not None or not learner.reference.finds_rate:
                 raise
             tqdm.write(f"{error} Once more from the start, at the rate {first / SLOWER:g}.", file=sys.stderr)
+        del learner  # its images and networks, of which there is not room for two everywhere
     return run(model, train, val, replace(settings, rate=first / SLOWER, decay=decay), way, teachers=teachers)
 
 

@@ -67,11 +67,10 @@ def checkpoint_file(
         return None
     digest = hashlib.sha256(f"{code_sha256()} {settings} {speed(settings, device)} {device.type}".encode())
     digest.update(written_elsewhere(model, settings))
-    layers = re.sub(" at 0x[0-9a-f]+", "", repr(model))  # where a function lies in memory is another in each process
-    digest.update(f"{layers} {getattr(model, 'spec', None)}".encode())
+    digest.update(f"{layers(model)} {getattr(model, 'spec', None)}".encode())
     digest.update(weights_sha256(model.state_dict() | dict(model.named_buffers())).encode())
     for network in teachers.networks() if teachers else ():
-        digest.update(f"{network} {weights_sha256(network.state_dict())}".encode())
+        digest.update(f"{layers(network)} {weights_sha256(network.state_dict())}".encode())
     for images, labels in (train, val):
         for start in range(0, len(images), 1024):
             chunk: Any = images[start : start + 1024]
@@ -80,6 +79,11 @@ def checkpoint_file(
         if isinstance(images, Rectangles):
             digest.update(images.shapes.numpy().tobytes())
     return Path(folder) / f"{settings.method}-{digest.hexdigest()[:16]}.pt"
+
+
+def layers(model: nn.Module) -> str:
+    """As it prints itself, but for where functions lie in memory: another place in each process."""
+    return re.sub(" at 0x[0-9a-f]+", "", repr(model))
 
 
 def written_elsewhere(model: nn.Module, settings: Settings) -> bytes:

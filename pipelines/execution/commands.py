@@ -92,12 +92,12 @@ def end_with_parent(seconds: float = 1.0) -> None:
     end_when(lambda: os.getppid() != parent, seconds)
 
 
-def end_when(over: Callable[[], bool], seconds: float) -> None:
+def end_when(over: Callable[[], bool], seconds: float, code: int = 143) -> None:
     """Look again and again, beside the work; then end at once: the guard sees the pipe close and cleans up."""
 
     def watch() -> None:
         while not over():
             time.sleep(seconds)
-        os._exit(143)
+        os._exit(code)
 
     threading.Thread(target=watch, daemon=True).start()

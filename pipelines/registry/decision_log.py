@@ -181,8 +181,18 @@ def contents(version: ModelVersion) -> dict[str, str | None]:
 
 def explaining(log: list[dict[str, Any]], alias: str, version: int) -> dict[str, Any] | None:
     """The entry that brought the version to the alias."""
-    moves = [e for e in _moves(log) if e["alias"] == alias]
-    return moves[-1] if moves and moves[-1]["version"] == version else None
+    last = last_of(log, alias)
+    return last if last and last["version"] == version else None
+
+
+def last_of(log: list[dict[str, Any]], alias: str) -> dict[str, Any] | None:
+    """The entry that moved the alias last, or was about to."""
+    return next((e for e in reversed(_moves(log)) if e["alias"] == alias), None)
+
+
+def age(entry: dict[str, Any]) -> float:
+    """Seconds since it was written."""
+    return (datetime.now(UTC) - datetime.fromisoformat(entry["at"])).total_seconds()
 
 
 def last_move(log: list[dict[str, Any]], version: int) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from autolora.common.files import write_json
 from pipelines.registry.versions import evidence_of, where
 from stages.common.runner import StageError
 from stages.register import CANARIES, quiet
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 FILE = "model.sig"  # among the artifacts of the version's run
+WHOSE = "signed-for.json"  # in the signed folder alone
 
 
 def sign(client: MlflowClient, version: ModelVersion, key: Path) -> None:
@@ -58,7 +60,9 @@ def verify(version: ModelVersion, key: Path) -> None:
 
 @contextmanager
 def signed_files(version: ModelVersion) -> Iterator[Path]:
-    """The files of a version in one folder, verified against the registry."""
+    """The files of a version in one folder, verified against the registry. One of them says whose they are: what is
+    signed for one model's name is not served under another.
+    """
     with evidence_of(version) as evidence:
         try:
             with quiet():
@@ -67,6 +71,7 @@ def signed_files(version: ModelVersion) -> Iterator[Path]:
                 )
         except Exception as error:
             raise StageError(f"{version.name}: {CANARIES} cannot be fetched from {where()} ({error})") from None
+        write_json(evidence.folder / WHOSE, {"name": version.name, "content_key": evidence.key})
         yield evidence.folder
 
 

@@ -165,7 +165,7 @@ def repair(model: Path, event: Event) -> str | None:
         back = abandon(model, event)
         return f"a deployment of version {record['trial']['version']} had died: {in_words(back)}"
     served = record["current"] if is_whole(model, record["current"], record) else None
-    if (model / CONFIG).is_file() and (served != record["current"] or served != pointed_at(model)):
+    if served != record["current"] or served != pointed_at(model):
         point(model, served, gpu=bool(record.get("gpu")))
         save(model, record | {"current": served})
         return f"configuration and record did not agree: {in_words(served)}"

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def alive(server: str) -> None:
 
 def ask(server: str, name: str, number: int, canaries: Canaries, seconds: float = 60) -> str | None:
     """The canaries to a running server (KServe v2 over HTTP), once it has loaded the version."""
-    base = f"{server.rstrip('/')}/v2/models/{name}/versions/{number}"
+    base = f"{server.rstrip('/')}/v2/models/{quote(name)}/versions/{number}"
     _wait_ready(f"{base}/ready", seconds)
     try:
         return compare(_answers(base, canaries["x"]), canaries["logits"])

@@ -81,7 +81,10 @@ def verify(title: str, evidence: Evidence, tags: dict[str, str]) -> None:
     """What is there is what was registered, file by file; otherwise it is named and refused."""
     if "content_key" not in tags:
         raise StageError(f"{title} was not registered by this pipeline (it has no content_key): register it first")
-    registered = read_json(evidence.path("manifest.json"))
+    try:
+        registered = dict(read_json(evidence.path("manifest.json")))
+    except (OSError, ValueError, TypeError):
+        raise StageError(f"{title}: its manifest.json cannot be read. Its evidence proves nothing.") from None
     if content_key(registered) != tags["content_key"]:
         raise StageError(f"{title}: its list of files or its content_key was changed. Its evidence proves nothing.")
     if changed := [name for name, digest in registered.items() if _sha256(evidence.path(name)) != digest]:

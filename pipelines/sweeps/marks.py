@@ -8,6 +8,7 @@ A mark is of one cell at one commit: where either was another, the cell is not f
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,8 @@ class Marks:
         write_json(self.place(cell) / LOST, self._record(cell))
 
     def forget(self, cell: Cell) -> None:
-        """Before it is built, or what an earlier commit has left would pass for this one's."""
-        for name in (DONE, LOST, KEPT):
-            (self.place(cell) / name).unlink(missing_ok=True)
+        """Before it is built, or what an earlier commit has left, reports too, would pass for this one's."""
+        shutil.rmtree(self.place(cell), ignore_errors=True)
 
     def settled(self, plan: Sweep, cell: Cell) -> Cell | None:
         """The cell with what its search has found, as soon as all of its tries are finished."""

@@ -46,12 +46,23 @@ def opened(folder: str | Path) -> Iterator[Any]:
         yield repo
 
 
+def _graph(repo: Any) -> Any:
+    """An arrow from a stage to what it is made from. DVC fills dvc.yaml in from params.yaml, which may be anything."""
+    from dvc.exceptions import DvcException
+
+    try:
+        return repo.index.graph
+    except DvcException as error:
+        said = " ".join(str(error).split())[:300]
+        raise GraphError(f"dvc.yaml and params.yaml make no graph of stages: {said}") from None
+
+
 def stages(folder: str | Path, wanted: Sequence[str] = ()) -> list[Stage]:
     """The wanted stages and all that they are made from, upstream first."""
     import networkx
 
     with opened(folder) as repo:
-        graph = repo.index.graph  # an arrow from a stage to what it is made from
+        graph = _graph(repo)
         order = [node for node in networkx.dfs_postorder_nodes(graph) if node.is_data_source is False]
         names = [_name(node) for node in order]
         _refuse_unknown(wanted, names)

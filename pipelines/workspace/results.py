@@ -75,7 +75,12 @@ def summary(folder: Path, name: str, done: list[dict[str, Any]]) -> str:
 
 
 def collect(folder: Path, to: Path) -> None:
-    """What a run leaves when its workspace goes: params, dvc.lock, reports, receipt. DVC's cache has the rest."""
+    """What a run leaves when its workspace goes: params, dvc.lock, reports, receipt. DVC's cache has the rest.
+
+    Nothing of an earlier run stays among it."""
+    for name in ("params.yaml", "dvc.lock", "models/registered.json"):
+        (to / name).unlink(missing_ok=True)
+    shutil.rmtree(to / "reports", ignore_errors=True)
     for name in ("params.yaml", "dvc.lock", "models/registered.json"):
         if (folder / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)

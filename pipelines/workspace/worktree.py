@@ -7,6 +7,7 @@ not keep (linked in, so that DVC finds the same hashes); outputs of earlier runs
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from pipelines.workspace.revisions import PARAMS, RUNNER, module_in, schema_in
 from stages.common.yaml_text import NotYaml, parsed, short
 
 OWN = ("dvc.lock", ".gitignore")  # DVC writes both
+LONGEST = 60  # letters of a folder's name
 PARAMS_FILE = "params.yaml"  # what a run is given, not what it is made from: it is recorded with the run
 
 
@@ -47,15 +49,27 @@ def resolve(folder: Path, revision: str) -> str:
     if not revision.isprintable():
         raise WorkspaceError(f"revision {revision!r}: expected a commit, a branch or a tag")
     for last in (False, True):
-        with suppress(WorkspaceError):
-            return git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}").strip()
+        for name in (revision, f"origin/{revision}")[: 1 + last]:  # a branch that only the remote has
+            with suppress(WorkspaceError):
+                return git(folder, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
         if not last:
-            with suppress(WorkspaceError):  # no remote, or none that answers: the message below is the one that helps
-                git(folder, "fetch", "--quiet", "--all", "--tags")
+            fetch_all(folder)
     raise WorkspaceError(
         f"revision {revision!r} does not exist in {folder}, nor in its remotes: `git log --oneline --all` lists what "
         "there is"
     )
+
+
+def fetch_all(folder: Path) -> None:
+    """Also into a clone that has one branch, and of that the last commit, as pods make it. No remote, or none that
+    answers: whoever asked says what is missing.
+    """
+    with suppress(WorkspaceError):
+        shallow = git(folder, "rev-parse", "--is-shallow-repository").strip() == "true"
+        more = ["--unshallow"] if shallow else []
+        git(folder, "fetch", "--quiet", "--tags", *more, "origin", "+refs/heads/*:refs/remotes/origin/*")
+    with suppress(WorkspaceError):
+        git(folder, "fetch", "--quiet", "--all", "--tags")
 
 
 @contextmanager
@@ -158,7 +172,9 @@ def sweep_up(source: Path, place: Path, prefix: str) -> None:
 
 
 def slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:60] or "rebuild"
+    """Of a text that is cut, a hash stands for the rest: two names are never one folder."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-") or "rebuild"
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def remove(source: Path, folder: Path) -> None:

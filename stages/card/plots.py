@@ -16,6 +16,7 @@ from markupsafe import Markup
 from autolora.common.statistics import mean_over_radius
 from stages.card.svg import Point, Series, lines, pairs, percent, plain
 from stages.evidence.files import ALPHA_CURVE, EPS_CURVE, TRAINING, Evidence
+from stages.evidence.provenance import locked_params
 
 FEW_CLASSES, SHOWN_CLASSES = 14, 30
 
@@ -152,6 +153,7 @@ def dial(evidence: Evidence) -> dict[str, Any]:
         "toward": words.get(_direction(rows), _direction(rows)),
         "chosen": plain(evidence.robustness["alpha"]),
         "n": rows[0]["n"],
+        "set": locked_params(evidence.folder).get("merge", {}).get("alpha", "auto") != "auto",
         "rows": table,
     }
 
@@ -184,8 +186,11 @@ def training(evidence: Evidence, charts: dict[str, str]) -> dict[str, Any]:
          "Both follow the accuracy of the natural branch on the training set."),
         ("gradient_cosine", "Gradient cosine", [], _cosine_note(rows)),
     ]  # fmt: skip
+    tuned = evidence.optional("models/finetuned/finetuned.json")
     return {
         "epochs": len(rows),
+        "said": _rate_in_words(tuned),
+        "by": "clean" if tuned.get("method") in ("natural", "linear") else "robust",
         "charts": [
             {"title": title, "legend": legend, "note": note, "svg": Markup(charts[key])}
             for key, title, legend, note in shown
@@ -194,6 +199,16 @@ def training(evidence: Evidence, charts: dict[str, str]) -> dict[str, Any]:
         "head": [column.replace("_", " ") for column in rows[0]],
         "rows": [[_number(value) for value in r.values()] for r in rows],
     }
+
+
+def _rate_in_words(tuned: dict[str, Any]) -> str:
+    """Whether anything was searched, as far as this run knows."""
+    if {"rate", "decay", "gamma"} & set(tuned.get("axes", {})):
+        return "A learning rate, a decay or a loss weight was set by hand: whether it was searched, no run knows."
+    if tuned.get("reference") in ("best", "slow_start"):
+        weights = " and the loss weights set themselves" if tuned.get("method") == "autolora" else ""
+        return f"This run searched no hyper-parameter: the learning rate found itself{weights}."
+    return "This run searched no hyper-parameter: the learning rate is the published one."
 
 
 def _rate_note(rows: list[dict[str, str]]) -> str:

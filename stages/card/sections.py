@@ -54,8 +54,11 @@ def _tuned_how(tuned: dict[str, Any]) -> str:
 
 def _published(tuned: dict[str, Any]) -> str:
     paper = PUBLISHED.get(tuned.get("method", "autolora"))
-    if "natural_teacher" in tuned.get("axes", {}):
+    axes = tuned.get("axes", {})
+    if "natural_teacher" in axes:
         paper = "MTARD, ECCV 2022"
+    if tuned.get("method") == "madry" and axes.get("augmentation") == "interpolate":
+        paper = "IAT, AISec 2019"
     return f" ({paper})" if paper else ""
 
 
@@ -95,7 +98,8 @@ def _trained_on(tuned: dict[str, Any]) -> str:
         return ""
     gradients = "ten gradients" if tuned["attack"] == "pgd" else "one gradient"
     attack = "" if tuned["method"] in ("natural", "linear") else f"{gradients} of the attack an image, "
-    return f"{attack}first learning rate {tuned['first_rate']:g}{_schedule(tuned)}"
+    again = ", a part of the one that was found, at which training diverged" if tuned.get("diverged") else ""
+    return f"{attack}first learning rate {tuned['first_rate']:g}{again}{_schedule(tuned)}"
 
 
 def _schedule(tuned: dict[str, Any]) -> str:

@@ -301,6 +301,8 @@ def contradictions(params: Params) -> Iterator[str]:
     """What one section says and another does not allow."""
     for key, value, reason in clashes(params.finetune, params.threat.norm):
         yield f"finetune.{key} is {value}: {reason}"
+    if params.threat.norm == "l1":
+        yield "threat.norm is l1: training knows linf and l2; l1 is evaluated where evaluate.also names it"
     yield from _of_teachers(params.finetune)
     yield from _of_merge(params)
     also, size = params.evaluate.also, params.data.image_size

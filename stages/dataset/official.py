@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autolora.common.downloads import fetch_url
+from autolora.common.files import locked
 from stages.common.runner import StageError, work_root
 from stages.dataset.found import Found
 from stages.dataset.splits import place
@@ -227,9 +228,10 @@ def unpacked(published: Published, path: Path) -> Path:
     if (path / published.marker).exists():
         return path
     target = work_root() / "downloads" / published.name
-    if not target.exists():
-        files = [_archive(published, archive, path) for archive in published.archives]
-        _unpack(files, target)
+    with locked(target.with_name(f"{target.name}.lock"), wait=True):  # cells of a sweep may unpack the same set
+        if not target.exists():
+            files = [_archive(published, archive, path) for archive in published.archives]
+            _unpack(files, target)
     if not (target / published.marker).exists():
         raise StageError(f"{target} does not hold {published.marker}: remove the folder and run again")
     return target
@@ -262,7 +264,8 @@ def _digest(path: Path, algorithm: str) -> str:
 
 def _unpack(files: list[Path], target: Path) -> None:
     """All or nothing: a folder under this name is whole."""
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of one that was killed: whoever unpacks is alone
     part.mkdir(parents=True)
     try:
         for file in files:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from autolora.backbones.classifier import Classifier
 from autolora.backbones.layers import weight_layers
 from autolora.common.progress import duration
+from autolora.threat import Threat
 from autolora.training.subtuning import blocks_of
 from stages.common.params import Export, Finetune
 from stages.estimate import costs
@@ -31,20 +32,20 @@ def cost(model: Classifier, batch: int, seconds: Callable[[Price], float]) -> Pr
     return price_of(model, batch, worth=lambda at_most: seconds(at_most) >= WORTH_SAYING)
 
 
-def finetune(model: Classifier, counts: Counts, section: Finetune, eps: float) -> None:
-    blocks = len(blocks_of(model)) if section.trains == "blocks" else 0
+def finetune(model: Classifier, counts: Counts, section: Finetune, threat: Threat) -> None:
+    blocks, asked = len(blocks_of(model)) if section.trains == "blocks" else 0, costs.at_most(section)
 
     def seconds(price: Price) -> list[float]:
-        return [part / training() for part in costs.finetune(price, counts, section, blocks, eps)]
+        return [part / training() for part in costs.finetune(price, counts, asked, blocks, threat.eps, threat.norm)]
 
     robust, twin = seconds(cost(model, min(section.batch_size, counts.train), lambda price: sum(seconds(price))))
     epochs = f"{section.epochs} epochs of {counts.train:,} images"
     say("finetune", robust + twin, f"{epochs}, {duration(twin)} of it for the naturally tuned twin")
 
 
-def merge(model: Classifier, counts: Counts, points: int) -> None:
+def merge(model: Classifier, counts: Counts, points: int, *, mixed: bool = False) -> None:
     def seconds(price: Price) -> float:
-        return costs.dial(price, counts, points) / threads()
+        return (costs.dial(price, counts, points) + mixed * costs.mixture(price, counts)) / threads()
 
     of_what = f"{points} points of the dial, {counts.val:,} validation images each"
     say("merge", seconds(cost(model, counts.val, seconds)), of_what)

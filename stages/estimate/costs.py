@@ -68,7 +68,8 @@ def epoch(price: Price, counts: Counts, section: Finetune, eps: float = 0.0) -> 
     judged = counts.val * price.of(forwards=2, gradients=TRAINING_ATTACK)
     if single:
         judged += min(WATCHED, counts.train) * price.of(forwards=2, gradients=TRAINING_ATTACK + 1)
-        judged /= between_looks(counts.train, counts.val, section.epochs)
+        seldom = section.reference in ("auto", "best")  # the other rules judge each epoch
+        judged /= between_looks(counts.train, counts.val, section.epochs) if seldom else 1
     return counts.train * train + judged
 
 
@@ -77,7 +78,25 @@ def _taught(section: Finetune) -> int:
     return (section.teacher is not None) + (section.natural_teacher is not None)
 
 
-def finetune(price: Price, counts: Counts, section: Finetune, blocks: int = 0, eps: float = 0.0) -> tuple[float, float]:
+def at_most(section: Finetune) -> Finetune:
+    """The guard may go back to ten gradients after its first look."""
+    return section.model_copy(update={"attack": "auto"}) if section.attack == "single" else section
+
+
+def head_first(price: Price, counts: Counts, epochs: int, norm: str) -> float:
+    """The head alone, on images that are attacked through all of the network: on one gradient under Linf."""
+    linf, its_own = norm == "linf", max(1, epochs // 2)
+    train = price.of(gradients=1 if linf else TRAINING_ATTACK, forwards=1)
+    judged = counts.val * price.of(forwards=2, gradients=TRAINING_ATTACK)
+    if linf:
+        judged += min(WATCHED, counts.train) * price.of(forwards=2, gradients=TRAINING_ATTACK + 1)
+        judged /= between_looks(counts.train, counts.val, its_own)
+    return its_own * (counts.train * train + judged)
+
+
+def finetune(
+    price: Price, counts: Counts, section: Finetune, blocks: int = 0, eps: float = 0.0, norm: str = "linf"
+) -> tuple[float, float]:
     """Of the method, all its members, and of the naturally tuned twin; the network has so many blocks."""
     robust, twin = (
         section.epochs * epoch(price, counts, section.model_copy(update={"method": method}), eps)
@@ -87,8 +106,7 @@ def finetune(price: Price, counts: Counts, section: Finetune, blocks: int = 0, e
         first = section.model_copy(update={"method": "autolora", "teacher": None, "natural_teacher": None})
         robust += section.epochs * epoch(price, counts, first, eps)
     if section.start == "robust_head":
-        head = section.model_copy(update={"method": "linear"})
-        robust += section.epochs // 2 * (epoch(price, counts, head) + counts.train * price.of(gradients=1))
+        robust += head_first(price, counts, section.epochs, norm)
     if section.trains == "blocks":
         short = section.model_copy(update={"epochs": short_epochs(section.epochs)})
         robust += short_runs(blocks) * short.epochs * epoch(price, counts, short, eps)
@@ -103,7 +121,13 @@ def dial(price: Price, counts: Counts, points: int) -> float:
 def points_of_the_dial(section: Merge, method: str, members: int = 1) -> int:
     """Networks that are judged on the validation part, those of a greedy soup too."""
     directions = (DIRECTIONS if method == "autolora" else 1) + (section.toward == "critical")
-    return DIAL * directions + (section.alpha != "auto") + (2 * members - 1) * (section.soup == "greedy")
+    alone = method != "autolora"  # without a branch, of that direction the point at 0
+    return DIAL * directions + alone + (section.alpha != "auto") + (2 * members - 1) * (section.soup == "greedy")
+
+
+def mixture(price: Price, counts: Counts) -> float:
+    """A mapping is chosen by the robust network's answers; then the mixture of two networks is judged three ways."""
+    return counts.val * price.of(gradients=6 * DIAL_ATTACK, forwards=10)
 
 
 def critical(price: Price, counts: Counts, layers: int) -> float:

@@ -46,14 +46,15 @@ class Estimate:
         p, counts, price = params or self.params, self.counts, self.price
         n = attacked(p.evaluate, counts.test)
         points = costs.points_of_the_dial(p.merge, p.finetune.method, p.finetune.members)
-        mixed = p.merge.mix != "none"
+        mixed, asked = p.merge.mix != "none", costs.at_most(p.finetune)
         attacks = attack_costs.evaluate(price, n, counts.classes, p.threat.norm, p.evaluate, mixed=mixed)
         layer = costs.critical(price, counts, self.layers) if p.merge.toward == "critical" else 0.0
         work = {
             "prepare": counts.all * (self.decoding or 0.0) / (processes_asked_for() or cores()),
             "validate": 0.0,
-            "finetune": sum(costs.finetune(price, counts, p.finetune, self.blocks, p.threat.eps)) / training(),
-            "merge": (layer + costs.dial(price, counts, points)) / threads(),
+            "finetune": sum(costs.finetune(price, counts, asked, self.blocks, p.threat.eps, p.threat.norm))
+            / training(),
+            "merge": (layer + costs.dial(price, counts, points) + mixed * costs.mixture(price, counts)) / threads(),
             "evaluate": attacks / processes.count(),
             "export": attack_costs.export(price, n, p.export) / threads(),
             "register": REGISTERING,

@@ -60,12 +60,15 @@ def log_dataset(client: MlflowClient, run_id: str, evidence: Evidence) -> None:
 
 
 def _usable(client: MlflowClient, run_id: str, key: str) -> bool:
-    """A run holds the evidence of one version: the same training evaluated anew is another run."""
+    """A run holds the evidence of one version: the same training evaluated anew, or registered under a second name, is
+    another run."""
     try:
         run = client.get_run(run_id) if run_id else None
     except Exception:  # a live run that this server does not know
         return False
-    return run is not None and run.info.lifecycle_stage == "active" and run.data.tags.get("content_key", key) == key
+    if run is None or run.info.lifecycle_stage != "active" or run.data.tags.get("content_key", key) != key:
+        return False
+    return not client.search_model_versions(f"run_id = '{run_id}'")
 
 
 def missed(client: MlflowClient, run_id: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -384,3 +384,9 @@ def test_a_folder_that_is_somebody_elses(capfd: pytest.CaptureFixture, tmp_path:
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     says = "it is there already, and no attack wrote it"
     refused(capfd, tmp_path, colours.write(tmp_path / "m.onnx"), "--data", data, says=says)
+    report = tmp_path / "out" / "report.json"
+    report.write_text('{"tests": 12}')  # another program's
+    refused(capfd, tmp_path, tmp_path / "m.onnx", "--data", data, says=says)
+    report.write_text('{"robust_accuracy": 1, "attacks": [], "files": {}}')
+    refused(capfd, tmp_path, tmp_path / "m.onnx", "--data", data, says="thesis.txt in it is of nobody's attack")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"

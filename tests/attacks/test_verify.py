@@ -5,11 +5,16 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
 from autolora.command.main import main
+from autolora.command.result import EXAMPLES, FLAGS, REPORT
+from autolora.common.files import file_sha256, read_json, write_json
+from autolora.common.statistics import wilson
+from autolora.data.sample import ids_sha256
 from autolora.export.notes import set_notes
 from tests.attacks import colours
 
@@ -64,3 +69,54 @@ def test_a_signature_belongs_to_one_key_and_one_content(ours: Path, capsys: pyte
     assert ended(*told, keys[0]) == 2
     assert "is no ONNX file, or it is damaged" in capsys.readouterr().err
     assert ended("verify", ours, "--key", keys[0]) == 2
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six images of two classes, four of which stand, and a second threat."""
+    flags = np.zeros(6, [("id", "S64"), ("label", "i8"), ("clean", "?"), ("robust", "?"), ("l2:0.5", "?")])
+    flags["id"], flags["label"], flags["clean"] = [f"{i}".encode() for i in range(6)], [0, 0, 0, 1, 1, 1], True
+    flags["robust"], flags["l2:0.5"] = [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]
+    np.save(tmp_path / FLAGS, flags)
+    (tmp_path / EXAMPLES).write_bytes(b"images")
+    rows = [{"class": "a", "n": 3, "clean": 1.0, "robust": 1.0}, {"class": "b", "n": 3, "clean": 1.0, "robust": 1 / 3}]
+    also = [
+        {"what": "l2:0.5", "accuracy": 2 / 6},
+        {"what": "union", "accuracy": 2 / 6, "threats": ["linf:8/255", "l2:0.5"]},
+    ]
+    record = {
+        "clean_accuracy": 1.0, "robust_accuracy": 4 / 6, "ci95": list(wilson(4, 6)), "by_class": rows, "also": also,
+        "data": {"n": 6, "ids_sha256": ids_sha256([str(i) for i in range(6)])},
+        "files": {name: file_sha256(tmp_path / name) for name in (FLAGS, EXAMPLES)},
+    }  # fmt: skip
+    write_json(tmp_path / REPORT, record)
+    return tmp_path
+
+
+def test_a_report_is_held_against_its_flags(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert ended("verify", folder) == 0
+    assert capsys.readouterr().out.count("holds") == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"robust_accuracy": 1.0}, "accuracies are those of the flags"),
+        ({"ci95": [0.6, 0.7]}, "the interval is of these accuracies"),
+        ({"data": {"n": 10_000, "ids_sha256": "0" * 64}}, "images are those of the flags"),
+        ({"by_class": []}, "classes are those of the flags"),
+        ({"also": [{"what": "l2:0.5", "accuracy": 0.9}]}, "l2:0.5 is that of the flags"),
+        ({"files": {}}, "robust_flags.npy"),
+    ],
+)
+def test_an_altered_report_differs(folder: Path, capsys: pytest.CaptureFixture, change: dict, said: str) -> None:
+    write_json(folder / REPORT, read_json(folder / REPORT) | change)
+    assert ended("verify", folder) == 1
+    assert f"DIFFERS {said}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "{", '{"files": 3}', "null"])
+def test_what_is_no_report_is_said(folder: Path, capsys: pytest.CaptureFixture, text: str) -> None:
+    (folder / REPORT).write_text(text)
+    assert ended("verify", folder) == 2
+    assert "it is no report that an attack wrote" in capsys.readouterr().err

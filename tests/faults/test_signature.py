@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from pipelines import promote
+from pipelines import deploy, promote
 from pipelines.registry import decision_log as history
 from tests.registry.deployments import run, served
 
@@ -96,3 +96,17 @@ def test_a_key_that_is_none_is_named_and_nothing_moves(registry, client, keys, t
     assert promote.main(["synthetic", "1", "--sign", str(key)]) == 1
     assert str(key) in capsys.readouterr().err
     assert history.entries(client, "synthetic") == []
+
+
+def test_a_signature_is_of_one_models_name(registry, client, keys, service, capsys):
+    """The same files under a second name, alias and log included: what was signed for the first is not the second's."""
+    assert promote.main(["synthetic", "1", "--sign", str(keys / "ours.pem")]) == 0
+    found = client.get_model_version("synthetic", "1")
+    client.create_registered_model("second")
+    client.create_model_version("second", found.source, run_id=found.run_id, tags=found.tags)
+    entry = {"model": "second", "alias": "champion", "version": 1, "previous": None, "decision": "promoted"}
+    history.append(client, entry | {"why": None} | history.contents(found))
+    client.set_registered_model_alias("second", "champion", "1")
+    assert deploy.main(["second@champion", "--to", str(service), "--verify", str(keys / "ours.pub")]) == 1
+    assert "second version 1 is not signed by" in capsys.readouterr().err
+    assert run(service, "--verify", str(keys / "ours.pub")) == 0

@@ -295,3 +295,41 @@ def test_the_log_keeps_what_was_decided_on(registry, client):
     tags = client.get_model_version("synthetic", "1").tags
     assert {key: entry[key] for key in history.CONTENTS} == {key: tags[key] for key in history.CONTENTS}
     assert entry["gates"]["robust"] == 0.3
+
+
+def test_a_promotion_that_dies_before_the_alias_moves_has_never_happened(registry, client, monkeypatch, capsys):
+    """Killed between the log and the alias: no later rollback goes to a version that never reigned."""
+    assert main(["synthetic", "1"]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("mlflow.MlflowClient.set_registered_model_alias", _killed)
+        patched.setattr(promote, "withdraw", lambda *given: None)  # kill -9 leaves no time for it
+        with pytest.raises(KeyboardInterrupt):
+            main(["synthetic", "2"])
+    assert champion() == 1
+    decided = len(log())
+    promote.withdraw_cut_short(client, "synthetic", "champion")
+    assert len(log()) == decided  # of this minute: it may be under way
+    monkeypatch.setattr(promote, "UNDER_WAY", 0.0)
+    assert main(["synthetic", "3", "--force", "--why", "test"]) == 0
+    found = [(e["version"], e["decision"]) for e in history.entries(client, "synthetic")]
+    assert found == [(1, "promoted"), (2, "promoted"), (2, "withdrawn"), (3, "forced")]
+    assert main(["synthetic", "--rollback"]) == 0
+    assert champion() == 1
+
+
+def _killed(*given, **named):
+    raise KeyboardInterrupt
+
+
+def test_an_alias_that_cannot_be_set_withdraws_the_decision(registry, client, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("mlflow.MlflowClient.set_registered_model_alias", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            main(["synthetic", "2"])
+    assert [e["decision"] for e in history.entries(client, "synthetic")] == ["promoted", "withdrawn"]
+
+
+def test_gates_that_were_emptied_are_no_gates(registry, client, capsys):
+    client.set_model_version_tag("synthetic", "1", "gates", "{}")
+    assert main(["synthetic", "1"]) == 1
+    assert "its gates are unreadable" in capsys.readouterr().err

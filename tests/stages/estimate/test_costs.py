@@ -116,7 +116,10 @@ def test_a_point_of_the_dial(seen):
 
 def test_the_points_of_the_dial():
     assert costs.points_of_the_dial(Merge(), "autolora") == 10
-    assert costs.points_of_the_dial(Merge(alpha=0.3), "vanilla") == 6
+    assert (
+        costs.points_of_the_dial(Merge(), "vanilla") == 6
+    )  # five toward the twin, and alpha 0 of the branch that is not there
+    assert costs.points_of_the_dial(Merge(alpha=0.3, toward="natural"), "vanilla") == 7
     assert costs.points_of_the_dial(Merge(toward="critical"), "autolora") == 15
     assert costs.points_of_the_dial(Merge(soup="greedy"), "autolora", members=3) == 15
 
@@ -220,9 +223,34 @@ def test_a_stage_that_is_surely_short_is_looked_at_briefly_and_a_long_one_says_s
     model = load_backbone("resnet10t", classes=4, image_size=8, options={"channels": [4] * 4, "stem_width": 4})
     passed: list[int] = []
     model.register_forward_pre_hook(lambda module, inputs: passed.append(len(inputs[0])))
-    announce.finetune(model, Counts(64, 32), Finetune(epochs=1), eps=0.0)
+    announce.finetune(model, Counts(64, 32), Finetune(epochs=1), Threat("linf", "1/255"))
     short = len(passed)
     assert capsys.readouterr().err == ""
-    announce.finetune(model, Counts(64, 32), Finetune(epochs=100_000), eps=0.0)
+    announce.finetune(model, Counts(64, 32), Finetune(epochs=100_000), Threat("linf", "1/255"))
     assert len(passed) - short > 2 * short > 0
     assert "finetune: at most about " in capsys.readouterr().err
+
+
+def test_one_gradient_that_is_asked_for_is_ten_at_most():
+    """The guard may go back after its first look."""
+    one, ten = (costs.finetune(EACH, Counts(64, 32), costs.at_most(Finetune(attack=a))) for a in ("single", "pgd"))
+    assert one == ten
+
+
+def test_rules_that_judge_each_epoch_pay_for_it():
+    seldom, each = (
+        costs.epoch(EACH, Counts(900, 100), Finetune(attack="single", reference=rule)) for rule in ("best", "paper")
+    )
+    looked = 100 * (10 + 2) + 32 * (11 + 2)
+    assert each - 900 * (1 + 2 + 1) == looked
+    assert seldom - 900 * (1 + 2 + 1) < looked / 2
+
+
+@pytest.mark.parametrize(("norm", "gradients"), [("linf", 1), ("l2", 10)])
+def test_a_head_first_is_attacked_through_the_whole_network(norm, gradients):
+    counts, after = Counts(900, 100), Finetune(epochs=20, method="madry", start="robust_head")
+    plain = costs.finetune(EACH, counts, after.model_copy(update={"start": "pretrained"}), norm=norm)[0]
+    extra = costs.finetune(EACH, counts, after, norm=norm)[0] - plain
+    train, judged = 10 * 900 * (1 + gradients), 10 * 100 * 12
+    assert train < extra <= train + judged + 10 * 32 * 13
+    assert costs.head_first(EACH, counts, 1, norm) > 0  # an epoch at least
