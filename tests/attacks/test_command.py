@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from PIL import Image
 from torch import Tensor
 from torchvision.io import write_png
 
@@ -18,12 +19,14 @@ from autolora.attacks.autoattack import autoattack_of
 from autolora.attacks.engine.file_network import FileNetwork
 from autolora.attacks.evaluation import Settings
 from autolora.command import budget, result
+from autolora.command import images as pictures
 from autolora.command.also import Also
 from autolora.command.main import main
 from autolora.data.examples import read_examples
 from autolora.data.images import TestImages
 from autolora.export.runtime import logits, open_session
 from autolora.threat import Threat
+from stages.dataset.decode import decode
 from tests.attacks import colours
 from tests.export.quantiser import quantised_file
 
@@ -390,3 +393,21 @@ def test_a_folder_that_is_somebody_elses(capfd: pytest.CaptureFixture, tmp_path:
     report.write_text('{"robust_accuracy": 1, "attacks": [], "files": {}}')
     refused(capfd, tmp_path, tmp_path / "m.onnx", "--data", data, says="thesis.txt in it is of nobody's attack")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("size", [6, 12])
+def test_pictures_are_read_as_prepare_reads_them(tmp_path: Path, size: int) -> None:
+    """Sixteen bits, transparency, grey, and an animation."""
+    ramp = np.linspace(0, 65535, 36).astype(np.uint16).reshape(6, 6)
+    clear = np.concatenate([np.zeros((6, 6, 3), np.uint8), np.full((6, 6, 1), 128, np.uint8)], 2)
+    Image.fromarray(ramp).save(tmp_path / "sixteen.png")
+    Image.fromarray(clear, "RGBA").save(tmp_path / "clear.png")
+    Image.fromarray((ramp // 257).astype(np.uint8)).save(tmp_path / "grey.png")
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    for name in ("sixteen.png", "clear.png", "grey.png", "two.gif"):
+        ours, was = pictures._decoded(tmp_path / name, (3, size, size))
+        theirs, _ = decode((tmp_path / name).read_bytes(), 6)
+        assert (ours.shape, ours.dtype, was) == ((3, size, size), np.uint8, (6, 6))
+        if size == 6:
+            assert np.abs(ours.astype(int) - theirs).max() <= 1, name

@@ -12,6 +12,7 @@ from autolora.training import loop, objectives
 from autolora.training.controllers import Scalars
 from autolora.training.learner import Learner
 from autolora.training.loop import finetune, one_step
+from autolora.training.resume import layers
 from autolora.training.settings import Settings
 from autolora.training.teachers import Balance, Teachers
 from tests.method.small import QUICK, THREAT, images, network, transformer, without_batch_norm
@@ -324,3 +325,16 @@ def test_teachers_that_do_not_fit_are_refused_before_the_first_step(tmp_path):
         with pytest.raises(ValueError, match=message):
             tune(on_epoch=said.append, **changes)
     assert said == []
+
+
+def test_a_network_is_known_again_wherever_its_functions_lie():
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.function = lambda x: x
+
+        def extra_repr(self) -> str:
+            return f"{self.function}"
+
+    assert " at 0x" in repr(Odd())
+    assert layers(Odd()) == layers(Odd())

@@ -137,14 +137,24 @@ def test_validation_costs_at_most_a_tenth():
 
 
 def test_the_rate_rule_goes_on_without_looks():
-    """Between two of them nothing is judged; the cooldown runs as with them, and its last epoch is looked at."""
+    """Between two of them nothing is judged; the cooldown runs as with them, and begins and ends with a look."""
     rule = PairedRate(0.1, 20, every=3)
     looked = [epoch for epoch in range(1, 21) if _observe(rule, epoch)]
-    assert looked == [3, 6, 9, 12, 15, 18, 20]
+    assert looked == [3, 6, 9, 12, 15, 16, 18, 20]
     every = PairedRate(0.1, 20)
     for epoch in range(1, 21):
         _observe(every, epoch)
     assert rule.rate == every.rate
+
+
+def test_a_state_that_fell_apart_before_the_cooldown_is_not_cooled():
+    """Epoch 15 has all images right and is kept, epoch 16 none: nobody would have looked there."""
+    rule = PairedRate(0.1, 20, every=3)
+    for epoch in range(1, 17):
+        right = [epoch < 16] * 8 if rule.wants(epoch) else None
+        verdict = rule.observe(Measured(epoch, 8 * epoch, 0.5, right))
+    assert verdict.cooling
+    assert verdict.restore
 
 
 def _observe(rule, epoch):

@@ -83,6 +83,26 @@ def test_a_clone_fetches_a_revision_that_was_pushed_later(project, tmp_path):
     assert workspace.resolve(tmp_path / "clone", later) == later
 
 
+def test_a_branch_that_only_the_remote_has_and_a_commit_that_a_shallow_clone_lacks(project, tmp_path):
+    """As pods clone: the last commit of one branch."""
+    first = git(project, "rev-parse", "HEAD")
+    git(project, "commit", "--quiet", "--allow-empty", "-m", "second")
+    git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{project}", "pod")
+    git(project, "checkout", "--quiet", "-b", "other", first)
+    git(project, "commit", "--quiet", "--allow-empty", "-m", "of the other")
+    other = git(project, "rev-parse", "HEAD")
+    assert workspace.resolve(tmp_path / "pod", first) == first
+    assert workspace.resolve(tmp_path / "pod", "other") == other
+
+
+def test_two_long_names_are_two_folders():
+    long = "rebuild finetune.method=autolora finetune.reference=released threat.eps=8/255 seed="
+    one, two = workspace.slug(f"{long}1 @abc"), workspace.slug(f"{long}2 @def")
+    assert one != two
+    assert max(len(one), len(two)) <= workspace.LONGEST
+    assert workspace.slug("a b") == "a-b"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -6,6 +6,7 @@ import errno
 import re
 import tempfile
 
+import numpy as np
 import pytest
 from mlflow import MlflowException
 
@@ -13,6 +14,7 @@ from autolora.common.files import file_sha256
 from pipelines import deploy
 from pipelines.deploy import main, watch
 from pipelines.registry import triton_repository as repository
+from pipelines.registry import triton_server
 from pipelines.registry.triton_server import Silent, ask
 from stages import register as registering
 from stages.evidence.canaries import canaries
@@ -214,3 +216,22 @@ def test_a_watch_beside_a_server_that_loads_nothing_counts_what_it_did_again(
     monkeypatch.setattr(Serving, "silent", False)
     deploy.deploy("synthetic", "champion", service, how)
     assert deploy.rollback("synthetic", service) == "synthetic version 1 is served again, instead of 2"
+
+
+def test_a_configuration_that_is_gone_is_written_again(registry, champion, service):
+    """Without one a server guesses, and takes the newest folder."""
+    champion(1)
+    assert run(service) == 0
+    champion(2)
+    assert run(service) == 0
+    (service / "synthetic/config.pbtxt").unlink()
+    assert run(service) == 0
+    assert served(service) == 2
+
+
+def test_a_name_with_a_blank_is_asked_for_by_its_address(monkeypatch):
+    asked = []
+    monkeypatch.setattr(triton_server, "_wait_ready", lambda url, seconds: asked.append(url))
+    monkeypatch.setattr(triton_server, "_answers", lambda base, x: x)
+    triton_server.ask("http://here", "robust digits", 1, {"x": np.zeros((1, 3)), "logits": np.zeros((1, 3))})
+    assert asked == ["http://here/v2/models/robust%20digits/versions/1/ready"]

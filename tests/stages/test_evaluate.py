@@ -221,3 +221,17 @@ def test_by_class() -> None:
         {"class": "a", "n": 2, "clean": 1.0, "robust": 0.5},
         {"class": "b", "n": 1, "clean": 0.0, "robust": 0.0},
     ]
+
+
+def test_progress_belongs_to_the_labels_too(workspace: Path) -> None:
+    """A label of the test part that was corrected moves no image and no weight."""
+    params = load(EvaluateParams)
+    ids, x = [f"{i}" for i in range(4)], np.zeros((4, 3, 8, 8), np.uint8)
+    folders = [
+        stage.settings_of(
+            params, params.threat, torch.device("cpu"), model="merged",
+            images=TestImages(x, np.array(labels), ids), notes={"weights_sha256": "0"},
+        ).progress
+        for labels in ([0, 1, 2, 3], [0, 1, 2, 2], [0, 1, 2, 3])
+    ]  # fmt: skip
+    assert folders[0] == folders[2] != folders[1]

@@ -112,6 +112,41 @@ def test_a_recipe_is_trained_and_told_and_the_twin_knows_nothing_of_it(workspace
     assert changed["natural.safetensors"] == plain["natural.safetensors"]
 
 
+@pytest.mark.parametrize("method", ["natural", "madry"])
+def test_what_is_asked_for_is_what_is_trained_and_told_and_the_twin_is_plain(workspace, monkeypatch, method):
+    """Also where the method itself is natural; and what has no axis of its own in the grammar is told too."""
+    asked = {"rate": 0.05, "smoothing": 0.1, "average": 0.9, "augmentation": "none", "rank": 8, "trains": "lora"}
+    given, whole = [], stage.tune
+    schedule = "auto" if method == "natural" else "constant"  # an attack's
+    monkeypatch.setattr(stage, "tune", lambda *some, **settings: given.append(settings) or whole(*some, **settings))
+    change(workspace, workspace / "params.yaml", epochs=1, method=method, eps_schedule=schedule, **asked)
+    stage.finetune()
+    robust, natural = given
+    assert {key: robust[key] for key in asked} == asked
+    assert not {"rate", "smoothing", "trains"} & set(natural)
+    record = json.loads((workspace / "models/finetuned/finetuned.json").read_text())
+    told = {"trains": "lora", "smoothing": 0.1, "augmentation": "none", "average": 0.9, "rate": 0.05}
+    assert record["axes"] == told
+    assert record["first_rate"] == pytest.approx(0.05)
+
+
+def test_epochs_of_an_attempt_that_diverged_are_no_earlier_life(workspace, monkeypatch):
+    """Seen: 1, 2 and, from the start again, 1, 2."""
+
+    whole = stage.tune
+
+    def twice(*some, on_epoch=None, **settings):
+        tuned = whole(*some, on_epoch=on_epoch, **settings)
+        for record in tuned.history if on_epoch else []:
+            on_epoch(record)
+        return tuned
+
+    monkeypatch.setattr(stage, "tune", twice)
+    stage.finetune()
+    timing = json.loads((workspace / "reports/timing/finetune.json").read_text())
+    assert timing["resumed_after"] == 0
+
+
 def test_a_backbone_that_is_not_robust_gets_an_eps_that_grows_and_the_record_says_why(workspace):
     change(workspace, workspace / "params.yaml", epochs=1, eps_schedule="auto")
     stage.finetune()

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 
 from autolora.attacks.verdicts import ordered
 from autolora.common.files import read_json, write_json
@@ -338,3 +339,40 @@ def test_another_recipe_is_said_in_words(tmp_path):
     tuned |= {"method": "natural"}
     write_json(folder / "models/finetuned/finetuned.json", tuned)
     assert "tuned without an attack from a pre-trained backbone" in " ".join(Tree(page(folder)).text.split())
+
+
+@pytest.mark.parametrize(
+    ("tuned", "said"),
+    [
+        (
+            {"method": "autolora", "reference": "best"},
+            "searched no hyper-parameter: the learning rate found itself and",
+        ),
+        ({"method": "madry", "reference": "best"}, "no hyper-parameter: the learning rate found itself."),
+        ({"method": "vanilla", "reference": "paper"}, "the learning rate is the published one"),
+        ({"method": "twins", "reference": "paper", "axes": {"rate": 0.03}}, "was set by hand: whether it was searched"),
+    ],
+)
+def test_the_card_claims_no_more_than_the_run_knows(tmp_path, tuned, said):
+    folder = make_run(tmp_path / "run")
+    known = {"attack": "pgd", "first_rate": 0.03}
+    (folder / "models/finetuned").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "models/finetuned/finetuned.json", known | tuned)
+    assert said in " ".join(Tree(page(folder)).text.split())
+
+
+def test_an_alpha_that_was_set_was_not_chosen(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert "was chosen on" in " ".join(Tree(page(folder)).text.split())
+    lock = folder / "dvc.lock"
+    stages = yaml.safe_load(lock.read_text()) if lock.is_file() else {"stages": {}}
+    stages["stages"]["merge"] = {"params": {"params.yaml": {"merge": {"alpha": 0.1}}}}
+    lock.write_text(yaml.safe_dump(stages))
+    assert "was set in params.yaml. The curve was measured on" in " ".join(Tree(page(folder)).text.split())
+
+
+def test_iat_is_not_called_plain_training():
+    from stages.card.sections import _published
+
+    assert _published({"method": "madry", "axes": {"augmentation": "interpolate"}}) == " (IAT, AISec 2019)"
+    assert _published({"method": "madry"}) == " (PGD training, ICLR 2018)"

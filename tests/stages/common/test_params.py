@@ -364,3 +364,21 @@ def test_an_empty_file_reads_well(tmp_path):
 def test_params_travel_to_another_process():
     params = load(MergeParams, ROOT)
     assert pickle.loads(pickle.dumps(params)).as_dict() == params.as_dict()
+
+
+def test_a_norm_that_nothing_trains_for_is_refused_before_anything_runs(tmp_path):
+    file = written(tmp_path, [])
+    settings = yaml.safe_load(file.read_text()) | {"threat": {"norm": "l1", "eps": 12}}
+    file.write_text(yaml.safe_dump(settings))
+    with pytest.raises(StageError, match=r"threat\.norm is l1: training knows linf and l2"):
+        check(file)
+
+
+@pytest.mark.parametrize("eps", ["1e400", "1/1e-400", "nan", "inf"])
+def test_a_radius_beyond_all_numbers_is_said(tmp_path, eps):
+    file = written(tmp_path, [])
+    settings = yaml.safe_load(file.read_text())
+    settings["threat"]["eps"] = eps
+    file.write_text(yaml.safe_dump(settings))
+    with pytest.raises(StageError, match=r"threat\.eps is "):
+        check(file)

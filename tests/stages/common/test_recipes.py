@@ -52,6 +52,14 @@ def test_nothing_in_words_is_a_default_too(tmp_path):
     assert with_finetune(tmp_path, recipe="rslad2021", teacher="none").finetune.teacher == "first_pass"
 
 
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_that_names_the_rule_of_the_rate_sets_it(name):
+    """`auto` would be the published rule from 20,000 training images on."""
+    text = (ROOT / "presets/recipes" / f"{name}.yaml").read_text()
+    if "`best`" in text or "finds itself" in text:
+        assert recipes.recipe(name)["finetune"]["reference"] == "best"
+
+
 def test_no_two_recipes_are_the_same():
     said = [
         repr(sorted((section, sorted(values.items())) for section, values in recipes.recipe(name).items()))

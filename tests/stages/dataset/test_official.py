@@ -203,6 +203,16 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(server, tmp_path):
     assert len(server.ranges) == 2  # once downloaded and unpacked, never again
 
 
+def test_what_a_kill_left_half_unpacked_is_in_nobodys_way(server, tmp_path):
+    (tmp_path / "raw").mkdir()
+    half = tmp_path / ".work/downloads/.dtd.part"
+    half.mkdir(parents=True)
+    (half / "half").write_text("")
+    assert len(find("dtd", tmp_path / "raw")) == 18
+    assert not half.exists()
+    assert not (tmp_path / ".work/downloads/dtd/half").exists()
+
+
 def test_another_archive_than_the_published_is_refused(server, tmp_path, monkeypatch):
     wrong = replace(official.DTD, archives=(replace(official.DTD.archives[0], digest="0" * 32),))
     monkeypatch.setattr(official, "DTD", wrong)
