@@ -6,11 +6,12 @@ import csv
 import json
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from autolora.common.files import read_json
-from stages.tracking import live_run
+from stages.tracking import live_run, mirror
 from stages.tracking.client import flat, numbers
 from stages.tracking.live_run import LIVE_EPOCHS, LIVE_RECORD, find_live_run, live
 from stages.tracking.mirror import missed
@@ -126,3 +127,19 @@ def test_only_finite_numbers_become_metrics():
     record = {"epoch": 3, "lr": "0.5", "event": "best", "loss": float("nan"), "gone": None, "val_robust": 1}
     assert numbers(record) == {"lr": 0.5, "val_robust": 1.0}
     assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a.b.c": 1, "d": 2}
+
+
+@pytest.mark.parametrize(
+    ("tags", "versions", "usable"),
+    [
+        ({}, 0, True),
+        ({"content_key": "k"}, 0, True),
+        ({"content_key": "k"}, 1, False),
+        ({"content_key": "l"}, 0, False),
+    ],
+)
+def test_a_run_holds_the_evidence_of_one_version(tags, versions, usable):
+    """Another name with the same content gets a run of its own: the first one's files are signed."""
+    run = SimpleNamespace(info=SimpleNamespace(lifecycle_stage="active"), data=SimpleNamespace(tags=tags))
+    client = SimpleNamespace(get_run=lambda run_id: run, search_model_versions=lambda where: [where] * versions)
+    assert mirror._usable(client, "r", "k") is usable
