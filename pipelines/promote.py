@@ -187,7 +187,8 @@ def _move(client: MlflowClient, entry: dict[str, Any], claim: str) -> dict[str, 
     try:
         client.set_registered_model_alias(name, alias, str(entry["version"]))
     except BaseException as error:
-        withdraw(client, entry, f"the alias could not be set ({type(error).__name__})")
+        with suppress(Exception):  # a server that does not answer takes no entry either: the next decision does it
+            withdraw(client, entry, f"the alias could not be set ({type(error).__name__})")
         raise
     if alias_version(client, name, alias) != entry["version"]:
         raise StageError(f"{name}@{alias} was moved again by somebody else at once: see --history")

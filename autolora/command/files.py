@@ -81,7 +81,7 @@ def _of_report(path: Path) -> dict[str, bool]:
 
 def _of_flags(record: dict[str, Any], flags: np.ndarray) -> dict[str, bool]:
     clean, robust, n = flags["clean"], flags["robust"], len(flags)
-    shares = {record["clean_accuracy"]: clean.mean(), record["robust_accuracy"]: robust.mean()}
+    shares = [(record["clean_accuracy"], clean.mean()), (record["robust_accuracy"], robust.mean())]
     images = [i.decode() for i in flags["id"].tolist()]
     classes = [
         {"n": int(of.sum()), "clean": clean[of].mean(), "robust": robust[of].mean()}
@@ -89,7 +89,7 @@ def _of_flags(record: dict[str, Any], flags: np.ndarray) -> dict[str, bool]:
     ]
     told = [{key: row[key] for key in ("n", "clean", "robust")} for row in record["by_class"]]
     found = {
-        "accuracies are those of the flags": all(map(_close, shares.keys(), shares.values())),
+        "accuracies are those of the flags": all(_close(*pair) for pair in shares),
         "images are those of the flags": (record["data"]["n"], record["data"]["ids_sha256"]) == (n, ids_sha256(images)),
         "the interval is of these accuracies": all(map(_close, record["ci95"], wilson(int(robust.sum()), n))),
         "classes are those of the flags": len(told) == len(classes)

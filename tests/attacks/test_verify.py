@@ -102,6 +102,7 @@ def test_a_report_is_held_against_its_flags(folder: Path, capsys: pytest.Capture
     ("change", "said"),
     [
         ({"robust_accuracy": 1.0}, "accuracies are those of the flags"),
+        ({"clean_accuracy": 4 / 6}, "accuracies are those of the flags"),
         ({"ci95": [0.6, 0.7]}, "the interval is of these accuracies"),
         ({"data": {"n": 10_000, "ids_sha256": "0" * 64}}, "images are those of the flags"),
         ({"by_class": []}, "classes are those of the flags"),
