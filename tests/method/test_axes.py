@@ -16,6 +16,7 @@ from autolora.training.loop import finetune, one_step
 from autolora.training.objectives import METHODS
 from autolora.training.phases import robust_head
 from autolora.training.settings import Settings
+from stages.common.params import Finetune
 from stages.finetune import how
 from tests.method.small import QUICK, THREAT, images, network
 
@@ -37,10 +38,10 @@ def test_a_robust_head_first_and_the_body_untouched(monkeypatch):
     head = head_parameters(network())
     assert {name for name in before if not torch.equal(before[name], after[name])} == head
     assert len(tuned.head) == 2
-    head = how({}, tuned)["head"]  # in finetuned.json
+    head = how(Finetune(), tuned)["head"]  # in finetuned.json
     assert [record["epoch"] for record in head] == [1, 2]
     assert head[1]["val_robust"] == pytest.approx(tuned.head[1]["val_robust"], abs=1e-6)
-    assert "head" not in how({}, tune(epochs=1))
+    assert "head" not in how(Finetune(), tune(epochs=1))
     assert "2 epochs of the head alone" in repr(tuned)
     assert len(tuned.history) == 4
     assert tune(epochs=1).head is None

@@ -20,6 +20,7 @@ from autolora.training.controllers import AutoRate, Measured, PairedRate, betwee
 from autolora.training.loop import finetune
 from autolora.training.settings import Settings
 from autolora.training.single_step import Straight, bends, collapsed, single_step
+from stages.common.params import Finetune
 from stages.finetune import how
 from tests.method.small import QUICK, THREAT, images, network
 
@@ -293,7 +294,7 @@ def test_a_collapse_that_really_happens_is_caught(monkeypatch):
     fell, rose = (tuned.history[epoch - 1]["val_robust"] for epoch in (at, tuned.best_epoch))
     assert tuned.best_epoch > at  # on with PGD-10,
     assert rose > fell + 0.05  # which is worth it
-    assert how({}, tuned)["collapsed"] == [at]
+    assert how(Finetune(), tuned)["collapsed"] == [at]
 
 
 @pytest.mark.slow
