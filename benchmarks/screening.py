@@ -197,10 +197,9 @@ def table(args: argparse.Namespace) -> None:
     for group, two in itertools.groupby(tests, lambda test: test[:3]):
         net, name, change = group
         said = [f"{difference:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (*_, difference, _), p in zip(two, adjusted)]
-        shown = [row for row in rows if row.key()[:3] == group]
-        base = [row for row in rows if row.key()[:3] == (net, name, DEFAULT)]
-        cost = fmean(row.seconds for row in shown) / fmean(row.seconds for row in base)
-        print(f"| {net}, {name} | {change} | {len(shown)} | {' | '.join(said)} | {cost:.2f} |")
+        pairs = [pair for pair in both(rows, net, change) if pair[0].data == name]
+        cost = fmean(ours.seconds for _, ours in pairs) / fmean(base.seconds for base, _ in pairs)
+        print(f"| {net}, {name} | {change} | {len(pairs)} | {' | '.join(said)} | {cost:.2f} |")
     print("\nOver sets and seeds, with the 95 % interval of the mean (t, each set and seed one value).\n")
     print("| network | change | sets and seeds | clean | robust | seconds |\n|---|---|---|---|---|---|")
     for net, change in itertools.product(NETS, list(CHANGES)[1:]):

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from autolora.command.also import UNION
-from autolora.command.also import WORD as CORRUPTED
+from autolora.command.also import accuracy_of
 from autolora.command.models import read_onnx
 from autolora.command.result import EXAMPLES, FLAGS, REPORT
 from autolora.common.errors import BadArgument, first_line
@@ -96,16 +95,8 @@ def _of_flags(record: dict[str, Any], flags: np.ndarray) -> dict[str, bool]:
         and all(_close(said[key], row[key]) for said, row in zip(told, classes) for key in row),
     }
     for row in record.get("also") or []:
-        found[f"{row['what']} is that of the flags"] = _close(row["accuracy"], _also(row, flags))
+        found[f"{row['what']} is that of the flags"] = _close(row["accuracy"], accuracy_of(row, flags))
     return found
-
-
-def _also(row: dict[str, Any], flags: np.ndarray) -> float:
-    """Of another threat, of the union of all, or of corruptions, of which the flags hold how many are read rightly."""
-    if row["what"] == UNION:
-        return float(np.logical_and.reduce([flags[name] for name in ("robust", *row["threats"][1:])]).mean())
-    each = len(row["kinds"]) * len(row["kinds"][0]["by_severity"]) if row["what"] == CORRUPTED else 1
-    return float(flags[row["what"]].mean() / each)
 
 
 def _close(said: float, found: float) -> bool:

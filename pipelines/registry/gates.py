@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from autolora.attacks.verdicts import NAMES
+from autolora.command.also import accuracy_of, columns_of
 from autolora.common.statistics import mcnemar, wilson
 from autolora.data.sample import ids_sha256
 from autolora.threat import Threat
-from stages.common.params import CORRUPTIONS, UNION, Gates
+from stages.common.params import Gates
 from stages.evidence.checks import sixteen
 from stages.evidence.files import Evidence
 
@@ -82,17 +83,6 @@ def also_findings(report: dict[str, Any], flags: np.ndarray, least: dict[str, fl
         *(_threshold(what, found[what], least[what]) for what in least if what in found),
         *(Finding(what, False, unknown) for what in least if what not in found),
     ]
-
-
-def columns_of(row: dict[str, Any]) -> set[str]:
-    """Of the flags, by which a row of the report is borne out."""
-    return {"robust", *row["threats"][1:]} if row["what"] == UNION else {row["what"]}
-
-
-def accuracy_of(row: dict[str, Any], flags: np.ndarray) -> float:
-    if row["what"] == CORRUPTIONS:
-        return float(flags[CORRUPTIONS].mean() / (len(row["kinds"]) * len(row["kinds"][0]["by_severity"])))
-    return float(np.logical_and.reduce([flags[column] for column in columns_of(row)]).mean())
 
 
 def _in_short(count: int, failed: list[str]) -> str:

@@ -116,3 +116,12 @@ def test_a_training_that_diverges_is_the_worst_answer(tmp_path, monkeypatch, cap
         screening.added(one)
     screening.rates(asked)
     assert "| 0.0 / 0.0 (1 diverged) | 100.0 / 20.0 | +0.0 / +0.0 |" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_cost_is_a_ratio_of_the_same_seeds(monkeypatch, capsys):
+    """The default took 10 s at seed 0 and 90 at another time; the change, at seed 0 alone, 20."""
+    rows = [row("default", 0, "1" * 10), replace(row("default", 1, "1" * 10), seconds=90.0)]
+    rows.append(replace(row("pgd", 0, "1" * 10), seconds=20.0))
+    monkeypatch.setattr(screening, "read", lambda: rows)
+    screening.table(argparse.Namespace(on="select"))
+    assert "| shipped, dtd10 | pgd | 1 | +0.0 (p 1) | +0.0 (p 1) | 2.00 |" in capsys.readouterr().out
