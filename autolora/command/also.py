@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.report import Report
+from autolora.command.also_flags import UNION, WORD
 from autolora.common.errors import BadArgument
 from autolora.common.statistics import wilson
 from autolora.corruptions.corrupt import CORRUPTIONS, SMALLEST, strengths_of
 from autolora.threat import Threat
-
-WORD, UNION = "corruptions", "union"
 
 
 class Also(NamedTuple):
@@ -48,18 +47,6 @@ class Also(NamedTuple):
                 }
             )
         return found
-
-
-def columns_of(row: dict[str, Any]) -> set[str]:
-    """Of the flags, by which a row of the record is borne out."""
-    return {"robust", *row["threats"][1:]} if row["what"] == UNION else {row["what"]}
-
-
-def accuracy_of(row: dict[str, Any], flags: np.ndarray) -> float:
-    """What the flags say of a row; of corruptions they hold how many of an image's are read rightly."""
-    if row["what"] == WORD:
-        return float(flags[WORD].mean() / (len(row["kinds"]) * len(row["kinds"][0]["by_severity"])))
-    return float(np.logical_and.reduce([flags[column] for column in columns_of(row)]).mean())
 
 
 def words(text: str | None, main: Threat, shape: tuple[int, ...]) -> list[str]:

@@ -39,7 +39,8 @@ from autolora.attacks.verdicts import CheckFailed, require
 from autolora.attacks.versions import VERSIONS
 from autolora.backbones.classifier import IMAGENET_MEAN, IMAGENET_STD
 from autolora.command import result
-from autolora.command.also import WORD, measured, words
+from autolora.command.also import measured, words
+from autolora.command.also_flags import WORD
 from autolora.command.budget import within
 from autolora.command.images import Data, read
 from autolora.command.models import Asked, Normalise, Target, no_gradients, target
