@@ -137,8 +137,8 @@ def examine(
     return findings + more, tests
 
 
-def rollback(name: str, alias: str = "champion", why: str | None = None) -> dict[str, Any]:
-    """Back to the version before, whose files must still be what they were."""
+def rollback(name: str, alias: str = "champion", why: str | None = None, key: Path | None = None) -> dict[str, Any]:
+    """Back to the version before, whose files must still be what they were; signed, where a key is given."""
     client = connect().MlflowClient()
     claim = _claim(client, name)
     withdraw_cut_short(client, name, alias)
@@ -157,6 +157,8 @@ def rollback(name: str, alias: str = "champion", why: str | None = None) -> dict
             "why": why,
             **history.contents(version),
         }
+    if key:
+        sign(client, version, key)
     return _move(client, entry, claim)
 
 
@@ -313,7 +315,7 @@ def carry_out(chosen: argparse.Namespace) -> dict[str, Any] | None:
         show_history(chosen.name)
         return None
     if chosen.rollback:
-        return rollback(chosen.name, chosen.to, chosen.why)
+        return rollback(chosen.name, chosen.to, chosen.why, chosen.sign)
     if not chosen.version:
         show_present(chosen.name)
         return None

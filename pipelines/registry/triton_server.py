@@ -16,6 +16,9 @@ from stages.common.runner import StageError
 from stages.evidence.canaries import compare
 
 Canaries = dict[str, np.ndarray]
+NOT_OF_THE_MODEL = frozenset(
+    {401, 403, 407, 408, 425, 429}
+)  # a proxy's or a limiter's word: whoever asks, and how often
 
 
 class Silent(StageError):
@@ -34,7 +37,7 @@ def ask(server: str, name: str, number: int, canaries: Canaries, seconds: float 
     try:
         return compare(_answers(base, canaries["x"]), canaries["logits"])
     except (OSError, HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError) and error.code < 500:
+        if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code not in NOT_OF_THE_MODEL:
             raise  # that is an answer
         raise Silent(f"{server} does not answer ({type(error).__name__}: {error})") from None
 

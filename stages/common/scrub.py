@@ -26,7 +26,8 @@ ADDRESSES = re.compile(r"(_URI|_URL|_ENDPOINT|_DSN)$", re.IGNORECASE)
 # alone, and what follows is bounded: a hostile text of 50,000 letters took two minutes.
 NAMED = re.compile(
     r"(?<![\w.-])([\w.-]*"
-    r"(?:password|passwd|pwd|token|secret|signature|credential|api_?key|access_?key|odbc_connect)"
+    r"(?:password|passwd|pwd|token|secret|signature|credential|api_?key|access_?key|odbc_connect"
+    r"|\bsig(?=\s{0,99}(?:=|%3D)))"  # Azure's signed addresses; not of design= or sigma=
     r"[\w-]{0,99}\s{0,99}(?:=|%3D)\s*)(\{[^}]*\}|'[^']*'|\"[^\"]*\"|[^\s&;,'\")]+)",
     re.IGNORECASE,
 )

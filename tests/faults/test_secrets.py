@@ -110,6 +110,8 @@ def test_a_run_that_succeeds(register, tmp_path, migrated):
         ("PWD={a;b};SERVER=x", "PWD=***;SERVER=x"),
         ("host=x password='a b' dbname=y", "host=x password=*** dbname=y"),
         ("eps=8/255, seed=0: 60 of 200", "eps=8/255, seed=0: 60 of 200"),
+        ("https://host/c/w.pth?sv=1&sig=a%2Bb%3D&se=2", "https://host/c/w.pth?sv=1&sig=***&se=2"),
+        ("design=1, sigma=0.25, my_sig=3", "design=1, sigma=0.25, my_sig=3"),
     ],
 )
 def test_what_is_taken_and_what_is_left(text, left):

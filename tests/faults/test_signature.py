@@ -39,6 +39,15 @@ def test_what_was_signed_is_served_and_nothing_else(registry, client, keys, serv
     assert served(service) == 1
 
 
+def test_what_is_rolled_back_to_can_be_signed_with_it(registry, client, keys, service):
+    """Champions that reigned before there was a key: going back to one must not leave the servers with nothing."""
+    assert promote.main(["synthetic", "1"]) == 0
+    assert promote.main(["synthetic", "2", "--sign", str(keys / "ours.pem")]) == 0
+    assert promote.main(["synthetic", "--rollback", "--sign", str(keys / "ours.pem")]) == 0
+    assert run(service, "--verify", str(keys / "ours.pub")) == 0
+    assert served(service) == 1
+
+
 def test_a_registry_writer_who_forges_the_log_too_is_refused(registry, client, keys, service, capsys):
     """All of version 3 under the name of version 2, log included: the signature is of other files."""
     assert promote.main(["synthetic", "2", "--sign", str(keys / "ours.pem")]) == 0

@@ -29,9 +29,9 @@ def folders(service):
 
 
 class Serving(BaseHTTPRequestHandler):
-    """As much of KServe v2 as the canaries need; `offset` and `silent` are the planted faults."""
+    """As much of KServe v2 as the canaries need; `offset`, `silent` and `refuses` are the planted faults."""
 
-    folder, offset, silent = Path(), 0.0, False
+    folder, offset, silent, refuses = Path(), 0.0, False, 0
 
     def do_GET(self):
         self.reply({"inputs": [{"name": "image", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]})
@@ -39,6 +39,8 @@ class Serving(BaseHTTPRequestHandler):
     def do_POST(self):
         if self.silent:
             return  # the connection is closed without a word
+        if self.refuses:
+            return self.send_error(self.refuses)
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["inputs"][0]
         x = np.array(body["data"], np.float32).reshape(body["shape"])
         number = self.path.split("/")[5]

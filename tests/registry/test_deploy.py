@@ -201,6 +201,21 @@ def test_a_watch_beside_a_server_that_stays_dead_leaves_the_served_version_and_i
     assert capsys.readouterr().out.count("version 2 cannot be tried") == 1
 
 
+@pytest.mark.parametrize(("code", "refused"), [(429, []), (403, []), (400, ["2"])])
+def test_a_limiter_or_a_proxy_that_refuses_says_nothing_of_the_version(
+    registry, champion, service, url, monkeypatch, code, refused
+):
+    """Not in the record as a version that answers wrongly: that one is not tried again."""
+    champion(1)
+    assert run(service, "--server", url) == 0
+    champion(2)
+    monkeypatch.setattr(Serving, "refuses", code)
+    assert run(service, "--server", url) == 1
+    assert list(repository.state(service / "synthetic")["refused"]) == refused
+    monkeypatch.setattr(Serving, "refuses", 0)
+    assert run(service, "--server", url) == (1 if refused else 0)
+
+
 def test_a_watch_beside_a_server_that_loads_nothing_counts_what_it_did_again(
     registry, champion, service, url, monkeypatch
 ):
