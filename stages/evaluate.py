@@ -86,7 +86,7 @@ def evaluate() -> None:
         if not first:
             work()
             return
-        with timed("evaluate") as record:
+        with timed("evaluate", REPORTS / "robustness.json") as record:
             robust, natural = work()
             robust.report.checks = replaced(robust.report.checks, provenance)
             write(images, robust, natural)

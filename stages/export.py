@@ -43,7 +43,7 @@ EXPORT, REPORT = Path("models/export"), Path("reports/export.json")
 
 def export() -> None:
     params = load(ExportParams)
-    with timed("export") as record:
+    with timed("export", REPORT) as record:
         robustness, examples = read_json(ROBUSTNESS), read_examples(ADVERSARIAL)
         refuse_other_weights(robustness, params.threat)
         inputs = (MERGED, ADVERSARIAL, ROBUSTNESS, CLASSES, CALIBRATION)

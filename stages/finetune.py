@@ -71,7 +71,7 @@ def train_both() -> None:
     params = load(FinetuneParams)
     first = distributed.process_number() == 0
     work = work_dir("finetune", **params.as_dict(), data=data_keys("train", "val"), code=code_sha256())
-    clock: AbstractContextManager[dict[str, Any]] = timed("finetune") if first else nullcontext({})
+    clock: AbstractContextManager[dict[str, Any]] = timed("finetune", TRAINING) if first else nullcontext({})
     lock: AbstractContextManager[None] = only_one(work) if first else nullcontext()
     with clock as record, lock:
         model = backbone(params, read_json(PREPARED / "train" / "classes.json"))

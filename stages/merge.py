@@ -58,7 +58,7 @@ class Shipped(NamedTuple):
 def merge() -> None:
     params = load(MergeParams)
     validation = Validation(params.threat)
-    with timed("merge") as record, only_one(validation.folder):
+    with timed("merge", MERGED) as record, only_one(validation.folder):
         asked, toward = params.merge.alpha, params.merge.toward
         ends = _read_ends(params, validation)
         curve = _curve(ends, _settings(ends, asked, toward), validation, mixed=params.merge.mix == "nuts")

@@ -45,7 +45,7 @@ def prepare() -> None:
     decoder = decode_whole if size > data.image_size else decode
     made_by = {name: installed(name) for name in ("pillow", "torch", "torchvision")}
     folder = work_dir("prepare", size=size, kept=decoder.__name__, decoder=DECODER, **made_by)
-    with timed("prepare") as record, in_turn(folder):
+    with timed("prepare", MANIFEST) as record, in_turn(folder):
         store = Store(folder, size, decoder)
         rows = list(store.decode(_watched(data.source, Path(data.path)), processes_asked_for() or cores()))
         _split(rows, params.seed, data.validation_fraction, data.test_fraction)

@@ -44,7 +44,7 @@ LISTED = 50  # files named on the terminal
 
 def validate() -> None:
     params = load(ValidateParams)
-    with timed("validate"):
+    with timed("validate", QUALITY):
         manifest = read_manifest(MANIFEST)
         outcomes = _judge(manifest, params)
         quality = _summary(manifest, outcomes)

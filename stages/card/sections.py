@@ -350,7 +350,8 @@ def provenance(evidence: Evidence, source: dict[str, str]) -> dict[str, Any]:
 
 
 def cost(evidence: Evidence) -> dict[str, Any]:
-    found = {p.stem: read_json(p) for p in evidence.path("reports/timing").glob("*.json")}
+    records = {p.stem: read_json(p) for p in evidence.path("reports/timing").glob("*.json")}
+    found = {stage: record for stage, record in records.items() if _of_what_lies_there(record, evidence)}
     known = [(stage, found[stage]) for stage in STAGES if stage in found]
     rows = [
         (stage, duration(t["seconds"]), f"{t['peak_memory_mb']:,} MB", speed(t), str(t.get("machine", "")))
@@ -360,7 +361,17 @@ def cost(evidence: Evidence) -> dict[str, Any]:
     total = duration(sum(t["seconds"] for _, t in known))
     gpus = f"{gpu_hours:.2f} GPU hours of it" if gpu_hours else "no GPU used"
     spent = f"{total} of work, {gpus}; the start of Python and its imports come on top, some seconds for each stage."
+    if cached := [stage for stage in STAGES if stage in records and stage not in found]:
+        spent += (
+            f" Not counted: {', '.join(cached)}, whose outputs came from DVC's cache and had been made by another run."
+        )
     return {"rows": rows, "total": spent}
+
+
+def _of_what_lies_there(timing: dict[str, Any], evidence: Evidence) -> bool:
+    """The last run of a stage may have been with other params, and its outputs since been exchanged for cached ones."""
+    made = {evidence.path(name): digest for name, digest in timing.get("made", {}).items()}
+    return all(file_sha256(path) == digest for path, digest in made.items() if path.is_file())
 
 
 def duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autolora.common.errors import BadArgument
-from autolora.common.files import AtWork, locked, write_json
+from autolora.common.files import AtWork, file_sha256, locked, write_json
 from autolora.common.progress import named
 from stages.common.clone import seen_from_clone
 from stages.common.endings import forget, tell
@@ -115,8 +115,12 @@ def processes_asked_for() -> int | None:
 
 
 @contextmanager
-def timed(stage: str) -> Iterator[dict[str, Any]]:
-    """Seconds and peak memory into reports/timing/<stage>.json; the stage may add figures of its own to the record."""
+def timed(stage: str, made: str | Path | None = None) -> Iterator[dict[str, Any]]:
+    """Seconds and peak memory into reports/timing/<stage>.json; the stage may add figures of its own to the record.
+
+    made: an output by whose content a reader knows whether the record is of what lies there now. DVC's cache brings
+    back the outputs of earlier params, and not this file.
+    """
     record: dict[str, Any] = {}
     start, before = time.perf_counter(), _processor_seconds()
     yield record
@@ -129,6 +133,8 @@ def timed(stage: str) -> Iterator[dict[str, Any]]:
         "python": platform.python_version(),
         **_accelerators(time.perf_counter() - start),
     }
+    if made:
+        record["made"] = {str(made): file_sha256(made)}
     write_json(f"reports/timing/{stage}.json", record)
 
 

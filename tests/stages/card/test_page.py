@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from autolora.attacks.verdicts import ordered
-from autolora.common.files import read_json, write_json
+from autolora.common.files import file_sha256, read_json, write_json
 from stages.card.page import plots, write_card
 from stages.card.plots import _rate_note
 from stages.card.strips import strips
@@ -96,6 +96,16 @@ def test_cost_appears_where_it_was_measured(tmp_path):
     text = Tree(page(folder)).text
     assert "2.0 h of work, 2.00 GPU hours of it; the start of Python and its imports come on top" in text
     assert "1,234 images/s" in text
+    training = folder / "reports/training.csv"
+    write_json(
+        folder / "reports/timing/finetune.json", record | {"made": {"reports/training.csv": file_sha256(training)}}
+    )
+    assert "2.0 h of work" in Tree(page(folder)).text
+    training.write_text(training.read_text() + "\n")  # another run's, from DVC's cache
+    write_json(folder / "reports/timing/merge.json", record | {"seconds": 60})
+    text = Tree(page(folder)).text
+    assert "60.0 s of work" in text
+    assert "Not counted: finetune, whose outputs came from DVC's cache" in text
 
 
 def test_other_threats_and_corruptions_where_they_were_measured(html, tmp_path):

@@ -133,10 +133,12 @@ def test_one_process_a_key(tmp_path):
 
 def test_timing_is_on_record(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with timed("merge") as record:
+    with timed("merge", "out") as record:
         record["images_per_s"] = 3
+        (tmp_path / "out").write_text("b")
     written = read_json("reports/timing/merge.json")
     assert {"seconds", "peak_memory_mb", "machine", "images_per_s"} <= set(written)
+    assert written["made"] == {"out": file_sha256(tmp_path / "out")}
 
 
 def test_a_file_is_whole_or_absent(tmp_path):
