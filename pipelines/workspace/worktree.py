@@ -205,12 +205,19 @@ def use_storage(folder: Path) -> None:
     cache, remote, endpoint = (os.environ.get(f"AUTOLORA_{name}") for name in ("CACHE", "REMOTE", "REMOTE_ENDPOINT"))
     if not cache and not remote:
         return
-    with graph.opened(folder) as repo, repo.config.edit("local") as settings:
-        if cache:
-            settings["cache"]["dir"] = cache
-        if remote:
-            settings["remote"]["shared"] = {"url": remote} | ({"endpointurl": endpoint} if endpoint else {})
-            settings["core"]["remote"] = "shared"
+    wanted: dict[str, dict[str, Any]] = {}
+    if cache:
+        wanted["cache"] = {"dir": cache}
+    if remote:
+        wanted["remote"] = {"shared": {"url": remote} | ({"endpointurl": endpoint} if endpoint else {})}
+        wanted["core"] = {"remote": "shared"}
+    with graph.opened(folder) as repo:
+        present = repo.config.read("local")
+        if all(present.get(part, {}).get(key) == value for part in wanted for key, value in wanted[part].items()):
+            return  # runs beside this one read the file
+        with repo.config.edit("local") as settings:
+            for part, values in wanted.items():
+                settings[part].update(values)
 
 
 def remote(folder: Path) -> bool:

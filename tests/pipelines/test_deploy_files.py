@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -163,3 +164,35 @@ def test_a_run_cannot_leave_its_container(name):
     job = json.dumps(apply_values(template["job_configuration"], defaults | worst))
     assert "escape" not in job
     assert ("no-new-privileges" if name.startswith("docker") else '"allowPrivilegeEscalation": false') in job
+
+
+@pytest.mark.parametrize("killed", ["never", "in the clone", "in the checkout"])
+def test_the_worker_script_makes_its_clone_whole(tmp_path, killed):
+    """Prefect's own program is another here: what it is called with, and where, is what counts."""
+    source, clone, programs = tmp_path / "source", tmp_path / "clone", tmp_path / "bin"
+    for folder in (source, clone, programs):
+        folder.mkdir()
+    (source / "file").write_text("content")
+    who = ["-c", "user.name=A", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", *command], cwd=source, check=True)
+    (programs / "prefect").write_text('#!/bin/sh\necho "$@"\n')
+    (programs / "prefect").chmod(0o755)
+    if killed == "in the clone":
+        (clone / ".part/.git/objects").mkdir(parents=True)
+    if killed == "in the checkout":
+        subprocess.run(["git", "clone", "-q", "--no-checkout", str(source), str(clone)], check=True)
+        (clone / ".git/index.lock").touch()
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", "AUTOLORA_REPOSITORY": str(source)}
+    for _ in range(2):
+        started = subprocess.run(
+            ["bash", str(DEPLOY / "worker.sh"), "a-pool"],
+            cwd=clone,
+            env=environment | {"WORKER_NAME": "w"},
+            capture_output=True,
+            text=True,
+        )
+        assert started.stdout == "worker start --pool a-pool --name w --limit 1\n", started.stderr
+        assert (clone / "file").read_text() == "content"
+        (clone / "mine").touch()
+    assert sorted(path.name for path in clone.iterdir()) == [".git", "file", "mine"]

@@ -195,6 +195,22 @@ def test_private_dvc_settings_come_along(project):
     assert not workspace.remote(ROOT)
 
 
+def test_settings_that_stand_are_not_written_again(project, tmp_path, monkeypatch):
+    """Runs beside this one read the file; and what it holds besides stays."""
+    monkeypatch.setenv("AUTOLORA_REMOTE", str(tmp_path / "remote"))
+    monkeypatch.setenv("AUTOLORA_CACHE", str(tmp_path / "cache"))
+    dvc(project, "config", "--local", "core.autostage", "true")
+    workspace.use_storage(project)
+    settings = project / ".dvc" / "config.local"
+    before, text = settings.stat().st_mtime_ns, settings.read_text()
+    assert "autostage" in text
+    workspace.use_storage(project)
+    assert settings.stat().st_mtime_ns == before
+    monkeypatch.setenv("AUTOLORA_CACHE", str(tmp_path / "other"))
+    workspace.use_storage(project)
+    assert settings.read_text() != text
+
+
 @pytest.mark.slow
 def test_what_one_machine_has_built_another_fetches(template, tmp_path, home, monkeypatch):
     """Two clones without a common cache, and a DVC remote that only the environment names."""
