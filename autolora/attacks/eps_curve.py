@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor
 
 from autolora.attacks.apgd_l1 import apgd_for
-from autolora.attacks.checks import huge, in_advance, pixels
+from autolora.attacks.checks import huge, in_advance, known_labels, pixels
 from autolora.attacks.engine.prepare import device_of
 from autolora.attacks.engine.slots import Job, Slots
 from autolora.attacks.evaluation import Answers, Evaluation, Settings, opened
@@ -55,6 +55,7 @@ def curve_of(model: Answers, images: TestImages, threat: Threat, settings: Setti
     wanted = radii(threat, images.x[0].size)
     with opened(with_a_gradient(model), images, threat, settings) as e:
         require([pixels(e.x)])
+        known_labels(e.y, e.logits.shape[1])
         mine, steps = wanted[distributed.process_number() :: distributed.process_count()], ways(model, threat.norm)
         points = distributed.gathered({eps: accuracy_at(e, eps, steps) for eps in mine})
         return [Point(0.0, e.clean.double().mean().item(), "none")] + [points[eps] for eps in wanted]

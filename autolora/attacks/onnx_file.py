@@ -52,7 +52,7 @@ def parity(
         flipped = np.zeros(len(images), bool)
         for row in rows:
             answered = answer(images, row["batch"])
-            row[name] = _two_digits(np.abs(answered - expected).max())
+            row[name] = _two_digits(apart(answered, expected))
             flipped |= answered.argmax(1) != expected.argmax(1)
         flips += int(flipped.sum())
         beyond += int((flipped & (margin > 2 * noise(expected))).sum())
@@ -64,6 +64,12 @@ def parity(
         "label_flips_beyond_noise": beyond,
         "batches": rows,
     }
+
+
+def apart(answered: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference; one that is a number on one side alone is the largest there is."""
+    both = np.isnan(answered) & np.isnan(expected)
+    return float(np.nan_to_num(np.abs(np.where(both, 0, answered - expected)), nan=np.inf).max())
 
 
 def _two_digits(value: float) -> float:

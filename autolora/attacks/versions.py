@@ -14,6 +14,7 @@ from autolora.attacks.engine.network import Network
 from autolora.attacks.engine.slots import Attack
 from autolora.attacks.fab import FAB, TargetedFAB
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
+from autolora.common.errors import BadArgument
 from autolora.threat import Threat
 
 VERSIONS = ("standard", "plus", "strong", "rand", "fast")
@@ -28,6 +29,11 @@ class Budget:
     queries: int = 5000  # of Square
     targets: int = 9  # classes that the targeted attacks aim at
     samples: int = 20  # passes over which version rand averages
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise BadArgument(name, value, "expected a whole number from 1")
 
 
 STANDARD = Budget()

@@ -101,7 +101,14 @@ def _find_weights(tree: Any) -> tuple[str, dict[str, Tensor], list[str]]:
         return "", {}, []
     found.sort(key=lambda item: _preference(item[0]))
     (path, state), *rest = found
-    return path, state, [other for other, _ in rest]
+    return path, {**_normaliser_beside(tree, path), **state}, [other for other, _ in rest]
+
+
+def _normaliser_beside(tree: Any, path: str) -> dict[str, Tensor]:
+    """{"state_dict": ..., "mean": ..., "std": ...}: part of the network, though it lies beside the weights."""
+    if not (isinstance(tree, Mapping) and path in tree):
+        return {}
+    return {key: v.detach() for key, v in tree.items() if key in (*MEANS, *STDS) and isinstance(v, Tensor)}
 
 
 def _preference(path: str) -> tuple[int, int]:
@@ -121,7 +128,8 @@ def _state_dicts(tree: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
             yield path, dict(_module_tensors(here))
         elif isinstance(here, Mapping) and len(above) < DEPTH and id(here) not in above:
             named = {key: v.detach() for key, v in here.items() if isinstance(key, str) and isinstance(v, Tensor)}
-            if named and len(named) * 2 > len(here):
+            held = any(key in CONTAINERS and isinstance(value, Inert | Mapping) for key, value in here.items())
+            if named and len(named) * 2 > len(here) and not held:
                 yield path, named
             inside = [
                 (f"{path}/{key}".strip("/"), value, (*above, id(here)))

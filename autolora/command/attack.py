@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from autolora.attacks.autoattack import autoattack_of, black_box
-from autolora.attacks.checks import known_labels, logits_are_numbers, logits_not_softmax
+from autolora.attacks.checks import known_labels, logits_are_numbers, logits_not_softmax, shuffled
 from autolora.attacks.engine.answers import require_logits
 from autolora.attacks.engine.file_network import Agreement, FileNetwork
 from autolora.attacks.engine.prepare import default_batch
@@ -53,7 +54,7 @@ from autolora.common.progress import duration
 from autolora.common.shared_out import per_core, shared_out
 from autolora.data.sample import ids_sha256
 from autolora.export.operators.shapes import NoRule
-from autolora.threat import NORMS, Threat, parse_eps
+from autolora.threat import NORMS, Threat
 
 CPU = torch.device("cpu")
 OPTIONS = {
@@ -70,6 +71,8 @@ OPTIONS = {
     "out",
     "also",
     "processes",
+    "size",
+    "require-robust",
 }
 ALONE = 5.0  # seconds after which one of several processes may say what the first has not said
 ASKED = 256  # images on which the copy is held against the file, and the labels against the answers
@@ -162,6 +165,7 @@ def as_helper(helper: Callable[[], None]) -> None:
 def attack(chosen: argparse.Namespace) -> Done:
     """The work of one process."""
     threat, asked = Threat(chosen.norm, chosen.eps), _asked(chosen)
+    _refuse_shares(chosen.require_robust)
     count = _count(chosen.images)
     model = target(asked)
     out = chosen.out or Path(f"attacked-{model.name.replace(':', '-')}")
@@ -174,7 +178,8 @@ def attack(chosen: argparse.Namespace) -> Done:
         distributed.wait()  # until the folder is ours
         begin, kept = time.perf_counter(), progress / _key(model, data, threat, chosen)
         threats = [threat, *(Threat.parse(word) for word in also if word != WORD)]
-        left_out = within(chosen.budget, model, data, (threats, chosen.version), kept)
+        version = "square" if agreed.scores_only else chosen.version
+        left_out = within(chosen.budget, model, data, (threats, version), kept)
         if left_out:
             _tell(left_out)
         settings = _settings(chosen, model, data, kept)
@@ -224,6 +229,11 @@ def _ending(wanted: float | None, report: Report) -> int:
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
+def _refuse_shares(wanted: float | None) -> None:
+    if wanted is not None and not 0 <= wanted <= 1:
+        raise BadArgument("require-robust", wanted, "expected a share of the images, from 0 to 1")
+
+
 def _asked(chosen: argparse.Namespace) -> Asked:
     return Asked(
         chosen.model,
@@ -256,9 +266,18 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     if len(parts) not in (1, 3):
         raise BadArgument(option, text, "expected one number, or one for each of three channels")
     try:
-        return tuple(0.0 if float(part.partition("/")[0]) == 0 else parse_eps(part) for part in parts)
-    except ValueError:
+        return tuple(map(_number, parts))
+    except (ValueError, ZeroDivisionError):
         raise BadArgument(option, text, "expected numbers such as 0.485 or 1/255") from None
+
+
+def _number(text: str) -> float:
+    """A mean may be 0 or below."""
+    above, slash, below = text.partition("/")
+    number = float(above) / float(below) if slash else float(above)
+    if not isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _count(text: str) -> int | str:
@@ -270,10 +289,18 @@ def _count(text: str) -> int | str:
 def _classes(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    if not Path(text).is_file():
+    if not _is_file(text):
         return [name.strip() for name in text.split(",")]
     written = Path(text).read_text(encoding="utf-8").strip()
     return [str(n) for n in json.loads(written)] if written.startswith("[") else written.splitlines()
+
+
+def _is_file(text: str) -> bool:
+    """A list of many names is too long for one."""
+    try:
+        return Path(text).is_file()
+    except OSError:
+        return False
 
 
 # --- before the attack ------------------------------------------------------------------------------------------------
@@ -281,15 +308,14 @@ def _classes(text: str | None) -> list[str] | None:
 
 def looked_at(model: Target, data: Data, asked: Asked) -> Agreed:
     """Each fault in one line, before any work is done."""
-    network, x, y = model.network, data.images.pixels()[:ASKED], data.images.labels()[:ASKED]
-    try:
+    some = shuffled(data.images.ids)[:ASKED]  # the first ones of a sorted folder would be of few classes
+    network, x, y = model.network, data.images.pixels()[some], data.images.labels()[some]
+    with _taking(asked.model, "images", x):
         require_logits(network, x[:1])
-    except BadArgument:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{asked.model} does not take images {list(x.shape[1:])}: {reason}") from error
-    with torch.no_grad():
+    with (
+        _taking(asked.model, "one image, and not several at once: export it for any batch; several", x),
+        torch.no_grad(),
+    ):
         answered = torch.cat([network(part) for part in x.split(64)])
     require([logits_are_numbers(answered)])
     if logits_not_softmax(answered).verdict == "fail":
@@ -303,6 +329,18 @@ def looked_at(model: Target, data: Data, asked: Asked) -> Agreed:
         raise ValueError(f"{len(data.classes)} classes, and the model answers for {answered.shape[1]}")
     look(network, x, y, data.classes, normalised=asked.normalise is not None, guessed=data.folders)
     return _agreed(network, x, asked.model) if isinstance(network, FileNetwork) else Agreed(None, "")
+
+
+@contextmanager
+def _taking(name: str, what: str, x: Tensor) -> Iterator[None]:
+    """Whatever a network of anybody's raises is one line."""
+    try:
+        yield
+    except BadArgument:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{name} does not take {what} {list(x.shape[1:])}: {reason}") from error
 
 
 def _agreed(network: FileNetwork, x: Tensor, name: str) -> Agreed:
@@ -332,6 +370,7 @@ def _key(model: Target, data: Data, threat: Threat, chosen: argparse.Namespace) 
         chosen.batch,
         chosen.budget,
         ids_sha256(data.images.ids),
+        hashlib.sha256(data.images.y.tobytes()).hexdigest(),
     ]
     said += [chosen.also, chosen.mean, chosen.std, chosen.normalised, chosen.before_softmax, chosen.layout]
     return hashlib.sha256(repr(said).encode()).hexdigest()[:16]

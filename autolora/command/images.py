@@ -7,6 +7,8 @@ are larger or smaller than the network's images, their short side is resized and
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,7 +60,7 @@ def read(text: str, count: int | str, seed: int, shape: Shape | None, classes: S
     if path.suffix == ".csv":
         return _files(path, _table(path), count, seed, (shape, classes))
     if path.is_dir() and (path / "images.npy").is_file():
-        return _prepared(path, count, seed, shape)
+        return _prepared(path, count, seed, shape, classes)
     if path.is_dir():
         return _files(path, _folders(path), count, seed, (shape, classes))
     raise BadArgument(
@@ -69,18 +71,23 @@ def read(text: str, count: int | str, seed: int, shape: Shape | None, classes: S
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def _prepared(path: Path, count: int | str, seed: int, shape: Shape | None) -> Data:
-    every = read_images(path)
-    images = stratified(every, count, seed)
+def _prepared(path: Path, count: int | str, seed: int, shape: Shape | None, classes: Sequence[str] | None) -> Data:
+    """Its labels are numbers in the order of its own classes, which may be another one than the model's."""
+    every, own = read_images(path), [str(name) for name in read_json(path / "classes.json")]
+    wanted = list(classes) if classes else own
+    present = [own[label] for label in sorted(set(every.y.tolist()))]
+    _refuse_unknown(path, present, wanted)
+    numbers = np.array([wanted.index(name) if name in present else -1 for name in own])
+    images = stratified(TestImages(every.x, numbers[every.y], every.ids), count, seed)
     _same_size(images.x, shape, path)
-    return Data(str(path), images, len(every), read_json(path / "classes.json"))
+    return Data(str(path), images, len(every), wanted)
 
 
 def _arrays(path: Path, count: int | str, seed: int, shape: Shape | None, classes: Sequence[str] | None) -> Data:
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise BadArgument("data", str(path), f"it is no .npz of arrays ({first_line(error)})") from error
     names = next((pair for pair in PAIRS if set(pair) <= set(held)), None)
     if names is None:
@@ -88,6 +95,8 @@ def _arrays(path: Path, count: int | str, seed: int, shape: Shape | None, classe
     x, y = held[names[0]], held[names[1]]
     if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
         x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+    if x.ndim == 3 and len(x) == len(y):
+        raise BadArgument("data", str(path), f"images of shape {x.shape}: of grey ones save [n,1,h,w]")
     _in_range(x, path)
     every = TestImages.of(x, y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y, held.get("ids"))
     _same_size(every.x, shape, path)
@@ -148,8 +157,7 @@ def _files(
 ) -> Data:
     shape, names = wanted
     classes = list(names) if names else _in_order(set(listed.labels))
-    if unknown := sorted(set(listed.labels) - set(classes)):
-        raise BadArgument("data", str(path), f"{unknown[0]!r} is no class of the model: {', '.join(classes[:8])}, ...")
+    _refuse_unknown(path, set(listed.labels), classes)
     labels = np.array([classes.index(label) for label in listed.labels])
     chosen = stratified(TestImages(np.zeros(len(labels)), labels, listed.names), count, seed)
     pictures, sizes = zip(*(_decoded(listed.root / name, shape) for name in chosen.ids))
@@ -159,6 +167,11 @@ def _files(
     notes = {"resized": resized} if resized else {}
     images = TestImages.of(np.stack(pictures), chosen.y)
     return Data(str(path), images, len(labels), classes, folders=names is None, notes=notes)
+
+
+def _refuse_unknown(path: Path, found: Iterable[str], classes: Sequence[str]) -> None:
+    if unknown := sorted(set(found) - set(classes)):
+        raise BadArgument("data", str(path), f"{unknown[0]!r} is no class of the model: {', '.join(classes[:8])}, ...")
 
 
 def _in_order(labels: Iterable[str]) -> list[str]:

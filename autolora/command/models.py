@@ -88,6 +88,10 @@ def _onnx(path: Path, asked: Asked) -> Target:
         cure = "autolora.autoattack takes the classifier file it was made of, --version square the scores of this one"
         raise ValueError(f"{path} is a mixture, whose own gradients lead nowhere and would flatter it: {cure}")
     image = _image(graph, path)
+    if _is_bytes(image) and asked.normalise is not None:
+        raise BadArgument(
+            "mean", asked.normalise[0], f"{path} takes bytes: what they stand for the file decides itself"
+        )
     channels_last = _layout(image, path, wanted=asked.channels_last)
     try:
         network = FileNetwork(
@@ -101,7 +105,7 @@ def _onnx(path: Path, asked: Asked) -> Target:
         "ONNX",
         network,
         _sha256(path),
-        _shape(image, channels_last=channels_last or _is_bytes(image)),
+        _sized(_dims_of(image, channels_last=channels_last or _is_bytes(image)), asked.size),
         _listed(names) or None,
         graph,
         {"input": onnx.TensorProto.DataType.Name(image.type.tensor_type.elem_type)}
@@ -115,7 +119,11 @@ def no_gradients(model: str, error: NoRule) -> ValueError:
 
 
 def _listed(text: str) -> list[str]:
-    return [str(name) for name in json.loads(text)] if text.startswith("[") else []
+    """As we write them; what others write under this name may be no JSON."""
+    try:
+        return [str(name) for name in json.loads(text)] if text.startswith("[") else []
+    except ValueError:
+        return []
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
@@ -157,9 +165,15 @@ def _cut(model: onnx.ModelProto, path: Path) -> None:
         node = makers.get(node.input[0])
     if node is None or node.op_type not in SOFT:
         raise BadArgument("before-softmax", str(path), f"its output is made by {node.op_type if node else 'nothing'}")
-    kind = output.type.tensor_type.elem_type
+    given, kind = node.input[0], onnx.TensorProto.FLOAT
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    inside = {each.name: each.type.tensor_type.elem_type for each in inferred}
+    if inside.get(given, kind) != kind:  # of a file in float16 whose answers are cast
+        cast = onnx.helper.make_node("Cast", [given], [f"{given} as float32"], to=kind)
+        model.graph.node.append(cast)
+        given = cast.output[0]
     del model.graph.output[:]
-    model.graph.output.append(onnx.helper.make_tensor_value_info(node.input[0], kind, None))
+    model.graph.output.append(onnx.helper.make_tensor_value_info(given, kind, None))
 
 
 def _image(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
@@ -199,11 +213,20 @@ def _layout(image: onnx.ValueInfoProto, path: Path, *, wanted: bool) -> bool:
     return wanted
 
 
-def _shape(image: onnx.ValueInfoProto, *, channels_last: bool) -> tuple[int, int, int] | None:
+def _dims_of(image: onnx.ValueInfoProto, *, channels_last: bool) -> tuple[int, int, int]:
+    """[c,h,w]; 0 where the file leaves it free."""
     dims = _dims(image)[1:]
     sides = [dims[2], dims[0], dims[1]] if channels_last else dims
     c, h, w = (side if isinstance(side, int) else 0 for side in sides)
-    return (c or 3, h, w) if h and w else None
+    return c or 3, h, w
+
+
+def _sized(dims: tuple[int, int, int], asked: int | None) -> tuple[int, int, int] | None:
+    c, h, w = dims
+    if asked and (h or asked, w or asked) != (asked, asked):
+        raise BadArgument("size", asked, f"the model takes {h or 'any'}x{w or 'any'}")
+    h, w = h or asked or 0, w or asked or 0
+    return (c, h, w) if h and w else None
 
 
 # --- torch ------------------------------------------------------------------------------------------------------------

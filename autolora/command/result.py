@@ -12,6 +12,7 @@ from autolora.command.also import Also
 from autolora.command.card import page
 from autolora.command.images import Data
 from autolora.command.models import Target
+from autolora.command.suspicions import named
 from autolora.common.errors import BadArgument
 from autolora.common.files import file_sha256, read_json, replacing_folder, write_json, write_text
 from autolora.data.examples import Examples, write_examples
@@ -64,8 +65,10 @@ def by_class(report: Report, names: list[str]) -> list[dict[str, Any]]:
     for label in report.y.unique().tolist():
         of = report.y == label
         shares = {"clean": report.clean[of], "robust": report.robust[of]}
-        name = names[label] if label < len(names) else str(label)
-        rows.append({"class": name, "n": int(of.sum())} | {k: v.double().mean().item() for k, v in shares.items()})
+        rows.append(
+            {"class": named(names, label), "n": int(of.sum())}
+            | {k: v.double().mean().item() for k, v in shares.items()}
+        )
     return rows
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import sqrt
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,21 +28,42 @@ class NoClassifier(ValueError):
     """Nothing of what it answers has to do with the labels."""
 
 
+class Recall(NamedTuple):
+    """The mean over the classes that are there: of few images of one class it says as much as of many."""
+
+    share: float
+    chance: float  # of who answers whatever the image: one over the classes
+    deviation: float  # of such a one's share, if it answered as often with each class as this model does
+
+    def beyond_chance(self, deviations: float) -> bool:
+        return self.share == 1 or self.share > self.chance + deviations * self.deviation
+
+
+def recall(found: Tensor, y: Tensor) -> Recall:
+    present = y.unique()
+    of = [found[y == label] for label in present]
+    share = sum((each == label).double().mean().item() for each, label in zip(of, present)) / len(present)
+    often = [(found == label).double().mean().item() for label in present]
+    variance = sum(q * (1 - q) / len(each) for q, each in zip(often, of))
+    return Recall(share, 1 / len(present), sqrt(variance) / len(present))
+
+
 def look(answers: Answers, x: Tensor, y: Tensor, names: list[str], *, normalised: bool, guessed: bool) -> None:
     """Raise where the accuracy on clean images is that of chance. `guessed`: the labels' order is that of folders."""
     found = _answered(answers, x)
-    right, n, most = int((found == y).sum()), len(y), int(y.bincount().max())
-    if right > most + SURE * sqrt(most * (1 - most / n)):
+    right, n, has = int((found == y).sum()), len(y), recall(found, y)
+    if has.beyond_chance(SURE) or (has.chance == 1 and right):  # of one class no answer shows chance
         return
-    said = f"{right} of {n} clean images are classified correctly, and one constant answer would be right on {most}"
+    said = f"{right} of {n} clean images are classified correctly, no more than by chance"
     if order := another_order(found, y, names):
         where = "the folders" if guessed else "the labels"
         raise NoClassifier(f"{said}: {where} seem to be in another order than the model's ({order}); give --classes")
     if not normalised:
         for option, (mean, std) in WAYS.items():
             again = _answered(answers, (x - _row(mean, x)) / _row(std, x))
-            better = int((again == y).sum())
-            if better > most + 2 * SURE * sqrt(most * (1 - most / n)) and better > 2 * right:
+            gains = recall(again, y)
+            if gains.beyond_chance(2 * SURE) and gains.share > 2 * has.share:
+                better = int((again == y).sum())
                 raise NoClassifier(f"{said}; with {option} it is {better}: the file expects other pixels than [0,1]")
     raise NoClassifier(f"{said}: random weights, other pixels than [0,1] (--mean, --std), or labels of other images?")
 
@@ -63,5 +85,10 @@ def another_order(found: Tensor, y: Tensor, names: list[str]) -> str:
     if len(set(usual.values())) < len(usual) or len(usual) < 2 or agreeing < 0.6 * len(y):
         return ""
     moved = [(label, answer) for label, answer in usual.items() if label != answer]
-    shown = [f"images of {names[label]!r} are taken for class {answer}" for label, answer in moved[:2]]
+    shown = [f"images of {named(names, label)!r} are taken for class {answer}" for label, answer in moved[:2]]
     return ", ".join(shown)
+
+
+def named(names: list[str], label: int) -> str:
+    """A model may answer for more classes than have names."""
+    return names[label] if label < len(names) else str(label)

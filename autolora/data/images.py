@@ -41,7 +41,9 @@ class TestImages:
                 f"{len(pixels)} images and {len(labels)} labels: expected as many of each, and at least one"
             )
         pixels = np.require(pixels, None if pixels.dtype == np.uint8 else np.float32, ["C", "W"])
-        names = [str(i) for i in ids] if ids is not None else _content_ids(pixels)
+        names = (
+            [i.decode() if isinstance(i, bytes) else str(i) for i in ids] if ids is not None else _content_ids(pixels)
+        )
         if len(set(names)) != len(pixels):
             raise ValueError(
                 f"{len(set(names))} different ids for {len(pixels)} images: every image needs one of its own"
@@ -129,5 +131,6 @@ def _content_ids(x: np.ndarray) -> list[str]:
     for image in x:
         name = hashlib.sha256(_floats(image).tobytes()).hexdigest()
         seen[name] = seen.get(name, 0) + 1
-        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+        again = hashlib.sha256(f"{name}#{seen[name]}".encode()).hexdigest()
+        names.append(name if seen[name] == 1 else again)  # all of one length: they are stored in a column
     return names

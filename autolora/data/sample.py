@@ -18,10 +18,14 @@ def read_images(folder: Path) -> TestImages:
 
 
 def stratified(images: TestImages, count: int | str, seed: int) -> TestImages:
-    """`count` images, or all; classes take turns until enough are chosen, each in the order of its images' hashes."""
+    """`count` images, or all; classes take turns until enough are chosen, each in the order of its images' hashes.
+
+    Which classes have a last turn the hashes say, too: by number, it would be the first ones in every sample.
+    """
     n = len(images) if count == "all" else min(int(count), len(images))
-    turns = _turns(images.y, _hashes(images.ids, seed))
-    return images.only(sorted(np.lexsort((images.y, turns))[:n].tolist(), key=lambda i: images.ids[i]))
+    hashes = _hashes(images.ids, seed)
+    chosen = np.lexsort((np.array(hashes), _turns(images.y, hashes)))[:n]
+    return images.only(sorted(chosen.tolist(), key=lambda i: images.ids[i]))
 
 
 def _hashes(ids: Sequence[str], seed: int) -> list[str]:

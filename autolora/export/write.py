@@ -123,7 +123,11 @@ def opset(exported: onnx.ModelProto) -> int:
 
 
 def _parsed(text: str) -> Any:
-    return json.loads(text) if text[:1] in ("{", "[") else text
+    """What others wrote may begin so, and be no JSON: a dictionary as Python prints it."""
+    try:
+        return json.loads(text) if text[:1] in ("{", "[") else text
+    except ValueError:
+        return text
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ sections.py, and in plots.py where it has a chart, drawn from the CSV files, so 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from autolora.common.command_line import Command
+from autolora.common.errors import first_line
 from autolora.common.files import write_text
 from autolora.common.statistics import wilson
 from stages.card.plots import classes, dial, over_eps, plots, training
@@ -38,6 +40,7 @@ from stages.card.sections import (
 from stages.card.strips import Strip, data_uri, strips
 from stages.card.svg import STYLE, interval, percent, swatch
 from stages.common.params import check
+from stages.common.runner import StageError
 from stages.evidence.checks import in_words, sixteen, worst
 from stages.evidence.files import CONTACT_SHEET, Evidence
 from stages.evidence.provenance import provenance_of
@@ -178,4 +181,7 @@ def main() -> None:
         __doc__, reads="params.yaml, data/, models/ and reports/ in FOLDER", writes="reports/card.html there"
     )
     parser.add_argument("folder", nargs="?", default=".", help="of a run (default: here)")
-    write_card(parser.parse_args().folder)
+    try:
+        write_card(parser.parse_args().folder)
+    except (StageError, OSError, ValueError) as error:
+        sys.exit(f"card: {first_line(error)}")

@@ -364,3 +364,13 @@ def test_weights_that_diverged(tmp_path):
     torch.save({**STATE, "fc.bias": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.pt")
     with pytest.raises(ValueError, match=r"1 of 9 tensors hold NaN or infinity, the first is fc\.bias"):
         read_checkpoint(tmp_path / "nan.pt")
+
+
+def test_a_normaliser_beside_the_weights_is_part_of_them(tmp_path):
+    """Two loose tensors and a dictionary of weights: the weights are in the dictionary."""
+    torch.save({"state_dict": STATE, "mean": MEAN, "std": STD}, tmp_path / "ck.pt")
+    checkpoint = read_checkpoint(tmp_path / "ck.pt")
+    fitted = fit_state(checkpoint.state, STATE)
+    assert (checkpoint.container, checkpoint.others, fitted.missing, fitted.unexpected) == ("state_dict", [], [], [])
+    assert same(fitted.state, STATE)
+    assert fitted.normaliser == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
