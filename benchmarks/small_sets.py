@@ -7,7 +7,8 @@ with scikit-learn. They are 20 classes of CIFAR-100 (Krizhevsky, 2009): apple, b
 girl, lamp, lobster, mouse, otter, plain, rabbit, rose, skunk, squirrel, tank, train, whale; ten textures of
 DTD (Cimpoi et al., 2014), 120 photographs of each, the short side 96 pixels: banded, blotchy, braided,
 bubbly, bumpy, chequered, cobwebbed, cracked, crosshatched, crystalline; and TrashNet (Thung & Yang, 2016) at 150
-pixels. Where to get them: docs/data.md, presets/trashnet.yaml.
+pixels (presets/trashnet.yaml says where it is). CIFAR-100 and DTD are fetched by `prepare` (docs/data.md: cifar100,
+dtd). A sheet holds CIFAR-100's images of one class, train or test, as they come, 25 or 20 a row; DTD's are scaled.
 
 Each class is cut into a test part, which is the same for every cell and seed, and a pool from which the seed of a run
 draws its training and its validation images. What is left over stays unseen, but for the sets that ask how many images

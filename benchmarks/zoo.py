@@ -7,6 +7,7 @@ Building blocks only: the weights are not part of the repository, and tests that
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,8 +204,17 @@ def load_zoo(shared: Path, name: str) -> nn.Module:
     """One of FILES, on [0,1] pixels, in eval mode."""
     build, statistics = BODIES[name]
     body = build()
-    body.load_state_dict(_state(shared / "weights" / FILES[name]))
+    body.load_state_dict(_state(there(shared / "weights" / FILES[name])))
     return Normalized(body, *statistics).eval()
+
+
+def there(path: Path) -> Path:
+    """Images and weights of others, which no repository of ours may hold: one line where they are absent."""
+    if not path.is_file():
+        sys.exit(
+            f"{path} is not there: docs/autoattack.md says which files lie in data/ and weights/, and whose they are"
+        )
+    return path
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -220,5 +230,5 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 def cifar500(shared: Path) -> tuple[Tensor, Tensor]:
     """The 500 listed CIFAR-10 test images: uint8 [500,3,32,32] and labels."""
-    with np.load(shared / "data" / "cifar10-eval500.npz") as data:
+    with np.load(there(shared / "data" / "cifar10-eval500.npz")) as data:
         return torch.from_numpy(data["x"]).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(data["y"])

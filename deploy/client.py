@@ -22,12 +22,28 @@ import numpy as np
 from PIL import Image, ImageOps
 
 
-def read(path: str, size: int, as_bytes: bool) -> np.ndarray:
-    """[3,h,w] in [0,1], or uint8 [h,w,3]: cut to a square from the middle and scaled, as `prepare` does."""
+def read(path: str, size: int, as_bytes: bool, stored: int = 0) -> np.ndarray:
+    """[3,h,w] in [0,1], or uint8 [h,w,3]: cut to a square from the middle and scaled, as `prepare` does.
+
+    stored: `data.stored_size`, where it is the larger one: the square is scaled to it, and its middle is cut out.
+    The last bits may differ from what was attacked (another decoder, another way to scale).
+    """
     with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file).convert("RGB")
-    pixels = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+        image = in_colour(ImageOps.exif_transpose(file))
+    side = max(size, stored)
+    scaled, edge = ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR), (side - size) // 2
+    pixels = np.asarray(scaled.crop((edge, edge, edge + size, edge + size)))
     return pixels if as_bytes else pixels.transpose(2, 0, 1).astype(np.float32) / 255
+
+
+def in_colour(image: Image.Image) -> Image.Image:
+    """What is transparent lies on white, and of 16 bits the upper ones count."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        layers = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers)
+    return image.convert("RGB")
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> Any:
@@ -52,15 +68,15 @@ def reason(reply: str) -> str:
     return reply.rsplit("Error: ", 1)[-1][-1000:]
 
 
-def for_mlflow(paths: list[str], size: int, as_bytes: bool) -> dict[str, Any]:
-    images = np.stack([read(path, size, as_bytes) for path in paths])
+def for_mlflow(paths: list[str], size: int, as_bytes: bool, stored: int) -> dict[str, Any]:
+    images = np.stack([read(path, size, as_bytes, stored) for path in paths])
     return {"inputs": {"image": images.tolist()}}
 
 
-def for_triton(server: str, model: str, paths: list[str]) -> dict[str, Any]:
+def for_triton(server: str, model: str, paths: list[str], stored: int) -> dict[str, Any]:
     (contract,) = ask(f"{server}/v2/models/{quote(model)}")["inputs"]
     as_bytes = contract["datatype"] == "UINT8"
-    images = np.stack([read(path, contract["shape"][2], as_bytes) for path in paths])
+    images = np.stack([read(path, contract["shape"][2], as_bytes, stored) for path in paths])
     image = {"name": "image", "datatype": contract["datatype"], "shape": list(images.shape)}
     return {"inputs": [image | {"data": images.ravel().tolist()}]}
 
@@ -80,11 +96,15 @@ def main() -> None:
     parser.add_argument("server")
     parser.add_argument("images", nargs="+")
     parser.add_argument("--size", type=int, default=16, help="of the images as the model was trained on them")
+    parser.add_argument("--stored", type=int, default=0, help="data.stored_size, where params.yaml sets one")
     parser.add_argument("--bytes", action="store_true", help="the model takes uint8 [n,h,w,3]")
     parser.add_argument("--triton", metavar="MODEL", help="speak protocol v2 about this model")
     parser.add_argument("--body", action="store_true", help="print the request instead of sending it")
     a = parser.parse_args()
-    body = for_triton(a.server, a.triton, a.images) if a.triton else for_mlflow(a.images, a.size, a.bytes)
+    if a.triton:
+        body = for_triton(a.server, a.triton, a.images, a.stored)
+    else:
+        body = for_mlflow(a.images, a.size, a.bytes, a.stored)
     if a.body:
         return print(json.dumps(body))
     logits = ask_triton(a.server, a.triton, body) if a.triton else ask_mlflow(a.server, body)

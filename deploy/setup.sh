@@ -10,6 +10,11 @@ cd "$(dirname "$0")/.."
 if [ -z "${PREFECT_API_AUTH_STRING:-}" ]; then
   echo "setup.sh: PREFECT_API_AUTH_STRING is not set: whoever reaches this Prefect server can run code on its workers." >&2
 fi
+: "${PREFECT_API_URL:?where the server is}"
+for _ in $(seq 60); do  # a server that was started a moment ago
+  python -c "import os, urllib.request; urllib.request.urlopen(os.environ['PREFECT_API_URL'] + '/health', timeout=5)" 2>/dev/null && break
+  sleep 1
+done
 for pool in gpu control; do
   prefect --no-prompt work-pool create "$pool" --type process --overwrite
 done

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import shutil
 import sys
 import time
@@ -21,7 +20,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,13 +36,12 @@ from autolora.attacks.report import Report
 from autolora.attacks.under_corruptions import under_corruptions
 from autolora.attacks.verdicts import CheckFailed, require
 from autolora.attacks.versions import VERSIONS
-from autolora.backbones.classifier import IMAGENET_MEAN, IMAGENET_STD
-from autolora.command import result
+from autolora.command import options, result
 from autolora.command.also import measured, words
 from autolora.command.also_flags import WORD
 from autolora.command.budget import within
 from autolora.command.images import Data, read
-from autolora.command.models import Asked, Normalise, Target, no_gradients, target
+from autolora.command.models import Asked, Target, no_gradients, target
 from autolora.command.suspicions import look
 from autolora.common import distributed
 from autolora.common.command_line import at_least_one
@@ -57,23 +54,6 @@ from autolora.export.operators.shapes import NoRule
 from autolora.threat import NORMS, Threat
 
 CPU = torch.device("cpu")
-OPTIONS = {
-    "data",
-    "eps",
-    "norm",
-    "weights",
-    "model",
-    "mean",
-    "std",
-    "images",
-    "before-softmax",
-    "classes",
-    "out",
-    "also",
-    "processes",
-    "size",
-    "require-robust",
-}
 ALONE = 5.0  # seconds after which one of several processes may say what the first has not said
 ASKED = 256  # images on which the copy is held against the file, and the labels against the answers
 
@@ -164,13 +144,13 @@ def as_helper(helper: Callable[[], None]) -> None:
 
 def attack(chosen: argparse.Namespace) -> Done:
     """The work of one process."""
-    threat, asked = Threat(chosen.norm, chosen.eps), _asked(chosen)
-    _refuse_shares(chosen.require_robust)
-    count = _count(chosen.images)
+    threat, asked = Threat(chosen.norm, chosen.eps), options.of_model(chosen)
+    options.refuse_shares(chosen.require_robust)
+    count = options.count(chosen.images)
     model = target(asked)
     out = chosen.out or Path(f"attacked-{model.name.replace(':', '-')}")
     result.refuse_foreign(out)
-    data = read(chosen.data, count, chosen.seed, model.shape, _classes(chosen.classes) or model.classes)
+    data = read(chosen.data, count, chosen.seed, model.shape, options.classes(chosen.classes) or model.classes)
     also = words(chosen.also, threat, data.images.x.shape[1:])
     agreed = looked_at(model, data, asked)
     progress = out.with_name(f"{out.name}.progress")
@@ -224,83 +204,6 @@ def _ending(wanted: float | None, report: Report) -> int:
         return 0
     print(f"attack: {report.robust_accuracy:.3f} of the images stand, and --require-robust asks for {wanted:g}")
     return 1
-
-
-# --- what is asked for ------------------------------------------------------------------------------------------------
-
-
-def _refuse_shares(wanted: float | None) -> None:
-    if wanted is not None and not 0 <= wanted <= 1:
-        raise BadArgument("require-robust", wanted, "expected a share of the images, from 0 to 1")
-
-
-def _asked(chosen: argparse.Namespace) -> Asked:
-    return Asked(
-        chosen.model,
-        chosen.weights,
-        _normalise(chosen),
-        channels_last=chosen.layout == "nhwc",
-        before_softmax=chosen.before_softmax,
-        scores_only=chosen.version == "square",
-        size=chosen.size,
-    )
-
-
-def _normalise(chosen: argparse.Namespace) -> Normalise | None:
-    if chosen.normalised:
-        if chosen.mean or chosen.std:
-            raise BadArgument("mean", chosen.mean or chosen.std, "--normalised says it already")
-        return IMAGENET_MEAN, IMAGENET_STD
-    if (chosen.mean is None) != (chosen.std is None):
-        raise BadArgument("mean", chosen.mean, "--mean and --std belong together")
-    if chosen.mean is None:
-        return None
-    std = _numbers("std", chosen.std)
-    if min(std) <= 0:
-        raise BadArgument("std", chosen.std, "expected numbers above 0")
-    return _numbers("mean", chosen.mean), std
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    parts = text.split(",")
-    if len(parts) not in (1, 3):
-        raise BadArgument(option, text, "expected one number, or one for each of three channels")
-    try:
-        return tuple(map(_number, parts))
-    except (ValueError, ZeroDivisionError):
-        raise BadArgument(option, text, "expected numbers such as 0.485 or 1/255") from None
-
-
-def _number(text: str) -> float:
-    """A mean may be 0 or below."""
-    above, slash, below = text.partition("/")
-    number = float(above) / float(below) if slash else float(above)
-    if not isfinite(number):
-        raise ValueError(text)
-    return number
-
-
-def _count(text: str) -> int | str:
-    if text != "all" and not (text.isdecimal() and int(text) > 0):
-        raise BadArgument("images", text, "expected a number from 1, or all")
-    return text if text == "all" else int(text)
-
-
-def _classes(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    if not _is_file(text):
-        return [name.strip() for name in text.split(",")]
-    written = Path(text).read_text(encoding="utf-8").strip()
-    return [str(n) for n in json.loads(written)] if written.startswith("[") else written.splitlines()
-
-
-def _is_file(text: str) -> bool:
-    """A list of many names is too long for one."""
-    try:
-        return Path(text).is_file()
-    except OSError:
-        return False
 
 
 # --- before the attack ------------------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from autolora.command.attack import OPTIONS
 from autolora.command.attack import add_to as add_attack
 from autolora.command.files import add_to as add_files
+from autolora.command.options import OPTIONS
 from autolora.common.command_line import Command
 from autolora.common.errors import BadArgument
 from autolora.common.files import AtWork

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 from prefect.settings import get_current_settings
+
+from autolora.common.errors import first_line
 
 POLL = 5.0  # seconds between two looks at a run on another machine
 
@@ -33,11 +36,19 @@ def run_and_wait(deployment: str, parameters: dict[str, Any]) -> None:
 
 def require_workers(deployment: str) -> None:
     """A pool without workers would keep the run waiting in silence."""
+    if not get_current_settings().api.url:
+        raise PoolError("a work pool needs a Prefect server: `prefect server start`, then set PREFECT_API_URL")
+    try:
+        _require_workers(deployment)
+    except httpx.TransportError as error:
+        said = f"the Prefect server that PREFECT_API_URL names does not answer ({first_line(error)})"
+        raise PoolError(f"{said}; nothing was scheduled") from None
+
+
+def _require_workers(deployment: str) -> None:
     from prefect import get_client
     from prefect.exceptions import ObjectNotFound
 
-    if not get_current_settings().api.url:
-        raise PoolError("a work pool needs a Prefect server: `prefect server start`, then set PREFECT_API_URL")
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_deployment_by_name(deployment).work_pool_name

@@ -15,8 +15,8 @@ from onnx import helper
 from torch import nn
 
 from autolora.attacks.onnx_file import apart
-from autolora.command import budget
-from autolora.command.attack import _asked, _classes, _key, add_to
+from autolora.command import budget, options
+from autolora.command.attack import _key, add_to
 from autolora.command.images import read
 from autolora.command.models import Asked, Target, read_onnx, target
 from autolora.command.suspicions import NoClassifier, look, recall
@@ -122,7 +122,7 @@ def test_arrays_that_cannot_be_meant(tmp_path: Path, x: np.ndarray | None, says:
 
 def test_many_names_on_the_command_line() -> None:
     names = [f"class{i:03d}" for i in range(60)]
-    assert _classes(",".join(names)) == names
+    assert options.classes(",".join(names)) == names
 
 
 # --- no classifier? ---------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_notes_that_others_wrote(tmp_path: Path, text: str) -> None:
 
 def test_means_below_zero_and_shares_above_one(capfd: pytest.CaptureFixture) -> None:
     told = ["attack", "m.onnx", "--data", "d", "--eps", "8/255"]
-    asked = _asked(parsed([*told, "--mean=-0.5,0,1/2", "--std", "0.5"]))
+    asked = options.of_model(parsed([*told, "--mean=-0.5,0,1/2", "--std", "0.5"]))
     assert asked.normalise == ((-0.5, 0, 0.5), (0.5,))
     assert run(*told, "--require-robust", "50") == 2
     assert "--require-robust is 50.0: expected a share of the images, from 0 to 1" in capfd.readouterr().err

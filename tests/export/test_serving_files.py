@@ -18,6 +18,7 @@ from PIL import Image
 
 from autolora.export.write import export_onnx
 from deploy import client, model_repository
+from stages.dataset.decode import centre, decode
 from tests.export import schemas
 from tests.export.nets import tiny
 
@@ -156,6 +157,31 @@ def stub() -> Iterator[tuple[str, list[Any]]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", asked
     server.shutdown()
+
+
+def odd_images() -> dict[str, Image.Image]:
+    x, y = np.meshgrid(np.arange(40), np.arange(40))
+    ramp = np.stack([6 * x, 6 * y, 3 * (x + y)], 2).astype(np.uint8)
+    clear = np.dstack([ramp, np.where(x < 20, 0, 255).astype(np.uint8)])
+    return {
+        "plain": Image.fromarray(ramp),
+        "wide": Image.fromarray(np.concatenate([ramp, ramp], 1)),
+        "transparent": Image.fromarray(clear),
+        "16 bits": Image.fromarray((1600 * x).astype(np.uint16)),
+        "grey": Image.fromarray(ramp[..., 0]),
+        "palette": Image.fromarray(ramp).quantize(16),
+    }
+
+
+@pytest.mark.parametrize("stored", [0, 24])
+@pytest.mark.parametrize("name", odd_images())
+def test_the_client_reads_images_as_prepare_does(tmp_path: Path, name: str, stored: int) -> None:
+    """But for the last levels: one scales with Pillow, the other with torchvision."""
+    odd_images()[name].save(tmp_path / "image.png")
+    whole, _ = decode((tmp_path / "image.png").read_bytes(), stored or 16)
+    expected = centre(whole, 16).transpose(1, 2, 0).astype(int)
+    found = client.read(str(tmp_path / "image.png"), 16, as_bytes=True, stored=stored).astype(int)
+    assert np.abs(found - expected).max() <= 4
 
 
 @pytest.mark.parametrize("more", [["--size", "8"], ["--triton", "robust"]])

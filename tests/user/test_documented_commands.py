@@ -51,7 +51,7 @@ NOT_RUN = {
     "export PATH=~/.uv/bin:$PATH": "of the line before it",
     "uv run dvc config --local cache.dir CLONE/.dvc/cache": "in a worktree beside the clone; CLONE is its place",
     "uv run dvc exp apply NAME": "NAME is drawn; tests/user has a test of its own for experiments",
-    "uv run python -m benchmarks.agreement_with_original": "hours; its options are looked at in test_help.py",
+    "uv run python -m benchmarks.agreement_with_original run": "hours; its options are looked at in test_help.py",
     "uv run python -m benchmarks.training_speed": "minutes; its options are looked at in test_help.py",
     "uv run python -m benchmarks.small_sets PATH": "images that are not in the repository",
     "uv run python -m benchmarks.report --collect": "writes our own pages; test_results.py writes others",
