@@ -31,6 +31,7 @@ from stages.common.yaml_text import NotYaml, parsed, short
 OWN = ("dvc.lock", ".gitignore")  # DVC writes both
 LONGEST = 60  # letters of a folder's name
 PARAMS_FILE = "params.yaml"  # what a run is given, not what it is made from: it is recorded with the run
+NAMES_OF_FILES = (("backbone", "weights"), ("finetune", "teacher"), ("finetune", "natural_teacher"))
 
 
 class WorkspaceError(ValueError):
@@ -292,6 +293,9 @@ def link_raw_files(source: Path, folder: Path) -> None:
     for path in raw_paths(folder):
         if (source / path).is_dir() or _ignored(source, path):  # new code is not raw data: it has to be committed
             _link(source, folder, path)
+    for path in named_files(folder):
+        if (source / path).is_file() and _ignored(source, path):
+            _link(source, folder, path)
 
 
 def _ignored(source: Path, path: Path) -> bool:
@@ -304,6 +308,16 @@ def raw_paths(folder: Path) -> list[Path]:
         outs = [Path(out.fs_path).absolute() for out in repo.index.outs]
         deps = {Path(dep.fs_path).absolute() for dep in repo.index.deps if dep.protocol == "local"}
     return [dep.relative_to(folder) for dep in sorted(deps) if folder in dep.parents and not _belongs_to_dvc(dep, outs)]
+
+
+def named_files(folder: Path) -> Iterator[Path]:
+    """Those of params.yaml inside the repository that are no dependencies: of weights a sha256 is on record instead."""
+    params = yaml.safe_load((folder / PARAMS_FILE).read_text(encoding="utf-8")) or {}
+    for section, key in NAMES_OF_FILES:
+        named = (params.get(section) or {}).get(key)
+        path = Path(named) if isinstance(named, str) else Path("..")
+        if not path.is_absolute() and ".." not in path.parts and path.name:
+            yield path
 
 
 def _link(source: Path, folder: Path, path: Path) -> None:

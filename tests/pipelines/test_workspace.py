@@ -195,6 +195,23 @@ def test_private_dvc_settings_come_along(project):
     assert not workspace.remote(ROOT)
 
 
+def test_weights_that_no_stage_depends_on_come_along(project):
+    """Their sha256 is among the parameters; git ignores the file, and the workspace reads it where it is named."""
+    (project / ".gitignore").write_text((project / ".gitignore").read_text() + "/weights\n")
+    params = yaml.safe_load((project / "params.yaml").read_text()) | {"backbone": {"weights": None}}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    git(project, "commit", "--quiet", "-am", "a backbone")
+    (project / "weights").mkdir()
+    (project / "weights" / "robust.pt").write_text("1.5")
+    with workspace.fresh(project, None, {"backbone.weights": "weights/robust.pt"}, "linked") as folder:
+        assert (folder / "weights" / "robust.pt").read_text() == "1.5"
+        assert git(folder, "status", "--porcelain", "--", "weights") == ""
+    assert (project / "weights" / "robust.pt").read_text() == "1.5"
+    for elsewhere in ("../outside.pt", "weights", "hf:a/b", "https://host/robust.pt"):
+        with workspace.fresh(project, None, {"backbone.weights": elsewhere}, "not linked") as folder:
+            assert not (folder / "weights").exists()
+
+
 def test_settings_that_stand_are_not_written_again(project, tmp_path, monkeypatch):
     """Runs beside this one read the file; and what it holds besides stays."""
     monkeypatch.setenv("AUTOLORA_REMOTE", str(tmp_path / "remote"))
