@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import onnx
 import torch
+from onnx.external_data_helper import _get_all_tensors
 from torch import Tensor, nn
 
 from autolora.attacks.engine.file_network import FileNetwork
@@ -132,7 +133,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise ValueError(f"{path} holds {path.stat().st_size / 1e9:.1f} GB: one ONNX file holds 2.1 GB at most")
     try:
         graph = onnx.load(str(path), load_external_data=False)
-        beside = sum(_beside(path, tensor) for tensor in graph.graph.initializer)
+        beside = sum(_beside(path, tensor) for tensor in _get_all_tensors(graph))
         if beside + path.stat().st_size > LARGEST:
             raise ValueError(f"{path} has {beside / 1e9:.1f} GB of weights beside it: 2.1 GB at most are attacked here")
         return onnx.load(str(path))
@@ -144,8 +145,8 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 def _sha256(path: Path) -> str:
     """Of the file; where weights lie beside it, of both together."""
-    graph = onnx.load(str(path), load_external_data=False).graph
-    names = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    every_tensor = _get_all_tensors(onnx.load(str(path), load_external_data=False))  # initializers, and those of nodes
+    names = {entry.value for tensor in every_tensor for entry in tensor.external_data if entry.key == "location"}
     if not names:
         return file_sha256(path)
     every = [file_sha256(file) for file in (path, *(path.parent / name for name in sorted(names)))]

@@ -115,18 +115,25 @@ def test_random_weights_are_not_attacked(
 # --- a file and its weights -------------------------------------------------------------------------------------------
 
 
-def test_weights_beside_a_file_are_part_of_it(tmp_path: Path) -> None:
-    """The newer exporter writes them so: another file of weights is another model."""
+@pytest.mark.parametrize("held_by_nodes", [False, True])
+def test_weights_beside_a_file_are_part_of_it(tmp_path: Path, *, held_by_nodes: bool) -> None:
+    """The newer exporter writes them so: another file of weights is another model. Constant nodes may hold some, too."""
     model = onnx.load(colours.write(tmp_path / "m.onnx"))
     for tensor in model.graph.initializer:
         tensor.raw_data = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
-    options = {"save_as_external_data": True, "location": "m.data", "size_threshold": 0}
+    if held_by_nodes:
+        for tensor in model.graph.initializer:
+            model.graph.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+        del model.graph.initializer[:]
+    options = {"save_as_external_data": True, "location": "m.data", "size_threshold": 0, "convert_attribute": True}
     onnx.save(model, str(tmp_path / "m.onnx"), **options)
     first = target(Asked(str(tmp_path / "m.onnx")))
     x = torch.from_numpy(colours.images()[0][:2]).float() / 255
     assert first.network(x).argmax(1).tolist() == [0, 1]
-    held = bytearray((tmp_path / "m.data").read_bytes())
-    held[:36] = np.eye(3, dtype=np.float32)[::-1].tobytes()
+    held, scale = (tmp_path / "m.data").read_bytes(), 0.1 * 255.0
+    eye = (scale * np.eye(3, dtype=np.float32)).astype(np.float32)
+    assert eye.tobytes() in held
+    held = held.replace(eye.tobytes(), np.ascontiguousarray(eye[::-1]).tobytes())
     (tmp_path / "m.data").write_bytes(held)
     second = target(Asked(str(tmp_path / "m.onnx")))
     assert second.sha256 != first.sha256
