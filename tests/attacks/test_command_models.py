@@ -117,7 +117,7 @@ def test_random_weights_are_not_attacked(
 
 @pytest.mark.parametrize("held_by_nodes", [False, True])
 def test_weights_beside_a_file_are_part_of_it(tmp_path: Path, *, held_by_nodes: bool) -> None:
-    """The newer exporter writes them so: another file of weights is another model. Constant nodes may hold some, too."""
+    """The newer exporter writes them so: another file of weights is another model. Constant nodes may hold some."""
     model = onnx.load(colours.write(tmp_path / "m.onnx"))
     for tensor in model.graph.initializer:
         tensor.raw_data = tensor.raw_data or onnx.numpy_helper.to_array(tensor).tobytes()
