@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from autolora.backbones.layers import first_convolutions, head_name, head_names, submodule
 from autolora.backbones.mixture import Mapping, Mixture, View
 from autolora.common.errors import BadArgument
-from autolora.common.files import replacing, weights_sha256
+from autolora.common.files import replacing, stored_apart, weights_sha256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -282,7 +282,7 @@ def as_classifier(
     trained_for: str | None = None,
     seed: int = 0,
 ) -> Classifier:
-    """Any module with a linear head as a classifier; with `classes` given its head is a fresh one.
+    """Any module with a linear head as a classifier; with `classes` given it gets a fresh head.
 
     The module is taken to see pixels in [0,1] unless mean and std say how they are normalised for it. Its file needs
     the module again: load_classifier(path, body=module).
@@ -303,7 +303,8 @@ def as_classifier(
         trained_for=trained_for,
     )
     check_spec(spec)
-    return checked(Classifier(module, spec))
+    like = next(module.parameters())
+    return checked(Classifier(module, spec).to(like.device, like.dtype))
 
 
 @torch.no_grad()
@@ -319,7 +320,7 @@ def checked(model: Classifier) -> Classifier:
     modes = [(module, module.training) for module in model.modules()]
     try:
         with drawn_from(0):
-            logits = torch.func.functional_call(model.train(), buffers, grey.to(model.mean.device))
+            logits = torch.func.functional_call(model.train(), buffers, grey.to(model.mean))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadArgument(
@@ -341,7 +342,7 @@ def checked(model: Classifier) -> Classifier:
 
 def save_classifier(model: Classifier, path: str | Path, **notes: str) -> str:
     """One self-describing file: weights, spec, and short notes (all text). Returns the sha256 of the weights."""
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = stored_apart({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
     digest = weights_sha256(state)
     record = {"spec": model.spec.to_json(), "weights_sha256": digest, **notes}
     with replacing(path) as part:  # one metadata key: safetensors writes several in no fixed order

@@ -80,6 +80,7 @@ def load_backbone(
     if weights is None:
         return checked(Classifier(body, _with_normaliser(spec, mean, std, None, None)[0]))
     checkpoint = read_checkpoint(fetch(str(weights), sha256))
+    _refuse_other_stem(checkpoint, spec)
     fitted = _fit(checkpoint, body, spec)
     spec, origin = _with_normaliser(spec, mean, std, checkpoint, fitted)
     spec = dataclasses.replace(spec, trained_for=trained_for or _trained_for(checkpoint))
@@ -90,6 +91,14 @@ def load_backbone(
     model = checked(Classifier(body, spec))
     model.loading = _record(checkpoint, fitted, head_note, stem_note, origin)
     return model
+
+
+def _refuse_other_stem(checkpoint: Checkpoint, spec: Spec) -> None:
+    """A max-pool has no weights: without it the same file fits, and is another network."""
+    made = Spec.from_json(checkpoint.notes["spec"]) if "spec" in checkpoint.notes else spec
+    if made.arch == spec.arch and made.stem != spec.stem:
+        said = f"{checkpoint.path} was made with stem {made.stem!r}: that is another network"
+        raise BadArgument("stem", spec.stem, said)
 
 
 def _over(fresh: dict[str, Tensor], taken: dict[str, Tensor]) -> dict[str, Tensor]:

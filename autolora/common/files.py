@@ -166,6 +166,17 @@ def weights_sha256(state: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def stored_apart(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Weights that two names share are stored under both: safetensors has no other way to say it."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in state.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found
+
+
 def _bytes_dtype():
     import torch  # only here: the rest of this module serves callers that never touch a tensor
 

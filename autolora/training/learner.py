@@ -43,7 +43,7 @@ from autolora.training.objectives import (
 from autolora.training.prominence import NATURAL, WEIGHT, Revision, conserved, prominence
 from autolora.training.settings import Settings, Split, StoredImages, count_classes
 from autolora.training.single_step import single_step
-from autolora.training.speed import crashes_in_channels_last, speed
+from autolora.training.speed import contiguous_alone, crashes_in_channels_last, speed
 from autolora.training.teachers import Balance, Teachers
 from autolora.training.twins import Norms
 from autolora.training.weight_attack import weights_of_layers, worst_direction
@@ -67,7 +67,7 @@ class Learner:
         self.reference: Reference = REFERENCES[settings.reference]
         self.objective = chosen_objective(settings)
         self.speed = speed(settings, device)
-        if crashes_in_channels_last(model, device, settings.trains):
+        if crashes_in_channels_last(model, device, settings.trains) or contiguous_alone(model, val[0]):
             self.speed = self.speed._replace(layout=torch.contiguous_format)
         self.model = copy.deepcopy(model).to(device).requires_grad_(True)
         self.model.to(memory_format=self.speed.layout)  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ has no way in.
 
 from __future__ import annotations
 
+import copy
 import resource
 import sys
 import time
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from autolora.backbones.classifier import Spec
 from autolora.backbones.frozen import evaluating
 from autolora.common import distributed
 from autolora.common.malloc import freed_memory_kept
@@ -50,6 +52,7 @@ from autolora.training.settings import (
     check_settings,
     check_splits,
     decided,
+    plain_number,
 )
 from autolora.training.teachers import SPEED, Teachers, from_files
 from autolora.training.weight_attack import WAITS
@@ -127,19 +130,32 @@ def finetune(
 
     `checkpoints` is a folder to go on from; `on_epoch` is called with the record of each epoch that is trained. Images
     of more than `image_memory` bytes (None: a quarter of what is free) stay in their file. Further settings (reference,
-    batch_size, augmentation, ...) are those of `settings.Settings`.
+    batch_size, augmentation, ...) are those of `settings.Settings`. What the caller has frozen is trained all the same:
+    `trains` says what is not.
     """
     check_call(model, threat, settings)
     settings |= {key: str(settings[key]) for key in TEACHERS if isinstance(settings.get(key), Path)}
-    asked = Settings(threat, method, epochs=epochs, seed=seed, **settings)
+    given = {"epochs": epochs, "seed": seed, **settings}
+    asked = Settings(threat, method, **{key: plain_number(value) for key, value in given.items()})
     check_settings(asked)
     train, val = as_split(train, "training"), as_split(val, "validation")
     check_splits(model, train, val)
+    model = of_size(model, val[0].shape[-1])
     with distributed.group(), freed_memory_kept():
         check_possible(model, decided(asked, train), len(train[1]))
         first = progress and distributed.process_number() == 0
         way = Way(checkpoints, pick_device(device), on_epoch or (lambda record: None), first, image_memory)
         return in_phases(model, train, val, asked, way)
+
+
+def of_size(model: nn.Module, size: int) -> nn.Module:
+    """A classifier says of itself which images it takes, in every file that is made of it: those of its validation."""
+    spec = getattr(model, "spec", None)
+    if not isinstance(spec, Spec) or spec.image_size == size or spec.options.get("dynamic_img_size"):
+        return model
+    model = copy.copy(model)
+    model.spec = replace(spec, image_size=size)  # type: ignore[assignment]
+    return model
 
 
 class Way(NamedTuple):

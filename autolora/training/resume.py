@@ -27,7 +27,7 @@ from autolora.common.files import locked, naming, replacing, weights_sha256
 from autolora.data.ragged import Rectangles
 from autolora.training.controllers import Scalars
 from autolora.training.learner import Learner
-from autolora.training.objectives import METHODS, chosen_objective
+from autolora.training.objectives import METHODS, REFERENCES, chosen_objective
 from autolora.training.settings import Settings, Split
 from autolora.training.speed import speed
 from autolora.training.teachers import Balance, Teachers
@@ -35,6 +35,7 @@ from autolora.training.teachers import Balance, Teachers
 Record = dict[str, Any]
 PARTS = {"modules", "optimiser", "controller", "attacker", "weights", "balance", "progress"}  # of a saved state
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE}
+PLAIN = (int, float, str, tuple, type(None))  # attributes of a network that say how it computes
 LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their version, or by the files here
 
 
@@ -87,17 +88,52 @@ def layers(model: nn.Module) -> str:
 
 
 def written_elsewhere(model: nn.Module, settings: Settings) -> bytes:
-    """What others wrote: the network's own layers and the method's objective."""
-    digest = hashlib.sha256()
-    written = {type(module) for module in model.modules()} | {
-        METHODS[settings.method].objective,
-        chosen_objective(settings),
-    }
-    for thing in sorted(written, key=lambda t: f"{t.__module__}.{t.__qualname__}"):
-        if thing.__module__.split(".")[0] not in LIBRARIES:
-            with suppress(OSError, TypeError):  # typed into a shell, or compiled
-                digest.update(inspect.getsource(thing).encode())
+    """What others wrote: the network's own layers, the method's objective, the rule of the rate. With the files they
+    lie in, whose functions they may call, and the numbers that they hold."""
+    method, reference = METHODS[settings.method], REFERENCES[settings.reference]
+    rules = [method.objective, chosen_objective(settings), method.controller, reference.controller]
+    written: list[Any] = [*{type(module) for module in model.modules()}, *(rule for rule in rules if rule)]
+    digest = hashlib.sha256(f"{method.rate} {method.decay} {method.parts}".encode())
+    for thing in sorted(filter(_foreign, written), key=_name):
+        digest.update(f"{_name(thing)} {_held(thing)}".encode())
+        digest.update(_source(thing))
+    for name, module in model.named_modules():
+        if _foreign(type(module)):
+            plain = {
+                key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and key != "training"
+            }
+            digest.update(f"{name} {sorted(plain.items())}".encode())
     return digest.digest()
+
+
+def _name(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _foreign(thing: Any) -> bool:
+    return _name(thing).split(".")[0] not in LIBRARIES
+
+
+def _source(thing: Any) -> bytes:
+    thing = getattr(thing, "func", thing)  # of functools.partial
+    with suppress(OSError, TypeError):
+        return Path(inspect.getsourcefile(thing) or "").read_bytes()
+    with suppress(OSError, TypeError):  # of a notebook's cell; typed into a shell, or compiled, there is none
+        return inspect.getsource(thing).encode()
+    return b""
+
+
+def _held(thing: Any) -> str:
+    """By a function made within another one, or by functools.partial."""
+    made = getattr(thing, "func", thing)
+    cells = [cell.cell_contents for cell in getattr(made, "__closure__", None) or ()]
+    values = [
+        cells,
+        getattr(made, "__defaults__", None),
+        getattr(thing, "args", None),
+        getattr(thing, "keywords", None),
+    ]
+    return re.sub(" at 0x[0-9a-f]+", "", repr(values))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autolora.attacks.pgd import ascent_direction, project, random_in_ball
 from autolora.backbones.features import features_seen
 from autolora.backbones.frozen import frozen
+from autolora.backbones.layers import head_name
 from autolora.common import distributed
 from autolora.data.batches import centre, take, to_pixels
 from autolora.threat import Threat
@@ -59,6 +60,8 @@ def features_moved(model: nn.Module, x: Tensor, threat: Threat, seed: int = 0) -
         def f(images: Tensor) -> Tensor:
             seen.clear()
             model(images)
+            if not seen:
+                raise ValueError(f"the head, {head_name(model)!r}, is not called as a layer: its features are unknown")
             return seen[0].flatten(1).float()
 
         with torch.no_grad():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autolora.backbones.frozen import frozen
+from autolora.backbones.layers import head_name
 from autolora.common.errors import BadArgument, Words
 from autolora.data.batches import AUGMENTATIONS, StoredImages, centre, take, to_pixels
 from autolora.threat import Threat
@@ -82,6 +83,11 @@ def check_call(model: Any, threat: Any, settings: Mapping[str, Any]) -> None:
         raise BadArgument("model", Words(f"a {type(model).__name__}"), "expected a torch.nn.Module with a linear head")
     if not isinstance(threat, Threat):
         raise BadArgument("threat", threat, "expected autolora.Threat('linf', '8/255'), for instance")
+
+
+def plain_number(value: Any) -> Any:
+    """NumPy's numbers as Python's: torch.split and files that hold tensors alone take no others."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -224,6 +230,7 @@ def check_splits(model: nn.Module, train: Split, val: Split) -> None:
     classes = count_classes(model, x_val)
     if classes < 2:
         raise ValueError(f"the network has {classes} class: at least two are needed")
+    check_head(model, classes)
     for name, labels in (("training", y), ("validation", y_val)):
         if int(labels.min()) < 0 or int(labels.max()) >= classes:
             raise ValueError(
@@ -234,6 +241,18 @@ def check_splits(model: nn.Module, train: Split, val: Split) -> None:
         raise ValueError(
             f"no validation image of class {', '.join(map(str, sorted(missing)))}: the best state is chosen on images "
             "of every class that is trained"
+        )
+
+
+def check_head(model: nn.Module, classes: int) -> None:
+    """Of a network of anybody's the head is the layer registered last: where that gives no logits, another one does."""
+    name = head_name(model)
+    head: Any = model.get_submodule(name)
+    answers = head.out_features if isinstance(head, nn.Linear) else head.out_channels
+    if answers != classes:
+        raise ValueError(
+            f"the layer registered last, {name!r}, gives {answers} values and the network {classes} logits: "
+            "register the layer that gives the logits last"
         )
 
 

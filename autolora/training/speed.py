@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from autolora.backbones.fold_batchnorm import has_bfloat16
+from autolora.backbones.frozen import frozen
+from autolora.data.batches import StoredImages, centre, take, to_pixels
 from autolora.training.settings import Settings
 
 
@@ -28,6 +31,19 @@ def speed(settings: Settings, device: torch.device) -> Speed:
         precisions["auto"] = (low, low if device.type == "cuda" else full)
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     return Speed(*precisions[settings.precision], compile=settings.compile not in ("auto", False), layout=layout)
+
+
+def contiguous_alone(model: nn.Module, images: StoredImages) -> bool:
+    """Whether it views its features as rows (`x.view(n, -1)`, as an ordinary LeNet does), which lie otherwise in
+    channels last."""
+    parameter, trial = next(model.parameters()), copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = to_pixels(take(images, torch.arange(2) % len(images), parameter.device)).to(parameter.dtype)
+    try:
+        with torch.no_grad(), frozen(trial):
+            trial(centre(x, images.shape[-1]).to(memory_format=torch.channels_last))
+    except RuntimeError as error:
+        return "view" in str(error)
+    return False
 
 
 def crashes_in_channels_last(model: nn.Module, device: torch.device, trains: str = "all") -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ LINKED = "link: it leads to a folder, in a circle or to nothing, and is not foll
 OUTSIDE = "link: it points out of data.path; copy the image there"
 UNLISTED = "unreadable: no permission to list the folder; chmod +rx it"
 NAMED = "name: not plain text in UTF-8 on one line; rename it"
+OVERFULL = "split: the row has more cells than the table has columns; quote what holds a comma, or name the column"
 WRITTEN = "name: not plain text in UTF-8 on one line; save the table as UTF-8, or rename the image"
 
 
@@ -177,12 +179,16 @@ def table(path: Path) -> Iterator[Found]:
     with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
         reader = csv.DictReader(lines)
         reader.fieldnames = _header(reader, file)
+        if twice := [name for name, count in Counter(reader.fieldnames).items() if count > 1 and name]:
+            raise StageError(
+                f"{file} has the column {twice[0]} {reader.fieldnames.count(twice[0])} times: name each once"
+            )
         missing = {"path", "label"} - set(reader.fieldnames or ())
         if missing:
             raise StageError(f"{file} has no column {' and no column '.join(sorted(missing))}: needed are path, label")
         for row in _rows(reader, file):
             name, label, split = ((row.get(key) or "").strip() for key in ("path", "label", "split"))
-            reason = _row_fault(name, label, split, path)
+            reason = OVERFULL if None in row else _row_fault(name, label, split, path)
             content = None if reason else str(path / name)
             yield Found(show(name), show(label), SPLIT_FOLDERS.get(split.lower()), content, reason)
 

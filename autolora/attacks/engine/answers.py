@@ -14,6 +14,8 @@ from autolora.common.errors import BadArgument, Words
 
 def require_logits(model: Callable[[Tensor], Any], image: Tensor) -> None:
     """On one image [1,c,h,w]: a tensor [1,classes] of floats."""
+    if hasattr(model, "branch") and not callable(model):  # what finetune gives
+        raise BadArgument("model", _name(model), "merge it first: autolora.merge(tuned)")
     try:
         with torch.no_grad():
             answer = model(image)

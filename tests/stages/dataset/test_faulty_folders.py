@@ -253,6 +253,23 @@ def test_faults_in_a_table(workspace):
     assert judged["decoding"].notna().sum() == 2
 
 
+@pytest.mark.parametrize("rows", ["pictures/cat/0.png,cat, red", "pictures/cat/0.png,cat,train"])
+def test_a_cell_too_many_is_no_class_and_no_split(workspace, rows):
+    """The header names two columns: what stands in a third one would be lost without a word."""
+    good = [f"pictures/{label}/{i}.png,{label}" for label in ("cat", "dog") for i in range(1, 9)]
+    table(workspace, "path,label\n" + "\n".join([*good, rows]))
+    prepare()
+    judged = images(read_manifest("data/manifest.csv"))
+    assert judged["placement"].notna().sum() == 1
+    assert judged["placement"].dropna().iloc[0].startswith("split: the row has more cells than the table has columns")
+
+
+def test_a_column_that_is_there_twice_is_refused(workspace):
+    table(workspace, "path,label,Label\npictures/cat/0.png,cat,dog\n")
+    with pytest.raises(StageError, match="has the column label 2 times: name each once"):
+        prepare()
+
+
 def test_a_pipe_and_a_folder_in_a_table(workspace):
     fill(workspace.raw, ("a", "b"))
     os.mkfifo(workspace.raw / "pipe.png")
