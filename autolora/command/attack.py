@@ -213,12 +213,10 @@ def looked_at(model: Target, data: Data, asked: Asked) -> Agreed:
     """Each fault in one line, before any work is done."""
     some = shuffled(data.images.ids)[:ASKED]  # the first ones of a sorted folder would be of few classes
     network, x, y = model.network, data.images.pixels()[some], data.images.labels()[some]
-    with _taking(asked.model, "images", x):
+    shape = list(x.shape[1:])
+    with _taking(asked.model, f"images {shape}"):
         require_logits(network, x[:1])
-    with (
-        _taking(asked.model, "one image, and not several at once: export it for any batch; several", x),
-        torch.no_grad(),
-    ):
+    with _taking(asked.model, f"several images {shape} at once (export it for any batch)"), torch.no_grad():
         answered = torch.cat([network(part) for part in x.split(64)])
     require([logits_are_numbers(answered)])
     if logits_not_softmax(answered).verdict == "fail":
@@ -235,7 +233,7 @@ def looked_at(model: Target, data: Data, asked: Asked) -> Agreed:
 
 
 @contextmanager
-def _taking(name: str, what: str, x: Tensor) -> Iterator[None]:
+def _taking(name: str, what: str) -> Iterator[None]:
     """Whatever a network of anybody's raises is one line."""
     try:
         yield
@@ -243,7 +241,7 @@ def _taking(name: str, what: str, x: Tensor) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{name} does not take {what} {list(x.shape[1:])}: {reason}") from error
+        raise ValueError(f"{name} does not take {what}: {reason}") from error
 
 
 def _agreed(network: FileNetwork, x: Tensor, name: str) -> Agreed:

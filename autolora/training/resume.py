@@ -84,7 +84,7 @@ def checkpoint_file(
 
 def layers(model: nn.Module) -> str:
     """As it prints itself, but for where functions lie in memory: another place in each process."""
-    return re.sub(" at 0x[0-9a-f]+", "", repr(model))
+    return _without_places(model)
 
 
 def written_elsewhere(model: nn.Module, settings: Settings) -> bytes:
@@ -102,7 +102,7 @@ def written_elsewhere(model: nn.Module, settings: Settings) -> bytes:
             plain = {
                 key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and key != "training"
             }
-            digest.update(f"{name} {sorted(plain.items())}".encode())
+            digest.update(f"{name} {_without_places(sorted(plain.items()))}".encode())
     return digest.digest()
 
 
@@ -133,6 +133,10 @@ def _held(thing: Any) -> str:
         getattr(thing, "args", None),
         getattr(thing, "keywords", None),
     ]
+    return _without_places(values)
+
+
+def _without_places(values: Any) -> str:
     return re.sub(" at 0x[0-9a-f]+", "", repr(values))
 
 
