@@ -110,8 +110,10 @@ def test_the_user_s_own_module_is_imported(tmp_path, monkeypatch):
     assert load_classifier(tmp_path / "m.safetensors").spec.classes == 3
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "mine.py").write_text("from benchmarks.zoo import SmallCNN as Net\n")
+    (tmp_path / "of_users.py").write_text("from benchmarks.zoo import SmallCNN as Net\n")
     model = as_classifier(SmallCNN(), 3, 28, channels=1)
-    object.__setattr__(model, "spec", Spec("mine:Net", **{k: v for k, v in vars(model.spec).items() if k != "arch"}))
+    object.__setattr__(
+        model, "spec", Spec("of_users:Net", **{k: v for k, v in vars(model.spec).items() if k != "arch"})
+    )
     save_classifier(model, tmp_path / "own.safetensors")
     assert type(load_classifier(tmp_path / "own.safetensors").body).__name__ == "SmallCNN"
