@@ -72,3 +72,9 @@ def parse_eps(eps: float | str) -> float:
     if not value > 0:
         raise BadArgument("eps", eps, "the radius must be larger than 0")
     return value
+
+
+def require_threat(value: Any) -> None:
+    """Whoever calls from Python may give a radius, or a threat as text."""
+    if not isinstance(value, Threat):
+        raise BadArgument("threat", value, "expected autolora.Threat('linf', '8/255'), for instance")

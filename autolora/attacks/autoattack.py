@@ -34,7 +34,7 @@ from autolora.common import distributed
 from autolora.common.errors import BadArgument
 from autolora.common.malloc import freed_memory_returned
 from autolora.data.images import TestImages
-from autolora.threat import Threat
+from autolora.threat import Threat, require_threat
 
 PRECISIONS = ("float32", "mixed")
 EARLIER_WORDS = {"full": "float32", "fast": "mixed"}
@@ -61,7 +61,7 @@ def autoattack(
     where that is faster, but for the targeted APGD, Square and whatever comes last), looks at each success again with
     the network itself in float32, and attacks it where only a copy was fooled.
     """
-    _a_threat(threat)
+    require_threat(threat)
     settings = Settings(
         version, seed, precision, budget or Budget(), batch_size, progress, show,
         device=device_of(model, x),
@@ -83,7 +83,7 @@ def black_box(
     show: bool = True,
 ) -> Report:
     """Square alone, from scores alone: `model` may also be an onnxruntime session."""
-    _a_threat(threat)
+    require_threat(threat)
     answers: Answers = from_session(model) if hasattr(model, "get_inputs") else model
     settings = Settings(
         "square", seed, budget=Budget(queries=queries), batch_size=batch_size, progress=progress, show=show,
@@ -100,11 +100,6 @@ def autoattack_of(model: Answers, images: TestImages, threat: Threat, settings: 
     if is_mixture(model):
         plan = three_ways(model, plan, settings.precision)  # type: ignore[arg-type]
     return _checked(with_a_gradient(model), images, threat, settings, plan)
-
-
-def _a_threat(threat: Any) -> None:
-    if not isinstance(threat, Threat):
-        raise BadArgument("threat", threat, "expected autolora.Threat('linf', '8/255'), for instance")
 
 
 def _among(argument: str, value: str, allowed: Sequence[str]) -> None:

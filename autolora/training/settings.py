@@ -16,7 +16,7 @@ from autolora.backbones.frozen import frozen
 from autolora.backbones.layers import head_name
 from autolora.common.errors import BadArgument, Words
 from autolora.data.batches import AUGMENTATIONS, StoredImages, centre, take, to_pixels
-from autolora.threat import Threat
+from autolora.threat import Threat, require_threat
 from autolora.training.axes import RANK, TEACHERS, clashes
 from autolora.training.objectives import METHODS, REFERENCES
 
@@ -81,8 +81,7 @@ def check_call(model: Any, threat: Any, settings: Mapping[str, Any]) -> None:
         raise TypeError(f"finetune() has no setting {name!r}: {hint}")
     if not isinstance(model, nn.Module):
         raise BadArgument("model", Words(f"a {type(model).__name__}"), "expected a torch.nn.Module with a linear head")
-    if not isinstance(threat, Threat):
-        raise BadArgument("threat", threat, "expected autolora.Threat('linf', '8/255'), for instance")
+    require_threat(threat)
 
 
 def plain_number(value: Any) -> Any:

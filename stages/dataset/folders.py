@@ -26,6 +26,7 @@ LINKED = "link: it leads to a folder, in a circle or to nothing, and is not foll
 OUTSIDE = "link: it points out of data.path; copy the image there"
 UNLISTED = "unreadable: no permission to list the folder; chmod +rx it"
 NAMED = "name: not plain text in UTF-8 on one line; rename it"
+BEYOND = "cells beyond the header"
 OVERFULL = "split: the row has more cells than the table has columns; quote what holds a comma, or name the column"
 WRITTEN = "name: not plain text in UTF-8 on one line; save the table as UTF-8, or rename the image"
 
@@ -177,7 +178,7 @@ def table(path: Path) -> Iterator[Found]:
     """A folder that holds one .csv with the columns path, label and, if you like, split, and the images it names."""
     file = _the_table(path)
     with open(file, newline="", encoding="utf-8-sig", errors="surrogateescape") as lines:
-        reader = csv.DictReader(lines)
+        reader = csv.DictReader(lines, restkey=BEYOND)
         reader.fieldnames = _header(reader, file)
         if twice := [name for name, count in Counter(reader.fieldnames).items() if count > 1 and name]:
             raise StageError(
@@ -188,7 +189,8 @@ def table(path: Path) -> Iterator[Found]:
             raise StageError(f"{file} has no column {' and no column '.join(sorted(missing))}: needed are path, label")
         for row in _rows(reader, file):
             name, label, split = ((row.get(key) or "").strip() for key in ("path", "label", "split"))
-            reason = OVERFULL if None in row else _row_fault(name, label, split, path)
+            surplus = any(cell.strip() for cell in row.get(BEYOND, ()))  # a comma at the end of a line says nothing
+            reason = OVERFULL if surplus else _row_fault(name, label, split, path)
             content = None if reason else str(path / name)
             yield Found(show(name), show(label), SPLIT_FOLDERS.get(split.lower()), content, reason)
 

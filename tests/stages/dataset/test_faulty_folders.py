@@ -256,7 +256,9 @@ def test_faults_in_a_table(workspace):
 @pytest.mark.parametrize("rows", ["pictures/cat/0.png,cat, red", "pictures/cat/0.png,cat,train"])
 def test_a_cell_too_many_is_no_class_and_no_split(workspace, rows):
     """The header names two columns: what stands in a third one would be lost without a word."""
-    good = [f"pictures/{label}/{i}.png,{label}" for label in ("cat", "dog") for i in range(1, 9)]
+    good = [
+        f"pictures/{label}/{i}.png,{label}," for label in ("cat", "dog") for i in range(1, 9)
+    ]  # an empty one is none
     table(workspace, "path,label\n" + "\n".join([*good, rows]))
     prepare()
     judged = images(read_manifest("data/manifest.csv"))
