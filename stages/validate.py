@@ -27,6 +27,7 @@ from stages.dataset.quality import (
     drift,
     held_out,
     images,
+    names,
     read_manifest,
     shares,
     used,
@@ -70,6 +71,7 @@ def _judge(manifest: pd.DataFrame, params: ValidateParams) -> list[Outcome]:
         "images": images(manifest),
         "held_out": held_out(manifest),
         "used": used(manifest),
+        "names": names(manifest),
         "classes": classes(manifest, params.seed, fractions),
         "shares": shares(manifest, params.seed, fractions),
     }
@@ -127,9 +129,9 @@ def _check(outcome: Outcome) -> dict[str, Any]:
 
 
 def _sentence(outcome: Outcome) -> str:
-    names = ", ".join(row for row, _ in outcome.failed[:3])
+    first = ", ".join(row for row, _ in outcome.failed[:3])
     more = f", and {len(outcome.failed) - 3} more" if len(outcome.failed) > 3 else ""
-    return f"{len(outcome.failed)} of {outcome.of} {outcome.check.about}: {names}{more}"
+    return f"{len(outcome.failed)} of {outcome.of} {outcome.check.about}: {first}{more}"
 
 
 def _line(row: str, detail: str) -> str:

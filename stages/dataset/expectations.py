@@ -97,6 +97,9 @@ def checks(on_bad_image: str, declared: Sequence[str], stored_size: int, *, refe
         Check("declared_classes", "used", E.ExpectColumnDistinctValuesToEqualSet(
             column="label", value_set=[escape(name) for name in declared], severity=bad),
             "classes have no image that can be used"),
+        Check("alike_classes", "names", null(column="alike", severity=WARNING),
+              "classes have names that read the same as another's: put their images together, if they are one",
+              "class", "alike"),
         Check("empty_classes", "classes", between(column="images", min_value=1, severity=CRITICAL),
               "parts of classes are empty", "place", "remedy"),
         Check("small_classes", "classes", between(column="train_images", min_value=10, severity=WARNING),

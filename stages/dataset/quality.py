@@ -1,11 +1,13 @@
 """The tables on which stages.validate lays its expectations: pandas in, pandas out, nothing judged here.
 
-`images` has a row per image found, `classes` one per class and split, `shares` one per split, and with a reference
-manifest `changed_classes` and `drift`. A column that is empty where all is well says, where not, what to tell the user.
+`images` has a row per image found, `names` one per class, `classes` one per class and split, `shares` one per split,
+and with a reference manifest `changed_classes` and `drift`. A column that is empty where all is well says, where not,
+what to tell the user.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,21 @@ def used(manifest: pd.DataFrame) -> pd.DataFrame:
 def declared_classes(manifest: pd.DataFrame) -> list[str]:
     """Every class that the source names, also one of which no image can be used."""
     return sorted(set(manifest["label"]) - {""})
+
+
+def names(manifest: pd.DataFrame) -> pd.DataFrame:
+    """class, and the others whose name a person reads as the same, but for case, blanks or how an accent is written."""
+    table = pd.DataFrame({"class": sorted(set(used(manifest)["label"]))}, dtype=str)
+    alike: dict[str, list[str]] = {}
+    for name in table["class"]:
+        alike.setdefault(_read_aloud(name), []).append(name)
+    others = [[other for other in alike[_read_aloud(name)] if other != name] for name in table["class"]]
+    table["alike"] = [", ".join(map(repr, some)) or None for some in others]
+    return table
+
+
+def _read_aloud(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def classes(manifest: pd.DataFrame, seed: int, fractions: dict[str, float]) -> pd.DataFrame:

@@ -56,7 +56,7 @@ def test_a_page_of_the_log_is_one_question():
 # Names of settings that programs hand on through the environment, by their first word, and those without one.
 VARIABLE = re.compile(
     r"\b((?:ATEN|AUTOLORA|AWS|CUDA|DASK|GIT|GLOO|GX|HF|LOCAL|MASTER|MINIO|MLFLOW|NVIDIA|OMP|ORT|POSTGRES|PREFECT|RAY"
-    r"|TORCHELASTIC|UV|WORKER|WORLD)_[A-Z0-9_]*[A-Z0-9]|DO_NOT_TRACK|RANK)\b"
+    r"|TORCHELASTIC|UV|WORKER|WORLD|XDG)_[A-Z0-9_]*[A-Z0-9]|DO_NOT_TRACK|RANK)\b"
 )
 NO_VARIABLES = {"DVC_YAML", "UV_RUN"}
 

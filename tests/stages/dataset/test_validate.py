@@ -140,6 +140,15 @@ def test_unbalanced_and_small_classes_warn(workspace):
     assert quality["checks"]["balance"]["examples"][0].startswith("few")
 
 
+def test_classes_whose_names_read_the_same_warn(workspace, capsys):
+    fill(workspace.raw, classes=("Cat", "dog", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"))
+    fill(workspace.raw, classes=("cat", "cafe\N{COMBINING ACUTE ACCENT}"), first=200)
+    check = judged(workspace)["checks"]["alike_classes"]
+    assert (check["failed"], check["of"], check["passed"]) == (4, 5, False)
+    assert {"Cat: 'cat'", "cat: 'Cat'"} < set(check["examples"])
+    assert "4 of 5 classes have names that read the same" in capsys.readouterr().out
+
+
 def test_drift_against_a_reference(workspace):
     """A class more, a class less, and all images darker."""
     fill(workspace.raw, classes=("cat", "dog"), images=40)
