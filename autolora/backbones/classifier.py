@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -138,7 +139,9 @@ def check_spec(spec: Spec) -> None:
         )
     if len(spec.mean) not in (1, spec.channels) or len(spec.std) not in (1, spec.channels):
         raise ValueError(f"mean {spec.mean} and std {spec.std} need one value for each of {spec.channels} channels")
-    if min(spec.std) <= 0:
+    if not all(map(math.isfinite, spec.mean)):
+        raise BadArgument("mean", spec.mean, "expected finite values")
+    if not all(0 < value < math.inf for value in spec.std):
         raise BadArgument("std", spec.std, "expected values above 0")
 
 

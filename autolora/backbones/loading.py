@@ -26,6 +26,7 @@ from autolora.backbones.classifier import IMAGENET_MEAN, IMAGENET_STD, Classifie
 from autolora.backbones.layers import first_convolutions, head_names
 from autolora.common.downloads import fetch
 from autolora.common.errors import BadArgument
+from autolora.threat import Threat
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def load_backbone(
     std are those given, else the file's, else timm's for this network, else ImageNet's. Anything of the feature
     extractor that does not fit stops with the keys; what was done with the rest is in `.loading`.
     """
-    count = operator.index(classes)  # of numpy too
+    count, side = operator.index(classes), operator.index(image_size)  # of numpy too
     size = network_size if network_size != image_size else None
-    spec = Spec(arch, count, image_size, stem, options or {}, size, (0.0,), (1.0,), channels, trained_for)
+    spec = Spec(arch, count, side, stem, options or {}, size, (0.0,), (1.0,), channels, _threat(trained_for))
     body = build(spec, seed).body
     if weights is None:
         return checked(Classifier(body, _with_normaliser(spec, mean, std, None, None)[0]))
@@ -83,7 +84,7 @@ def load_backbone(
     _refuse_other_stem(checkpoint, spec)
     fitted = _fit(checkpoint, body, spec)
     spec, origin = _with_normaliser(spec, mean, std, checkpoint, fitted)
-    spec = dataclasses.replace(spec, trained_for=trained_for or _trained_for(checkpoint))
+    spec = dataclasses.replace(spec, trained_for=spec.trained_for or _trained_for(checkpoint))
     stem_note = _fit_stem(body, fitted)
     head_note = _fit_head(body, fitted, keep=keep_head)
     _refuse_mismatch(fitted, checkpoint, body, spec, head_note)
@@ -91,6 +92,14 @@ def load_backbone(
     model = checked(Classifier(body, spec))
     model.loading = _record(checkpoint, fitted, head_note, stem_note, origin)
     return model
+
+
+def _threat(text: str | None) -> str | None:
+    """As this project writes it."""
+    try:
+        return None if text is None else str(Threat.parse(text))
+    except (BadArgument, AttributeError) as error:
+        raise BadArgument("trained_for", text, f"expected a threat such as 'linf:8/255' ({error})") from None
 
 
 def _refuse_other_stem(checkpoint: Checkpoint, spec: Spec) -> None:
@@ -143,6 +152,9 @@ def _with_normaliser(
     if (mean is None) != (std is None):
         raise BadArgument("mean", mean, "`mean` and `std` belong together: give both, or none")
     found: Any
+    for name, value in (("mean", mean), ("std", std)):
+        if isinstance(value, (int, float)):
+            raise BadArgument(name, value, f"expected one value a channel, such as [{value}]")
     if mean is not None and std is not None:
         found, origin = (mean, std), "as given"
     elif fitted is not None and fitted.normaliser is not None:

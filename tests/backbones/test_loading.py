@@ -1,8 +1,10 @@
 """A checkpoint on a network for a new task: what is taken, what is fresh, what is refused, and what is said of it."""
 
 import json
+import math
 import sys
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -85,6 +87,27 @@ def test_salman_layout_from_file_to_statistics(saved):
     report = str(model.loading)
     for words in ("container: model", "prefix: module.model.", "fc fresh, 7 classes", "print", path.name):
         assert words in report
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"trained_for": "linf"}, r"trained_for is 'linf': expected a threat such as 'linf:8/255'"),
+        ({"trained_for": 8}, "trained_for is 8: expected a threat"),
+        ({"mean": 0.5, "std": 0.5}, r"mean is 0.5: expected one value a channel, such as \[0.5\]"),
+        ({"mean": [0.5], "std": [math.nan]}, "std is .*: expected values above 0"),
+        ({"mean": [math.inf], "std": [0.5]}, "mean is .*: expected finite values"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(how, said):
+    with pytest.raises(ValueError, match=said):
+        load_backbone("resnet18", None, 7, options=SMALL, **how)
+
+
+def test_numbers_of_numpy_and_a_threat_in_other_words():
+    model = load_backbone("resnet18", None, np.int64(7), np.int64(48), options=SMALL, trained_for="LINF:0.5/255")
+    assert (model.spec.image_size, model.spec.trained_for) == (48, "linf:0.5/255")
+    Spec.from_json(model.spec.to_json())
 
 
 def test_projection_heads_are_left_out_and_said(saved):
