@@ -39,7 +39,7 @@ from autolora.common.statistics import holm
 from autolora.data.batches import to_pixels
 from autolora.threat import Threat
 from autolora.training.controllers import rise
-from autolora.training.divergence import Diverged
+from autolora.training.diverged import Diverged
 from autolora.training.loop import finetune
 from benchmarks._report_cells import bits, unpacked
 from benchmarks.rate_rules import NETS, SETS, backbone, hits, parts

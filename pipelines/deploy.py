@@ -46,11 +46,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 METADATA = ("weights_sha256", "threat")  # what the file says of itself must be what the registry says
-
-
 TEMPORARY = re.compile(r"\btmp[a-z0-9_]{8}\b")  # a folder of tempfile: another name at each look
-
-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_. -]*")  # as params.yaml takes it
 TAKEN_BACK = "taken back"
 
@@ -61,17 +57,12 @@ class Refused(StageError):
 
 @dataclass(frozen=True)
 class How:
-    """keep: version folders that stay; server: asked the canaries too; retry: also what was refused here before.
-
-    unlogged: also what no decision in the log explains. key: only what it has signed.
-    """
-
-    keep: int = 3
-    server: str | None = None
-    retry: bool = False
+    keep: int = 3  # version folders that stay
+    server: str | None = None  # asked the canaries too
+    retry: bool = False  # also what was refused here before
     gpu: bool = False
-    unlogged: bool = False
-    key: Path | None = None
+    unlogged: bool = False  # also what no decision in the log explains
+    key: Path | None = None  # only what it has signed
 
 
 AS_USUAL = How()

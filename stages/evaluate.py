@@ -31,7 +31,7 @@ from autolora.attacks.checks import curve_agrees
 from autolora.attacks.engine.prepare import device_of
 from autolora.attacks.eps_curve import Point, curve_of
 from autolora.attacks.evaluation import Settings
-from autolora.attacks.report import Report
+from autolora.attacks.report import Report, by_class
 from autolora.attacks.under_corruptions import under_corruptions
 from autolora.attacks.verdicts import Check, ordered, require
 from autolora.backbones.classifier import Classifier, load_classifier, read_notes
@@ -58,13 +58,7 @@ TEST, MANIFEST = Path("data/prepared/test"), Path("data/manifest.csv")
 MERGED, NATURAL = Path("models/merged.safetensors"), Path("models/finetuned/natural.safetensors")
 FINETUNED = Path("models/finetuned/finetuned.json")
 REPORTS, ADVERSARIAL = Path("reports"), Path("models/adversarial.npz")
-MADE_OF = (
-    "soup",
-    "soup_members",
-    "critical_layer",
-    "mix",
-    "recipe_but",
-)  # notes of a merge that is not the default one
+MADE_OF = ("soup", "soup_members", "critical_layer", "mix", "recipe_but")  # notes of a merge that is not the default
 SHOWN = 6  # rows of the contact sheet
 
 
@@ -262,16 +256,6 @@ def _number(text: str | None) -> float | None:
 def paired(model: Tensor, baseline: Tensor) -> dict[str, Any]:
     only_model, only_baseline = int((model & ~baseline).sum()), int((baseline & ~model).sum())
     return {"p": mcnemar(only_model, only_baseline), "only_model": only_model, "only_baseline": only_baseline}
-
-
-def by_class(report: Report, names: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for label, name in enumerate(names):
-        of = report.y == label
-        if of.any():
-            shares = {"clean": report.clean[of], "robust": report.robust[of]}
-            rows.append({"class": name, "n": int(of.sum())} | {k: v.double().mean().item() for k, v in shares.items()})
-    return rows
 
 
 def flags(images: TestImages, robust: Evaluated, natural: Evaluated) -> np.ndarray:

@@ -46,16 +46,14 @@ from stages.tracking.live_run import live
 
 FINETUNED, TRAINING = Path("models/finetuned"), Path("reports/training.csv")
 COLUMNS = ["epoch", "lr", "lambda1", "lambda2", "loss", "loss_natural", "loss_adversarial", "loss_kl"]
+COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"]
 KEYS = ("reference", "batch_size", "augmentation", "average", "precision", "compile", "channels_last")
 SEARCHED = ("rate", "decay", "gamma")  # for searches over the baselines; never of the naturally tuned twin
-AXES = (  # nor these
-    *("start", "attack", "trains", "rank", "weight_attack", "smoothing", "eps_schedule"),
-    *("teacher", "natural_teacher"),
-)
+AXES = ["start", "attack", "trains", "rank", "weight_attack", "smoothing", "eps_schedule"]  # nor these
+AXES += ["teacher", "natural_teacher"]
 TOLD = (*AXES, "augmentation", "average")  # on the card, where they are not as usual
 USUAL = ("auto", "crop_flip", "crop", "rrc_flip")  # augmentations that go by the images
 OF_THE_HEAD = ("epoch", "lr", "loss", "val_clean", "val_robust", "event")  # of the epochs before the others
-COLUMNS += ["natural_accuracy", "val_clean", "val_robust", "gradient_cosine", "event"]
 
 
 def finetune() -> None:

@@ -8,7 +8,6 @@ It never stops at a bad image: the row says why the image was left out, and stag
 from __future__ import annotations
 
 import csv
-import shutil
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -56,8 +55,6 @@ def prepare() -> None:
             raise StageError(_nothing(rows))
         _mark_near_duplicates(fit, store)
         record |= {"images": len(rows), "decoded": store.decoded}
-        for left in PREPARED.parent.glob(f".{PREPARED.name}.*.part"):  # of a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
         with replacing_folder(PREPARED) as part:
             _write_splits(part, fit, store, data.image_size)
             _write_manifest(rows)

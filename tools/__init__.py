@@ -1,1 +1,1 @@
-"""Run by hand: pre-train the backbone that ships, rehearse a failover. Nothing imports from here."""
+"""Run by hand: pre-train the backbone that ships, rehearse a failover, check DVC's cache, draw the axes."""

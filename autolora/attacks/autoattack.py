@@ -158,7 +158,7 @@ def _run(e: Evaluation, step: Step, report: Report) -> None:
     """One attack on what is still right; the report's flags and images are brought up to date."""
     begin, clock, spent = time.perf_counter(), time.process_time(), e.forwards()
     left = report.robust.nonzero().flatten().tolist()
-    found = distributed.gathered(attack(e, step, left[distributed.process_number() :: distributed.process_count()]))
+    found = distributed.gathered(attack(e, step, distributed.mine(left)))
     points = {job: point for job, point in found.items() if point is not None}
     for image, attempt in sorted(points, reverse=True):  # the first attempt is written last
         report.robust[image] = False

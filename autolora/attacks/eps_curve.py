@@ -56,7 +56,7 @@ def curve_of(model: Answers, images: TestImages, threat: Threat, settings: Setti
     with opened(with_a_gradient(model), images, threat, settings) as e:
         require([pixels(e.x)])
         known_labels(e.y, e.logits.shape[1])
-        mine, steps = wanted[distributed.process_number() :: distributed.process_count()], ways(model, threat.norm)
+        mine, steps = distributed.mine(wanted), ways(model, threat.norm)
         points = distributed.gathered({eps: accuracy_at(e, eps, steps) for eps in mine})
         return [Point(0.0, e.clean.double().mean().item(), "none")] + [points[eps] for eps in wanted]
 

@@ -37,11 +37,9 @@ def with_a_gradient(model: Any) -> Any:
     """A mixture with its surrogate's gradient, any other network as it is."""
     if not is_mixture(model):
         return model
-    from autolora.backbones.classifier import (
-        seen,
-    )  # timm, and a compiler with it: only where a mixture has brought them
+    from autolora.backbones.classifier import with_view  # timm comes with it: only where a mixture has brought it
 
-    return seen(model, "surrogate")
+    return with_view(model, "surrogate")
 
 
 def three_ways(model: Classifier, plan: Plan, precision: str) -> Plan:
@@ -59,9 +57,9 @@ def three_ways(model: Classifier, plan: Plan, precision: str) -> Plan:
 
 def two_ways(model: Classifier, steps: list[Step]) -> list[Step]:
     """The second and the third way of each step."""
-    from autolora.backbones.classifier import robust_part, seen
+    from autolora.backbones.classifier import robust_part, with_view
 
-    own, robust = seen(model, "own"), robust_part(model)
+    own, robust = with_view(model, "own"), robust_part(model)
     again = [replace(step, name=f"own-{step.name}", attack=elsewhere(step, own), half=False) for step in steps]
     moved = [
         replace(step, name=f"transfer-{step.name}", attack=transferred(step, robust), half=False) for step in steps

@@ -38,7 +38,7 @@ def parity(
     parts: Mapping[str, np.ndarray],  # name -> float32 [n,3,h,w]: clean, adversarial
     batches: tuple[int, ...] = (1, 3, 7, 256),
 ) -> dict[str, Any]:
-    """The file against torch, in logits and in labels, at every batch size; the last shrinks to `n`."""
+    """The file against torch, in logits and in labels, at every batch size; the last is at most all images."""
     largest = min(batches[-1], max(len(images) for images in parts.values()))
     sizes = [batch for batch in batches[:-1] if batch < largest] + [largest]
     rows: list[dict[str, Any]] = [{"batch": batch} for batch in sizes]

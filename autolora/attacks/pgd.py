@@ -55,7 +55,7 @@ def ascent_direction(gradient: Tensor, threat: Threat) -> Tensor:
     if threat.norm == "linf":
         return gradient.sign()
     largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-    scaled = gradient / largest.view(-1, 1, 1, 1)  # a sure network's gradients are far below what may be squared
+    scaled = gradient / largest.view(-1, 1, 1, 1)  # a confident network's are so small that squares vanish
     return scaled / _l2(scaled)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -134,3 +135,14 @@ class Report:
             "precision": self.precision,
             "versions": self.versions,
         }
+
+
+def by_class(report: Report, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each class that has images; a model may answer for more classes than have names."""
+    rows = []
+    for label in report.y.unique().tolist():
+        of = report.y == label
+        shares = {"clean": report.clean[of], "robust": report.robust[of]}
+        name = names[label] if label < len(names) else str(label)
+        rows.append({"class": name, "n": int(of.sum())} | {k: v.double().mean().item() for k, v in shares.items()})
+    return rows

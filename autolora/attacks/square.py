@@ -25,17 +25,8 @@ from autolora.attacks.engine.network import Network, column, fooled, put
 from autolora.attacks.engine.slots import State
 from autolora.threat import Threat
 
-SCHEDULE = (
-    10,
-    50,
-    200,
-    500,
-    1000,
-    2000,
-    4000,
-    6000,
-    8000,
-)  # the share of pixels in a square halves after these queries
+# The share of pixels in a square halves after these queries.
+SCHEDULE = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 def side(query: int, height: int, width: int, least: int, share: float = 0.8) -> int:

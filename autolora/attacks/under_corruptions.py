@@ -36,7 +36,7 @@ def under_corruptions(model: Answers, images: TestImages, settings: Settings) ->
     require(in_advance(model, gradients=False))
     device = settings.device or device_of(model)
     folder = None if settings.progress is None else Path(settings.progress)
-    mine = KINDS[distributed.process_number() :: distributed.process_count()]
+    mine = distributed.mine(KINDS)
     found: dict[Kind, Tensor] = {}
     with at_rest(model), full_precision(), _bar(settings, len(mine)) as shown:
         network = Network(model, settings.batch_size or default_batch(device, model, images.pixels()[:1].to(device)))

@@ -4,7 +4,7 @@
     fitted = fit_state(checkpoint.state, network.state_dict())
     fitted.state, fitted.missing, fitted.unexpected, fitted.duplicates, fitted.normaliser
 
-Nothing of a foreign file is ever run: foreign.py reads it, this room finds the weights in it and names them.
+Nothing of a foreign file is ever run: safe_unpickle.py reads it; here the weights in it are found and named.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autolora.backbones.layers import first_convolutions, head_name, head_names, submodule
-from autolora.backbones.mixture import Mapping, Mixture, View
+from autolora.backbones.mixture import LogitMap, Mixture, View
 from autolora.common.errors import BadArgument
 from autolora.common.files import replacing, stored_apart, weights_sha256
 
@@ -58,7 +58,7 @@ class Spec:
     std: tuple[float, ...] = IMAGENET_STD
     channels: int = 3  # of the images
     trained_for: str | None = None  # the threat, in pixels, that the starting weights were trained for: "linf:2/255"
-    mixture: dict[str, float | None] | None = None  # of two such networks (mixture.Mapping's fields)
+    mixture: dict[str, float | None] | None = None  # of two such networks (mixture.LogitMap's fields)
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
@@ -90,7 +90,7 @@ class Classifier(nn.Module):
         return self.body((x - self.mean) / self.std)
 
 
-def mix(robust: Classifier, accurate: Classifier, mapping: Mapping) -> Classifier:
+def mix(robust: Classifier, accurate: Classifier, mapping: LogitMap) -> Classifier:
     """Two classifiers of one kind as one, in eval."""
     pair = [dataclasses.replace(model.spec, trained_for=None) for model in (robust, accurate)]
     if pair[0] != pair[1]:
@@ -99,10 +99,10 @@ def mix(robust: Classifier, accurate: Classifier, mapping: Mapping) -> Classifie
     return Classifier(Mixture(robust.body, accurate.body, mapping), spec).to(robust.mean.device).eval()
 
 
-def seen(model: Classifier, view: View) -> Classifier:
+def with_view(model: Classifier, view: View) -> Classifier:
     """A mixture with another gradient; it shares the weights."""
     assert isinstance(model.body, Mixture)
-    return Classifier(model.body.seen(view), model.spec).to(model.mean.device).train(model.training)
+    return Classifier(model.body.with_view(view), model.spec).to(model.mean.device).train(model.training)
 
 
 def robust_part(model: Classifier) -> Classifier:
@@ -127,7 +127,7 @@ def _of_bodies(bodies: list[nn.Module], spec: Spec) -> Classifier:
     if spec.mixture is None:
         return Classifier(bodies[0], spec)
     mapping: dict[str, Any] = spec.mixture
-    return Classifier(Mixture(bodies[0], bodies[1], Mapping(**mapping)), spec)
+    return Classifier(Mixture(bodies[0], bodies[1], LogitMap(**mapping)), spec)
 
 
 def check_spec(spec: Spec) -> None:

@@ -33,9 +33,7 @@ class Folded:
     @torch.no_grad()
     def refresh(self) -> None:
         for (conv, norm), target in self.pairs:
-            weight, bias = folded(conv, norm)
-            target.weight.copy_(weight)
-            cast(Tensor, target.bias).copy_(bias)
+            _fill(target, conv, norm)
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -44,6 +42,12 @@ def has_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return device.type == "cpu" and bool(supported())
+
+
+def _fill(target: nn.Conv2d, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    weight, bias = folded(conv, norm)
+    target.weight.copy_(weight)
+    cast(Tensor, target.bias).copy_(bias)
 
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -97,9 +101,7 @@ def _same(model: nn.Module, pairs: list[tuple[str, str]], example: Tensor, expec
     modules, twin = dict(model.named_modules()), _twin(model)
     for conv, norm in pairs:
         target = _without_norm(cast(nn.Conv2d, dict(twin.named_modules())[conv]), cast(nn.Conv2d, modules[conv]))
-        weight, bias = folded(cast(nn.Conv2d, modules[conv]), cast(nn.BatchNorm2d, modules[norm]))
-        target.weight.copy_(weight)
-        cast(Tensor, target.bias).copy_(bias)
+        _fill(target, cast(nn.Conv2d, modules[conv]), cast(nn.BatchNorm2d, modules[norm]))
         _replace(twin, norm, _after(modules[norm]))
     return bool((twin(example) - expected).abs().max() <= 1e-3 * expected.abs().max())
 
@@ -116,15 +118,9 @@ def _disturbed(model: nn.Module) -> nn.Module:
 
 def _twin(model: nn.Module) -> nn.Module:
     """A frozen copy in eval that shares all memory with the network."""
-    shared = {id(t): t.detach() for t in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(
-        model, {k: nn.Parameter(t, False) if _is_parameter(model, k) else t for k, t in shared.items()}
-    )
-    return twin.eval()
-
-
-def _is_parameter(model: nn.Module, key: int) -> bool:
-    return any(id(p) == key for p in model.parameters())
+    memo: dict[int, Tensor] = {id(buffer): buffer.detach() for buffer in model.buffers()}
+    memo |= {id(parameter): nn.Parameter(parameter.detach(), False) for parameter in model.parameters()}
+    return copy.deepcopy(model, memo).eval()
 
 
 def _without_norm(target: nn.Conv2d, source: nn.Conv2d) -> nn.Conv2d:

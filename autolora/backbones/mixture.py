@@ -10,7 +10,7 @@ The answer of g has no gradient, and GELU takes most of h's. An attack needs ano
 
     f_d = log((1 - b) * softmax(g) + 0.9 b * softmax(h) + 0.1 b * softmax(M(h)))
 
-so a mixture is attacked as `seen(mixture, "surrogate")`: the value of f to the bit, the gradient of f_d.
+so a mixture is attacked as `with_view(mixture, "surrogate")`: the value of f to the bit, the gradient of f_d.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ View = Literal["own", "surrogate"]
 
 
 @dataclass(frozen=True)
-class Mapping:
+class LogitMap:
     """M, and how much of the robust network is in the mixture."""
 
     scale: float  # s
@@ -55,7 +55,7 @@ def normed(h: Tensor) -> Tensor:
 class Mixture(nn.Module):
     """normalised pixels -> log probabilities, from two bodies of one kind."""
 
-    def __init__(self, robust: nn.Module, accurate: nn.Module, mapping: Mapping, view: View = "own") -> None:
+    def __init__(self, robust: nn.Module, accurate: nn.Module, mapping: LogitMap, view: View = "own") -> None:
         super().__init__()
         self.robust, self.accurate, self.mapping, self.view = robust, accurate, mapping, view
 
@@ -64,21 +64,21 @@ class Mixture(nn.Module):
         f = mixed(h, g, self.mapping)
         return f if self.view == "own" else ValueOfOne.apply(f, surrogate(h, g, self.mapping))
 
-    def seen(self, view: View) -> Mixture:
+    def with_view(self, view: View) -> Mixture:
         """The same two bodies."""
         other = Mixture(self.robust, self.accurate, self.mapping, view)
         other.training = self.training
         return other
 
 
-def mixed(h: Tensor, g: Tensor, mapping: Mapping) -> Tensor:
+def mixed(h: Tensor, g: Tensor, mapping: LogitMap) -> Tensor:
     """f, finite also where the robust network is sure."""
     log_p, a = mapping(h).log_softmax(1), mapping.alpha
     chosen = torch.arange(g.shape[1], device=g.device) == g.argmax(1, keepdim=True)
     return torch.where(chosen, ((1 - a) + a * log_p.exp()).log(), math.log(a) + log_p)
 
 
-def surrogate(h: Tensor, g: Tensor, mapping: Mapping) -> Tensor:
+def surrogate(h: Tensor, g: Tensor, mapping: LogitMap) -> Tensor:
     """f_d"""
     b = mapping.surrogate_alpha
     shares = ((1 - b, g), (0.9 * b, h), (0.1 * b, mapping(h)))

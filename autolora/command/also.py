@@ -28,7 +28,7 @@ class Also(NamedTuple):
     corrupted: Tensor | None  # which images are right: bool [n,15,5]
 
     def columns(self) -> dict[str, np.ndarray]:
-        """For each threat which images stand; of each image how many of its corruptions are read rightly."""
+        """For each threat which images stand; of each image how many of its corruptions are classified correctly."""
         counts = {} if self.corrupted is None else {WORD: self.corrupted.sum((1, 2)).numpy()}
         return {what: report.robust.numpy() for what, report in self.reports.items()} | counts
 

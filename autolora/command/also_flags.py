@@ -15,7 +15,7 @@ def columns_of(row: dict[str, Any]) -> set[str]:
 
 
 def accuracy_of(row: dict[str, Any], flags: np.ndarray) -> float:
-    """What the flags say of a row; of corruptions they hold how many of an image's are read rightly."""
+    """What the flags say of a row; of corruptions they hold how many of an image's are classified correctly."""
     if row["what"] == WORD:
         return float(flags[WORD].mean() / (len(row["kinds"]) * len(row["kinds"][0]["by_severity"])))
     return float(np.logical_and.reduce([flags[column] for column in columns_of(row)]).mean())

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from autolora.attacks.report import Report
+from autolora.attacks.report import Report, by_class
 from autolora.command.also import Also
 from autolora.command.card import page
 from autolora.command.images import Data
 from autolora.command.models import Target
-from autolora.command.suspicions import named
 from autolora.common.errors import BadArgument
 from autolora.common.files import file_sha256, read_json, replacing_folder, write_json, write_text
 from autolora.data.examples import Examples, write_examples
@@ -58,18 +57,6 @@ def record_of(model: Target, data: Data, report: Report, notes: dict[str, Any]) 
         "mcnemar": None,
         "by_class": by_class(report, data.classes or []),
     }
-
-
-def by_class(report: Report, names: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    for label in report.y.unique().tolist():
-        of = report.y == label
-        shares = {"clean": report.clean[of], "robust": report.robust[of]}
-        rows.append(
-            {"class": named(names, label), "n": int(of.sum())}
-            | {k: v.double().mean().item() for k, v in shares.items()}
-        )
-    return rows
 
 
 def flags(report: Report, also: Also) -> np.ndarray:

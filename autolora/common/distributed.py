@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 
 CALL = inspect.signature(F.batch_norm)
 K = TypeVar("K")
+Rows = TypeVar("Rows", Tensor, list[Any], tuple[Any, ...])
 T = TypeVar("T")
 
 
@@ -82,9 +83,9 @@ def gathered(found: dict[K, T]) -> dict[K, T]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def mine(index: Tensor) -> Tensor:
-    """This process' part of the global batch: every n-th of it."""
-    return index[process_number() :: process_count()]
+def mine(rows: Rows) -> Rows:
+    """This process' part of the global batch, or of a list of things to do: every n-th of it."""
+    return rows[process_number() :: process_count()]
 
 
 def all_rows(rows: Tensor, n: int) -> Tensor:

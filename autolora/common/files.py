@@ -64,8 +64,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
 
 
 def sweep_up(path: Path) -> None:
-    """What a killed replacing_folder has left beside the folder: half of a new one is removed; the old one comes back
-    where the kill came before the new one took its place.
+    """What a killed replacing_folder has left beside the folder: half of a new one is removed; where the
+    kill came before the new one was renamed, the old one is put back.
     """
     for left in sorted(path.parent.glob(f".{glob.escape(path.name)}.*.*")):
         _, pid, end = left.name.rsplit(".", 2)

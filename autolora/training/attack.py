@@ -50,7 +50,7 @@ class TrainingAttack:
         if self.reach == 0:
             return x
         threat = self.reached()
-        noise = self._mine(random_in_ball(x.new_empty(()).expand(self.batch, *x.shape[1:]), threat, self.noise))
+        noise = distributed.mine(random_in_ball(x.new_empty(()).expand(self.batch, *x.shape[1:]), threat, self.noise))
         noise = noise.contiguous(memory_format=self.layout)
         if self.single:
             return single_step(view, x, y, threat, NOISE * noise)
@@ -58,18 +58,15 @@ class TrainingAttack:
 
     def bend(self, view: View, x: Tensor, y: Tensor) -> Tensor:
         """How far the loss of each image is from a straight line between two points of its ball."""
-        draws = torch.stack([self._mine(2 * self._uniform(x, *x.shape[1:]) - 1) for _ in range(2)])
+        draws = torch.stack([distributed.mine(2 * self._uniform(x, *x.shape[1:]) - 1) for _ in range(2)])
 
         def losses(points: Tensor) -> Tensor:
             return F.cross_entropy(wide(view(points)), torch.cat([y] * 3), reduction="none")
 
-        return bends(losses, x, draws, self._mine(self._uniform(x)), self.reach * self.threat.eps)
+        return bends(losses, x, draws, distributed.mine(self._uniform(x)), self.reach * self.threat.eps)
 
     def _uniform(self, like: Tensor, *shape: int) -> Tensor:
         return torch.rand(self.batch, *shape, generator=self.noise, device=like.device, dtype=like.dtype)
-
-    def _mine(self, batch: Tensor) -> Tensor:
-        return batch[distributed.process_number() :: distributed.process_count()]
 
     def state(self) -> dict[str, Any]:
         return {"single": self.single, "straight": asdict(self.straight) if self.straight else None}

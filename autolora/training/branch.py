@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Protocol
@@ -64,15 +64,18 @@ class Branch(nn.Module):
 
     def deltas(self) -> dict[str, Tensor]:
         """BA / r of each layer, under the name of the weight that it is added to."""
-        return {
-            f"{name}.weight": (B @ A).view(shape) / self.rank
-            for name, shape, A, B in zip(self.names, self.shapes, self.A, self.B)
-        }
+        factors = zip(self.names, self.shapes, self.A, self.B)
+        return {f"{name}.weight": change(A, B, shape, self.rank) for name, shape, A, B in factors}
 
     def factors(self) -> dict[str, Tensor]:
         """layer.A and layer.B by name: what branch.safetensors holds."""
         pairs = zip(self.names, self.A, self.B)
         return {f"{n}.{w}": t.detach() for n, A, B in pairs for w, t in (("A", A), ("B", B))}
+
+
+def change(A: Tensor, B: Tensor, shape: Sequence[int], rank: int) -> Tensor:
+    """BA / r in the shape of the weight: nobody else multiplies them."""
+    return (B @ A).view(*shape) / rank
 
 
 def factor_shapes(layer: nn.Conv2d | nn.Linear, rank: int = RANK) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -170,11 +173,11 @@ def save_branch(branch: Branch | None, path: str | Path) -> str:
 
 
 def load_deltas(path: str | Path) -> dict[str, Tensor]:
-    """BA / r of each layer from a saved branch, ready for `add_branch`: nobody else multiplies B and A."""
+    """BA / r of each layer from a saved branch, ready for `add_branch`."""
     with safetensors.safe_open(str(path), framework="pt") as file:
         record = json.loads((file.metadata() or {}).get("autolora", "{}"))
     factors = safetensors.torch.load_file(path)
     if weights_sha256(factors) != record.get("weights_sha256"):
         raise ValueError(f"{path}: the factors are not those that were saved (sha256 differs)")
     pairs = {name: (factors[f"{name}.A"], factors[f"{name}.B"]) for name in record["shapes"]}
-    return {f"{n}.weight": (B @ A).view(record["shapes"][n]) / record["rank"] for n, (A, B) in pairs.items()}
+    return {f"{n}.weight": change(A, B, record["shapes"][n], record["rank"]) for n, (A, B) in pairs.items()}

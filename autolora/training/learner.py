@@ -103,7 +103,7 @@ class Learner:
         self.losses = distributed.with_added_gradients(LossModule(self))
 
     def _add_parts(self) -> None:
-        parts, decay = self.method.parts, self.settings.average or self.reference.average
+        parts, decay = self.method.parts, self.settings.average
         draw = generator(self.settings.seed, "branch")
         self.branch = Branch(self.reference.layers(self.model), self.settings.rank, draw) if "branch" in parts else None
         self.norms = Norms(self.model) if "norms" in parts else None

@@ -36,7 +36,7 @@ from autolora.training.attack import reach
 from autolora.training.axes import FIRST_PASS, TEACHERS, TWIN
 from autolora.training.branch import Branch
 from autolora.training.controllers import scalars
-from autolora.training.divergence import Diverged, check_losses, check_weights
+from autolora.training.diverged import Diverged, check_losses, check_weights
 from autolora.training.judgement import judge_epoch
 from autolora.training.learner import Learner, generator, number
 from autolora.training.objectives import Losses

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from autolora.common.errors import BadArgument
 from autolora.training.axes import RANK
-from autolora.training.branch import Layers, factor_shapes
+from autolora.training.branch import Layers, change, factor_shapes
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -26,7 +26,7 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(layer.weight.new_zeros(b))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + (self.B @ self.A).view(weight.shape) / self.rank
+        return weight + change(self.A, self.B, weight.shape, self.rank)
 
 
 def with_low_rank(

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from autolora.attacks.pgd import pgd
-from autolora.backbones.classifier import Classifier, mix, robust_part, seen
+from autolora.backbones.classifier import Classifier, mix, robust_part, with_view
 from autolora.backbones.frozen import frozen
-from autolora.backbones.mixture import Mapping
+from autolora.backbones.mixture import LogitMap
 from autolora.data.batches import to_pixels
 from autolora.threat import Threat
 from autolora.training.dial import STEPS, judge
@@ -72,7 +72,7 @@ def logits_of(model: nn.Module, images: Tensor, labels: Tensor, threat: Threat, 
     return Logits(torch.cat(clean).double().cpu(), torch.cat(attacked).double().cpu(), labels.cpu())
 
 
-def search(found: Logits) -> tuple[Mapping | None, str]:
+def search(found: Logits) -> tuple[LogitMap | None, str]:
     n, classes = found.clean.shape
     standing = int(found.stands.sum())
     if classes == 2:
@@ -91,21 +91,21 @@ def search(found: Logits) -> tuple[Mapping | None, str]:
     return mapping, f"{said}; the robust network's share is {mapping.alpha:.4g}"
 
 
-def candidates(*, whole: bool) -> Iterator[Mapping]:
+def candidates(*, whole: bool) -> Iterator[LogitMap]:
     for scale in SCALES.tolist():
-        yield Mapping(scale)
+        yield LogitMap(scale)
         if whole:
-            yield from (Mapping(scale, p, c) for p in POWERS.tolist() for c in SHIFTS.tolist())
+            yield from (LogitMap(scale, p, c) for p in POWERS.tolist() for c in SHIFTS.tolist())
 
 
-def fits(found: Logits, mapping: Mapping) -> bool:
+def fits(found: Logits, mapping: LogitMap) -> bool:
     """GELU is not monotone: with few classes a shift may turn answers around."""
     pairs = [(z, mapping(z)) for z in (found.clean, found.attacked)]
     same = all(torch.equal(m.argmax(1), z.argmax(1)) for z, m in pairs)
     return same and all(float((m.amax(1) - m.amin(1)).max()) <= SPREAD for _, m in pairs)
 
 
-def stubborn(found: Logits, mapping: Mapping, given_up: float) -> tuple[int, float]:
+def stubborn(found: Logits, mapping: LogitMap, given_up: float) -> tuple[int, float]:
     """How many clean images are read wrongly, too surely for a twin that knows; and -q: of equals the larger wins."""
     q = least_margin(mapping(found.attacked[found.stands]), given_up)
     p, y = mapping(found.clean).softmax(1), found.y
@@ -129,7 +129,7 @@ def judged(
     mixed: Classifier, images: Tensor, labels: Tensor, threat: Threat, *, on_batch: Tick = lambda n: None
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `dial.judge`, three ways: by the surrogate's gradient, by its own, and from the robust network."""
-    clean, robust = judge(seen(mixed, "surrogate"), images, labels, threat, on_batch=on_batch)
+    clean, robust = judge(with_view(mixed, "surrogate"), images, labels, threat, on_batch=on_batch)
     _, own = judge(mixed, images, labels, threat)
     return clean, robust & own & clean & _stands_transfer(mixed, images, labels, threat)
 

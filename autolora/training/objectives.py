@@ -195,7 +195,7 @@ def distill_from_two(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weigh
 
 
 def natural(net: Network, x: Tensor, attacked: Tensor, y: Tensor, weights: Scalars) -> Losses:
-    """Plain fine-tuning: what accuracy costs nothing to have."""
+    """Fine-tuning without an attack: the accuracy that is to be had where robustness is not asked for."""
     z = net.plain(x)
     loss = cross_entropy(net, z, y)
     return Losses(loss, loss.detach(), loss.new_zeros(()), loss.new_zeros(()), accuracy(net, z, y))
@@ -235,9 +235,6 @@ class Reference:
 
     layers: Callable[[nn.Module], Layers]  # that get a branch
     controller: Callable[[float, int], Controller]  # of the learning rate: (first rate, epochs)
-    average: float | None = (
-        None  # decay of averaged weights that are validated and shipped; None: the weights themselves
-    )
     for_all: bool = False  # `controller` is every method's, in place of its own
     finds_rate: bool = False  # it starts from a rate that the features give
 

@@ -15,10 +15,8 @@ from autolora.training import subtuning
 from autolora.training.resume import Record, alone
 from autolora.training.settings import Settings
 
-OF_THE_TWIN = (
-    *("epochs", "seed", "reference", "batch_size", "augmentation", "average"),
-    *("precision", "compile", "channels_last"),
-)
+OF_THE_TWIN = ["epochs", "seed", "reference", "batch_size", "augmentation", "average"]
+OF_THE_TWIN += ["precision", "compile", "channels_last"]
 
 
 def robust_head(settings: Settings) -> Settings:

@@ -145,8 +145,8 @@ def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
 
 
 def decided(settings: Settings, train: Split) -> Settings:
-    """`reference: auto` is `best` on small data and `paper` on large, and `attack: auto` is PGD-10 outside `best`; the
-    record of the run says which."""
+    """`reference: auto` is `best` on small data and `paper` on large; with any other than `best`, `attack: auto` is
+    PGD-10. The record of the run says which."""
     if settings.blocks is not None:
         named: Any = settings.blocks
         settings = replace(settings, blocks=(named,) if isinstance(named, str) else tuple(named))

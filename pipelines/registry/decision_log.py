@@ -161,9 +161,8 @@ def _user() -> str:
 def reigns(log: list[dict[str, Any]], alias: str) -> list[int]:
     """The versions that hold or held an alias and were not rolled back, the present one last."""
     found: list[int] = []
-    withdrawn = {entry["withdraws"] for entry in log if "withdraws" in entry}
-    for entry in log:
-        if entry["alias"] != alias or entry["decision"] not in MOVED or entry["id"] in withdrawn:
+    for entry in _moves(log):
+        if entry["alias"] != alias:
             continue
         if entry["decision"] == "rolled back":
             found = found[: found.index(entry["version"]) + 1] if entry["version"] in found else [entry["version"]]

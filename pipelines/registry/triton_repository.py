@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from autolora.common.files import file_sha256, read_json
+from autolora.common.files import file_sha256, flushed, read_json, write_json, write_text
 from pipelines.registry.triton_config import config, labels
 
 STATE = "deployed.json"
@@ -39,32 +39,7 @@ def state(model: Path) -> dict[str, Any]:
 
 
 def save(model: Path, record: dict[str, Any]) -> None:
-    write(model / STATE, json.dumps(record, indent=2, sort_keys=True) + "\n")
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all, and on the disk when this returns."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        sync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
-
-
-def sync(descriptor: int) -> None:
-    os.fsync(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """A rename lasts once its folder is on the disk."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        sync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_json(model / STATE, record)
 
 
 def write_version(model: Path, number: int, onnx_file: Path) -> Path:
@@ -73,12 +48,11 @@ def write_version(model: Path, number: int, onnx_file: Path) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     shutil.copyfile(onnx_file, part / MODEL_FILE)
-    with open(part / MODEL_FILE, "rb") as file:
-        sync(file.fileno())
-    sync_folder(part)
+    flushed(part / MODEL_FILE)
+    flushed(part)
     shutil.rmtree(model / str(number), ignore_errors=True)
     part.rename(model / str(number))
-    sync_folder(model)
+    flushed(model)
     return model / str(number) / MODEL_FILE
 
 
@@ -92,10 +66,10 @@ def point(model: Path, number: int | None, *, gpu: bool) -> None:
     """Have the server serve this version, or none."""
     policy = f"version_policy: {{ specific {{ versions: [ {'' if number is None else number} ] }} }}\n"
     if number is None:
-        return write(model / CONFIG, f'name: {json.dumps(model.name)}\nbackend: "onnxruntime"\n{policy}')
+        return write_text(model / CONFIG, f'name: {json.dumps(model.name)}\nbackend: "onnxruntime"\n{policy}')
     file = model / str(number) / MODEL_FILE
-    write(model / "labels.txt", "".join(f"{label}\n" for label in labels(file)))
-    write(model / CONFIG, config(file, model.name, gpu=gpu) + policy)
+    write_text(model / "labels.txt", "".join(f"{label}\n" for label in labels(file)))
+    write_text(model / CONFIG, config(file, model.name, gpu=gpu) + policy)
 
 
 def pointed_at(model: Path) -> int | None:

@@ -16,9 +16,7 @@ from stages.common.runner import StageError
 from stages.evidence.canaries import compare
 
 Canaries = dict[str, np.ndarray]
-NOT_OF_THE_MODEL = frozenset(
-    {401, 403, 407, 408, 425, 429}
-)  # a proxy's or a limiter's word: whoever asks, and how often
+NOT_OF_THE_MODEL = {401, 403, 407, 408, 425, 429}  # a proxy's or a limiter's word: whoever asks, and how often
 
 
 class Silent(StageError):

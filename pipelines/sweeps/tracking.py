@@ -5,11 +5,10 @@ Files are the truth: without a server nothing is lost.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import chdir
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ def record(
     source: Path, sweep: Sweep, commit: str, done: Sequence[Result], files: Sequence[Path], warn: Callable[[str], Any]
 ) -> None:
     """Find or create the parent of this sweep at this commit, and give it its children and the table as it is now."""
-    with _inside(source):
+    with chdir(source):  # sqlite by default lies in the folder that one works in
         try:
             mlflow = tracking.connect()
         except StageError as error:
@@ -66,7 +65,7 @@ def uri(source: Path) -> str:
 
     Without a server MLflow puts artifacts where the experiment was created: not in a workspace that goes away.
     """
-    with _inside(source):
+    with chdir(source):
         chosen = tracking.tracking_uri()
     if chosen.startswith(SQLITE):
         chosen = f"{SQLITE}{source / chosen.removeprefix(SQLITE)}"
@@ -76,17 +75,6 @@ def uri(source: Path) -> str:
         env = commands.environment(MLFLOW_TRACKING_URI=chosen)
         subprocess.run([sys.executable, "-c", code], cwd=source, env=env, check=True)
     return chosen
-
-
-@contextmanager
-def _inside(folder: Path) -> Any:
-    """sqlite by default lies in the folder that one works in."""
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def _run(client: MlflowClient, experiment: str, name: str, tags: dict[str, str]) -> str:

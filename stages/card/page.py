@@ -29,7 +29,6 @@ from stages.card.sections import (
     cost,
     data,
     data_kind,
-    label_flips,
     model,
     parity,
     provenance,
@@ -163,7 +162,7 @@ def badges(evidence: Evidence) -> list[tuple[str, str]]:
     standard = r["version"] in ("standard", "plus", "strong")
     found = [("pass", attack_name(r)) if standard else ("warn", f"{attack_name(r)}: not the standard attack")]
     found += [checks_badge(r["checks"])]
-    flips = label_flips(evidence)
+    flips = evidence.label_flips
     found += [("fail", f"ONNX: {flips} labels flip") if flips else ("pass", "ONNX answers as the attacked network")]
     found += [(data_kind(evidence), f"data: {evidence.quality['verdict']}")]
     if width > 10:

@@ -291,15 +291,9 @@ def parity(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def label_flips(evidence: Evidence) -> int:
-    """Labels on which the file and the attacked network differ, where that is no matter of rounding."""
-    p = evidence.exported["parity"]
-    return int(p.get("label_flips_beyond_noise", p["label_flips"]))
-
-
 def _flips(evidence: Evidence) -> str:
     count = evidence.exported["parity"]["label_flips"]
-    return f"{count}, {label_flips(evidence)} of them beyond rounding" if count else "none"
+    return f"{count}, {evidence.label_flips} of them beyond rounding" if count else "none"
 
 
 def _square(value: dict[str, Any] | None) -> str:

@@ -28,7 +28,7 @@ class Strip:
 
 
 def strips(evidence: Evidence) -> list[Strip]:
-    """Images that were read rightly until they were attacked, from as many classes as there are."""
+    """Images that were classified correctly until they were attacked, from as many classes as there are."""
     classes = evidence.classes
     images, adversarial, found = evidence.examples
     if not found.any():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autolora.common.downloads import fetch_url
+from autolora.common.errors import BadArgument
 from autolora.common.files import locked
 from stages.common.runner import StageError, work_root
 from stages.dataset.found import Found
@@ -243,10 +244,9 @@ def _archive(published: Published, archive: Archive, path: Path) -> Path:
     if not file.is_file():
         try:
             file = fetch_url(archive.url)
-        except ValueError as error:
+        except BadArgument as error:
             raise StageError(
-                f"{published.name} is not in {path} and cannot be downloaded: "
-                f"{str(error).removeprefix('backbone.weights: ')}. "
+                f"{published.name} is not in {path} and cannot be downloaded from {archive.url}: {error.reason}. "
                 f"Put {archive.name} there, or the folder {published.marker} that is in it"
             ) from None
     if (digest := _digest(file, archive.algorithm)) != archive.digest:

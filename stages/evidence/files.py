@@ -74,6 +74,12 @@ class Evidence:
     def flags(self) -> np.ndarray:
         return np.load(self.path(FLAGS), allow_pickle=False)
 
+    @property
+    def label_flips(self) -> int:
+        """Labels on which the file and the attacked network differ, where that is no matter of rounding."""
+        parity = self.exported["parity"]
+        return int(parity.get("label_flips_beyond_noise", parity["label_flips"]))
+
     @cached_property
     def classes(self) -> list[str]:
         """Names in label order, from the file's own notes: `by_class` lacks a class of which no image was attacked."""

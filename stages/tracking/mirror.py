@@ -1,6 +1,6 @@
 """The run, written from the files: parameters, metrics, plots, evidence. What a live run already has is not repeated.
 
-run_id = mirror(mlflow, evidence, title="robust-digits 1a2b3c4d", extra=[Path("reports/card.html")])
+run_id = mirror(mlflow, evidence, "robust-digits 1a2b3c4d", plots, extra=[Path("reports/card.html")])
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from autolora.threat import Threat
-from autolora.training.divergence import Diverged
+from autolora.training.diverged import Diverged
 from autolora.training.settings import Settings, check_settings
 from benchmarks import screening
 from benchmarks._report_cells import bits

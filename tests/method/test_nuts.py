@@ -24,9 +24,9 @@ from autolora.backbones.classifier import (
     read_notes,
     robust_part,
     save_classifier,
-    seen,
+    with_view,
 )
-from autolora.backbones.mixture import Mapping, mixed, normed, surrogate
+from autolora.backbones.mixture import LogitMap, mixed, normed, surrogate
 from autolora.command.models import Asked, target
 from autolora.common.errors import BadArgument
 from autolora.export.runtime import logits, open_session
@@ -37,19 +37,19 @@ from tests.export.nets import tiny
 from tests.method.small import images
 
 THREAT, STRONG = Threat("linf", "8/255"), Threat("linf", "40/255")
-MAPPINGS = [Mapping(3.0, alpha=0.7), Mapping(5.0, 4.0, -1.1, 0.9, 0.8), Mapping(0.5, 2.0, 0.3, 0.6, 0.9)]
+MAPPINGS = [LogitMap(3.0, alpha=0.7), LogitMap(5.0, 4.0, -1.1, 0.9, 0.8), LogitMap(0.5, 2.0, 0.3, 0.6, 0.9)]
 
 
 def draws(n: int, classes: int = 10, seed: int = 0) -> Tensor:
     return 3 * torch.randn(n, classes, generator=torch.Generator().manual_seed(seed))
 
 
-def pair(mapping: Mapping) -> Classifier:
+def pair(mapping: LogitMap) -> Classifier:
     return mix(tiny(0), tiny(1), mapping)
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
-def test_f_is_the_logarithm_of_mixed_probabilities(mapping: Mapping) -> None:
+def test_f_is_the_logarithm_of_mixed_probabilities(mapping: LogitMap) -> None:
     h, g = draws(20).double(), draws(20, seed=1).double()
     u = (h - h.mean(1, keepdim=True)) / (h.var(1, keepdim=True) + 1e-8).sqrt()
     if mapping.shift is not None:
@@ -62,16 +62,16 @@ def test_f_is_the_logarithm_of_mixed_probabilities(mapping: Mapping) -> None:
 
 def test_f_is_finite_where_the_robust_network_is_sure() -> None:
     h = 1000 * F.one_hot(torch.arange(10)).float()
-    assert mixed(h, h.roll(1, 0), Mapping(20.0, 6.0, alpha=0.999)).isfinite().all()
+    assert mixed(h, h.roll(1, 0), LogitMap(20.0, 6.0, alpha=0.999)).isfinite().all()
 
 
 def test_the_whole_share_of_the_robust_network_gives_its_answers() -> None:
     h, g = draws(200), draws(200, seed=1)
-    assert torch.equal(mixed(h, g, Mapping(2.0, alpha=1.0)).argmax(1), h.argmax(1))
+    assert torch.equal(mixed(h, g, LogitMap(2.0, alpha=1.0)).argmax(1), h.argmax(1))
 
 
 def test_no_answer_of_the_accurate_network_changes_a_large_margin_and_one_changes_a_small_one() -> None:
-    mapping, h = Mapping(1.5, alpha=0.75), draws(300)
+    mapping, h = LogitMap(1.5, alpha=0.75), draws(300)
     answers = torch.stack(
         [mixed(h, F.one_hot(torch.tensor(k), 10).expand(300, 10).float(), mapping).argmax(1) for k in range(10)]
     )
@@ -89,9 +89,9 @@ def test_the_norm_does_not_see_scale_and_offset_nor_more_than_250_logits() -> No
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
-def test_the_surrogate_has_the_value_of_f_and_the_gradient_of_f_d(mapping: Mapping) -> None:
+def test_the_surrogate_has_the_value_of_f_and_the_gradient_of_f_d(mapping: LogitMap) -> None:
     mixture, x, y = pair(mapping), torch.rand(6, 3, 8, 8, requires_grad=True), torch.arange(6)
-    outside = seen(mixture, "surrogate")
+    outside = with_view(mixture, "surrogate")
     assert torch.equal(outside(x), mixture(x))
     h, g, b = tiny(0)(x).double(), tiny(1)(x).double(), mapping.surrogate_alpha
     p = (1 - b) * g.softmax(1) + 0.9 * b * h.softmax(1) + 0.1 * b * mapping(h).softmax(1)
@@ -167,8 +167,8 @@ def test_no_twin_takes_more_than_half_a_point_and_an_ideal_one_mends(n: int) -> 
 def test_a_shift_that_turns_answers_around_is_refused() -> None:
     """Of three classes the largest norm is small enough for GELU to fall."""
     z = torch.tensor([[0.6, 0.5, 0.0]]).double()
-    assert Mapping(1.0, 1.0, -1.5)(z).argmax(1) != z.argmax(1)
-    assert not fits(Logits(z, z, torch.tensor([0])), Mapping(1.0, 1.0, -1.5))
+    assert LogitMap(1.0, 1.0, -1.5)(z).argmax(1) != z.argmax(1)
+    assert not fits(Logits(z, z, torch.tensor([0])), LogitMap(1.0, 1.0, -1.5))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def shown() -> tuple[Classifier, Tensor, Tensor]:
             F.cross_entropy(network(x / 255), y).backward()
             optimiser.step()
         networks.append(network)
-    return mix(*networks, Mapping(1.0, alpha=0.7, surrogate_alpha=0.7)), x[:12], y[:12]
+    return mix(*networks, LogitMap(1.0, alpha=0.7, surrogate_alpha=0.7)), x[:12], y[:12]
 
 
 def test_an_image_counts_only_if_it_stands_three_ways(shown, monkeypatch) -> None:
@@ -266,7 +266,7 @@ def test_the_dials_judge_takes_all_three(shown) -> None:
     clean, robust = nuts.judged(mixture, x, y, STRONG)
     assert clean.any()
     ways = {
-        "surrogate": nuts.judge(seen(mixture, "surrogate"), x, y, STRONG)[1],
+        "surrogate": nuts.judge(with_view(mixture, "surrogate"), x, y, STRONG)[1],
         "own": nuts.judge(mixture, x, y, STRONG)[1],
         "transfer": nuts._stands_transfer(mixture, x, y, STRONG),
     }

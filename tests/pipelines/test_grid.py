@@ -14,7 +14,7 @@ import scipy.stats
 import torch
 import yaml
 
-from autolora.training.divergence import Diverged, check_losses
+from autolora.training.diverged import Diverged, check_losses
 from pipelines import sweep as sweeping
 from pipelines.sweeps import comparison, grid, search
 from pipelines.sweeps.comparison import Result

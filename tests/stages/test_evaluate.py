@@ -14,6 +14,7 @@ import torch
 import yaml
 from PIL import Image
 
+from autolora.attacks.report import by_class
 from autolora.attacks.verdicts import CheckFailed
 from autolora.backbones.classifier import Spec, build, load_classifier, save_classifier
 from autolora.common.files import read_json, write_json
@@ -22,7 +23,6 @@ from autolora.data.sample import read_images, stratified
 from stages import evaluate as stage
 from stages.common.errors import MEND
 from stages.common.views import EvaluateParams, load
-from stages.evaluate import by_class
 
 CLASSES, SIDE, TEST = 4, 16, 24
 OUTS = ("robustness.json", "metrics.json", "robust_flags.npy", "eps_curve.csv", "adversarial.png")
