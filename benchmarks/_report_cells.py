@@ -268,11 +268,19 @@ def as_text(one: Row) -> Iterator[str]:
 
 
 def merged(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
-    """By cell, the new row for the old one; but what a cell cost stays known where it came from DVC's cache now."""
-    known = {(one.study, one.cell): one for one in old}
+    """The new row for the old one; but what a cell cost stays known where it came from DVC's cache now.
+
+    A row is known by what stands beside it on the page: of a sweep file that was edited, the cells of today stay.
+    """
+    known = {_known_by(one): one for one in old}
     for one in new:
-        before = known.get((one.study, one.cell))
-        if before and before.forwards is not None and one.forwards is None:
-            one = replace(one, **{name: getattr(before, name) for name in COST})
-        known[one.study, one.cell] = one
+        before = known.get(_known_by(one))
+        if before and before.cell == one.cell and one.forwards is None:
+            attack = before.attack_seconds if one.attack_seconds is None else one.attack_seconds
+            one = replace(one, **{name: getattr(before, name) for name in COST} | {"attack_seconds": attack})
+        known[_known_by(one)] = one
     return list(known.values())
+
+
+def _known_by(one: Row) -> tuple[Any, ...]:
+    return one.study, one.data, one.recipe, one.seed, one.setting

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from autolora.common.statistics import holm
-from benchmarks._report_numbers import Comparison, Group, comparison, of_study, with_seeds
+from benchmarks._report_numbers import Comparison, Group, comparison, of_study, price, with_seeds
 from benchmarks._report_pictures import panels
 from benchmarks._report_words import STANDARD, Facts, millions, not_yet, percent, seconds, setting, table
 
@@ -37,19 +37,19 @@ def further(facts: Facts, study: Study) -> list[str]:
     some = facts.groups(study.sweep)
     if not some:
         return [f"## {study.title}", study.question, not_yet(study.sweep)]
+    rows = of_study(facts.rows, study.sweep)
     head, column = last_column(facts, study, some)
     lines = [
         [
             group.data, group.setting.rpartition("=")[2], group.recipe, str(len(group.rows)),
             percent(group.mean("clean"), group.sd("clean")), percent(group.mean("robust"), group.sd("robust")),
-            millions(group.mean("forwards")), seconds(group.mean("processor_seconds")),
+            millions(price(rows, group, "forwards")), seconds(price(rows, group, "processor_seconds")),
             seconds(group.mean("attack_seconds")), said,
         ]
         for group, said in zip(some, column, strict=True)
     ]  # fmt: skip
     axis = some[0].setting.rpartition("=")[0] or "setting"
     names = ["set", axis, "recipe", "seeds", "clean", "robust", "forwards, millions", "`finetune`, s", "`evaluate`, s"]
-    rows = of_study(facts.rows, study.sweep)
     shown = study.picture in panels(facts)
     return [
         f"## {study.title}",

@@ -13,6 +13,7 @@ server that does not answer says nothing about the file: it is taken back, too, 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import signal
@@ -83,12 +84,12 @@ def deploy(name: str, alias: str, to: Path, how: How = AS_USUAL) -> str:
             why = record["refused"][str(number)]
             raise Refused(f"{name} version {number} was refused here before ({why}): --retry tries it again")
         version = get_version(client, name, number)
+        if how.key:
+            verify(version, how.key)
         if record["current"] == number and _is(model, version):
             return f"{name} version {number} is served already"
         if not how.unlogged:
             require_decision(client, version, alias)
-        if how.key:
-            verify(version, how.key)
         with tempfile.TemporaryDirectory() as folder:
             return _publish(version, model, Path(folder), how)
 
@@ -206,8 +207,11 @@ def fetch_canaries(version: ModelVersion, folder: Path) -> Canaries:
         return {key: file[key] for key in file.files}
 
 
-def rollback(name: str, to: Path) -> str:
-    """Serve the version that was served before the present one, which is not tried again (without --retry)."""
+def rollback(name: str, to: Path, key: Path | None = None) -> str:
+    """Serve the version that was served before the present one, which is not tried again (without --retry).
+
+    It needs no registry, but where a key is asked for: the signature lies there.
+    """
     model = folder_of(name, to)
     if not model.is_dir():
         raise StageError(f"{model}: nothing was deployed here")
@@ -218,8 +222,17 @@ def rollback(name: str, to: Path) -> str:
         reached = [e["before"] for e in record["events"] if e["version"] == current and e["what"] == "deployed"]
         if not reached or not repository.is_whole(model, reached[-1], record):
             raise StageError(f"{model}: no version before {current} is kept here (kept: {there})")
+        if key:
+            _verify_served(model, get_version(connect().MlflowClient(), name, reached[-1]), key)
         repository.go_back(model, reached[-1], event(f"rolled back from {current}"), f"rolled back by {who()}")
     return f"{name} version {reached[-1]} is served again, instead of {current}"
+
+
+def _verify_served(model: Path, version: ModelVersion, key: Path) -> None:
+    """The file that lies here is the one that is signed."""
+    verify(version, key)
+    if not _is(model, version):
+        raise StageError(f"{model}: version {version.version} is not the file that was registered: refused")
 
 
 def watch(look: Callable[[], str], seconds: float, rounds: int | None = None) -> None:
@@ -251,7 +264,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", type=at_least_one, default=3, metavar="K", help="version folders that stay (default 3)"
     )
-    parser.add_argument("--watch", type=float, metavar="SECONDS", help="follow the alias until interrupted")
+    parser.add_argument("--watch", type=seconds, metavar="SECONDS", help="follow the alias until interrupted")
     parser.add_argument("--server", metavar="URL", help="ask this running server the canaries, too")
     parser.add_argument("--retry", action="store_true", help="also a version that was refused here before")
     parser.add_argument("--gpu", action="store_true", help="KIND_GPU in config.pbtxt")
@@ -259,6 +272,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--verify", type=Path, metavar="KEY", help="only what was signed; the public key, in PEM")
     parser.add_argument("--rollback", action="store_true")
     return parser.parse_args(arguments)
+
+
+def seconds(text: str) -> float:
+    """For `type=` of --watch."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, not {text}")
+    return value
 
 
 def _key(named: Path | None) -> Path | None:
@@ -277,11 +301,15 @@ def main(arguments: list[str] | None = None) -> int:
         with answering():
             return deploy(name, alias or "champion", chosen.to, how)
 
+    def go_back() -> str:
+        with answering():
+            return rollback(name, chosen.to, _key(chosen.verify))
+
     try:
         if chosen.watch is not None:
             watch(look, chosen.watch)
-        print(rollback(name, chosen.to) if chosen.rollback else look())
-    except StageError as error:
+        print(go_back() if chosen.rollback else look())
+    except (StageError, OSError) as error:
         print(scrubbed(f"deploy: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:

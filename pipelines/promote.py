@@ -21,16 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolora.common.command_line import Command
-from autolora.common.files import file_sha256, read_json
+from autolora.common.files import file_sha256
 from pipelines.registry import decision_log as history
 from pipelines.registry.gates import Finding, Paired, as_record, champion_findings, gate_findings
+from pipelines.registry.show import ALIASES, show, show_history, show_present
 from pipelines.registry.signature import sign
-from pipelines.registry.versions import alias_version, evidence_of, get_version, where
+from pipelines.registry.versions import NOT_THERE, alias_version, evidence_of, get_version, unknown_model
 from stages.common.params import Gates, check
 from stages.common.runner import StageError
 from stages.common.scrub import scrubbed
 from stages.evidence.files import ONNX
-from stages.register import GATES, RECEIPT, check_receipt
+from stages.register import GATES, RECEIPT, check_receipt, read_receipt
 from stages.tracking.client import answering, connect
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 CLAIM = "promotion_claim"
 UNDER_WAY = 60.0  # seconds between the log and the alias, at most
-ALIASES = ("champion", "challenger")
-NOT_EXPLAINED = "!! no entry of the log explains it: the alias was moved by other means"
 
 
 def promote(
@@ -119,7 +118,7 @@ def _version(client: MlflowClient, name: str, version: str) -> ModelVersion:
 def _refuse_old_receipt() -> None:
     """`dvc exp apply` brings back the experiment's model, and no receipt: that is of the model before."""
     receipt, model = Path(RECEIPT), Path(ONNX)
-    if receipt.is_file() and model.is_file() and read_json(receipt).get("onnx_sha256") != file_sha256(model):
+    if receipt.is_file() and model.is_file() and read_receipt(receipt)["onnx_sha256"] != file_sha256(model):
         raise StageError(f"{RECEIPT} is of another model than {ONNX}: `dvc repro register` registers this one first")
 
 
@@ -132,8 +131,11 @@ def examine(
         findings = gate_findings(new, gates)
         if to != "champion" or reigning is None or reigning == number:
             return findings, {}
-        with evidence_of(get_version(client, name, reigning)) as old:
-            more, tests = champion_findings(new, old, gates)
+        try:
+            with evidence_of(get_version(client, name, reigning)) as old:
+                more, tests = champion_findings(new, old, gates)
+        except StageError as error:  # its files are lost, or were changed: it may have to go for that
+            more, tests = [Finding("champion", False, f"no comparison: {error}")], {}
     return findings + more, tests
 
 
@@ -143,15 +145,12 @@ def rollback(name: str, alias: str = "champion", why: str | None = None, key: Pa
     claim = _claim(client, name)
     withdraw_cut_short(client, name, alias)
     present = alias_version(client, name, alias)
-    before = [v for v in history.reigns(history.entries(client, name), alias) if v != present]
-    if present is None or not before:
-        raise StageError(f"{name} has no {alias} before the present one ({present}): there is nothing to go back to")
-    version = get_version(client, name, before[-1])
+    version = _before(client, name, alias, present)
     with evidence_of(version):
         entry = {
             "model": name,
             "alias": alias,
-            "version": before[-1],
+            "version": int(version.version),
             "previous": present,
             "decision": "rolled back",
             "why": why,
@@ -162,6 +161,18 @@ def rollback(name: str, alias: str = "champion", why: str | None = None, key: Pa
     return _move(client, entry, claim)
 
 
+def _before(client: MlflowClient, name: str, alias: str, present: int | None) -> ModelVersion:
+    """The version that held the alias before the present one, and is still in the registry."""
+    there = {int(version.version) for version in client.search_model_versions(f"name = '{name}'")}
+    reigned = [v for v in history.reigns(history.entries(client, name), alias) if v != present]
+    if gone := [v for v in reigned if v not in there]:
+        print(f"{name}: version {', '.join(map(str, gone))} is no longer in the registry: passed over", file=sys.stderr)
+    before = [v for v in reigned if v in there]
+    if present is None or not before:
+        raise StageError(f"{name} has no {alias} before the present one ({present}): there is nothing to go back to")
+    return get_version(client, name, before[-1])
+
+
 def _claim(client: MlflowClient, name: str) -> str:
     """MLflow cannot compare and set an alias, so whoever decides leaves a mark first: the last mark wins."""
     from mlflow import MlflowException
@@ -169,8 +180,10 @@ def _claim(client: MlflowClient, name: str) -> str:
     claim = uuid.uuid4().hex
     try:
         client.set_registered_model_tag(name, CLAIM, claim)
-    except MlflowException:
-        raise StageError(f"{where()} has no model named {name}") from None
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        raise unknown_model(name) from None
     return claim
 
 
@@ -208,10 +221,17 @@ def withdraw_cut_short(client: MlflowClient, name: str, alias: str) -> None:
     last = history.last_of(history.entries(client, name), alias)
     if last is None or history.age(last) < UNDER_WAY or alias_version(client, name, alias) != last["previous"]:
         return
-    with suppress(StageError):  # the version is gone, and what its tags said
-        if get_version(client, name, last["version"]).tags.get("promoted_at") == last["at"]:
-            return  # it happened, and the alias was moved back by other means
-    withdraw(client, last, "it was cut short before the alias moved")
+    try:
+        tags = get_version(client, name, last["version"]).tags
+    except StageError:  # the version is gone, and what its tags said
+        return
+    if last["at"] not in (tags.get(_since(alias)), tags.get("promoted_at")):  # or the alias was moved by other means
+        withdraw(client, last, "it was cut short before the alias moved")
+
+
+def _since(alias: str) -> str:
+    """The tag that says when the version came to this alias: a later decision on another alias leaves it."""
+    return f"{alias}_since"
 
 
 def _complete(client: MlflowClient, found: ModelVersion, to: str, key: Path | None) -> dict[str, Any]:
@@ -221,7 +241,7 @@ def _complete(client: MlflowClient, found: ModelVersion, to: str, key: Path | No
     entry = history.last_move(history.entries(client, found.name), int(found.version))
     if not entry or entry["alias"] != to:
         raise StageError(already)
-    missing = [name for name, value in _tags(entry).items() if found.tags.get(name) != value]
+    missing = [name for name, value in _tags(entry).items() if value is not None and found.tags.get(name) != value]
     if not missing and not key:
         raise StageError(already)
     if missing:
@@ -234,63 +254,35 @@ def _complete(client: MlflowClient, found: ModelVersion, to: str, key: Path | No
 
 
 def _tag(client: MlflowClient, entry: dict[str, Any]) -> None:
+    """Those of an earlier decision that this one does not give again are removed."""
+    name, number = entry["model"], str(entry["version"])
+    there = get_version(client, name, number).tags
     for key, value in _tags(entry).items():
-        client.set_model_version_tag(entry["model"], str(entry["version"]), key, value)
+        if value is not None:
+            client.set_model_version_tag(name, number, key, value)
+        elif key in there:
+            client.delete_model_version_tag(name, number, key)
 
 
-def _tags(entry: dict[str, Any]) -> dict[str, str]:
+def _tags(entry: dict[str, Any]) -> dict[str, str | None]:
     tests = entry.get("evidence", {}).get("tests", {})
     tags = {
         "decision": f"{entry['decision']} to {entry['alias']}",
         "promoted_at": entry["at"],
+        _since(entry["alias"]): entry["at"],
         "promoted_by": entry["by"],
         "previous_version": entry["previous"],
         "promotion_p": f"{tests['robust']['p']:.4g}" if tests else None,
         "promotion_why": entry["why"],
         "forced": "yes" if entry["decision"] == "forced" else None,
     }
-    return {key: str(value) for key, value in tags.items() if value is not None}
-
-
-def show(entry: dict[str, Any]) -> None:
-    print(f"{entry['model']} version {entry['version']} -> {entry['alias']}: {entry['decision'].upper()}")
-    for finding in entry.get("evidence", {}).get("findings", []):
-        print("  ", Finding(**finding))
-    if entry["why"]:
-        print(f"   why: {entry['why']}")
-
-
-def show_present(name: str) -> None:
-    """Who holds each alias, since when, and how good it is."""
-    client = connect().MlflowClient()
-    log = history.entries(client, name)
-    for alias in ALIASES:
-        number = alias_version(client, name, alias)
-        if number is None:
-            print(f"{alias:<11} none")
-            continue
-        tags = get_version(client, name, number).tags
-        entry = history.explaining(log, alias, number)
-        since = f"since {entry['at'][:19]}Z, {entry['decision']} by {entry['by']}" if entry else NOT_EXPLAINED
-        print(
-            f"{alias:<11} version {number}  {tags.get('threat')}  clean {tags.get('clean_accuracy')}  "
-            f"robust {tags.get('robust_accuracy')} (n = {tags.get('n')})  {since}"
-        )
-
-
-def show_history(name: str) -> None:
-    client = connect().MlflowClient()
-    log = history.entries(client, name)
-    print("\n".join(history.lines(log)) or f"{name}: no decision yet")
-    present, known = alias_version(client, name, "champion"), history.reigns(log, "champion")
-    if present is not None and present != (known[-1] if known else None):
-        print(f"  !! champion is version {present}, which no entry explains: the alias was moved by other means")
+    return {key: None if value is None else str(value) for key, value in tags.items()}
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Command(
         __doc__,
-        reads="the registry, params.yaml (register.gates), models/registered.json",
+        reads="the registry; models/registered.json for `registered`; FILE with --params",
         writes="the alias and the decision's record in the registry",
     )
     parser.add_argument("name")
@@ -305,9 +297,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     chosen = parser.parse_args(arguments)
     if chosen.force and not chosen.why:
         parser.error("--force needs --why TEXT: it stays on record")
-    if not (chosen.version or chosen.rollback or chosen.history) and chosen.force:
-        parser.error("which VERSION? (a number, or `registered`)")
+    if out_of_place := _out_of_place(chosen):
+        parser.error(out_of_place)
     return chosen
+
+
+def _out_of_place(chosen: argparse.Namespace) -> str | None:
+    """What would be passed over in silence."""
+    given = {name for name in ("force", "params", "sign", "why", "rollback") if getattr(chosen, name)}
+    given |= {"VERSION"} if chosen.version else set()
+    alone = [f"--{name}" if name != "VERSION" else name for name in sorted(given)]
+    if chosen.history and given:
+        return f"--history only shows: it takes no {', '.join(alone)}"
+    if chosen.rollback and (wrong := given & {"VERSION", "force", "params"}):
+        return f"--rollback goes to the version before, whose gates were passed then: it takes no {', '.join(wrong)}"
+    if given and not (chosen.version or chosen.rollback or chosen.history):
+        return "which VERSION? (a number, or `registered`)"
+    return None
 
 
 def carry_out(chosen: argparse.Namespace) -> dict[str, Any] | None:
@@ -328,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with answering():
             entry = carry_out(chosen)
-    except (StageError, FileNotFoundError) as error:
+    except (StageError, OSError) as error:
         print(scrubbed(f"promote: {error}"), file=sys.stderr)
         return 1
     if entry is not None:

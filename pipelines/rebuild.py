@@ -224,7 +224,7 @@ def refuse(source: Path, stages: Sequence[str], revision: str | None, *, uncommi
     """What can be known to be wrong before a server is started or a workspace made."""
     graph.stages(source, stages)
     workspace.resolve(source, revision or "HEAD")
-    if not uncommitted:
+    if not uncommitted and revision is None:  # what is built from a commit does not see what is not in it
         workspace.refuse_uncommitted(source, INSTEAD)
 
 
@@ -306,8 +306,12 @@ def main() -> None:
         writes="what the stages write, DVC's cache, Prefect's history; with --override, --revision or --preset "
         "a workspace of its own",
     )
-    parser.add_argument("--stages", nargs="+", default=[], metavar="STAGE", help="these and what they are made from")
-    parser.add_argument("--override", nargs="+", default=[], metavar="KEY=VALUE", help="other values for params.yaml")
+    parser.add_argument(
+        "--stages", nargs="+", action="extend", default=[], metavar="STAGE", help="these and what they are made from"
+    )
+    parser.add_argument(
+        "--override", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="other values for params.yaml"
+    )
     parser.add_argument("--preset", metavar="FILE", help="a params.yaml to start from, as presets/cifar10.yaml")
     parser.add_argument("--revision", help="a commit, branch or tag")
     parser.add_argument("--uncommitted", action="store_true", help="build from changes that are not committed")
@@ -337,7 +341,7 @@ def start(args: argparse.Namespace) -> None:
     else:
         fresh = bool(args.override or args.revision or args.preset)
         refuse(Path.cwd(), args.stages, args.revision, uncommitted=args.uncommitted and not fresh)
-        rebuild(**given)
+        rebuild(**given | {"revision": meant(Path.cwd(), args.revision)})  # a branch's name may hold what no run takes
 
 
 if __name__ == "__main__":

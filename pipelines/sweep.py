@@ -84,6 +84,11 @@ def sweep(
     wanted = chosen(plan, only)
     if pool:
         pools.require_workers(f"rebuild/{pool}-cell")
+    with marks.alone():
+        return carry_out(source, plan, marks, wanted, pool)
+
+
+def carry_out(source: Path, plan: Sweep, marks: Marks, wanted: list[Cell], pool: str | None) -> list[dict[str, Any]]:
     tries = tries_of(plan, wanted)
     to_try = [each for each in tries.values() if not marks.lost(each)]
     failed = build_all(source, plan, marks, to_try, search.STAGES, pool) if tries else {}
@@ -93,7 +98,7 @@ def sweep(
     }
     ready = [done for cell in wanted if (done := marks.settled(plan, cell))]
     failed |= build_all(source, plan, marks, ready, plan.stages, pool)
-    return conclude(source, plan, marks, failed)
+    return conclude(source, plan, marks, failed, len(tries) + len(wanted))
 
 
 def chosen(plan: Sweep, only: list[str] | None) -> list[Cell]:
@@ -135,10 +140,17 @@ def refuse(source: Path, name: str, revision: str) -> tuple[Sweep, str]:
 
 def refuse_cells(source: Path, plan: Sweep) -> None:
     """One bad value in a grid would else be found out cell by cell, hours apart."""
+    if plan.search and plan.search.key not in graph.declared(source, search.STAGES):
+        read = f"{', '.join(search.STAGES)} does not read it"
+        raise grid.GridError(
+            f"sweep {plan.name}: search.key is {plan.search.key}: {read}, so all tries would be the same"
+        )
     with tempfile.TemporaryDirectory() as folder:
         cells = [*search.tries(plan), *plan.cells]
         for cell in cells:
             (Path(folder) / cell.name()).write_text(yaml.safe_dump(params_of(source, cell)))
+        for preset in {cell.preset for cell in plan.cells if cell.preset}:
+            workspace.require_committed(source, preset)
         if schema_in(source):
             workspace.judge(source, Path(folder), [cell.name() for cell in cells])
 
@@ -226,7 +238,7 @@ def tries_of(plan: Sweep, wanted: list[Cell]) -> dict[str, Cell]:
     return {each.name(): each for cell in wanted for each in search.tries_for(plan, cell)}
 
 
-def conclude(source: Path, plan: Sweep, marks: Marks, failed: dict[str, str]) -> list[dict[str, Any]]:
+def conclude(source: Path, plan: Sweep, marks: Marks, failed: dict[str, str], asked: int) -> list[dict[str, Any]]:
     """Table, picture and MLflow's parent run from all cells that are finished, also of earlier runs."""
     ready = [cell for each in plan.cells if (cell := marks.settled(plan, each))]
     done = [Result(cell, marks.place(cell)) for cell in ready if marks.finished(cell)]
@@ -238,16 +250,14 @@ def conclude(source: Path, plan: Sweep, marks: Marks, failed: dict[str, str]) ->
     get_run_logger().info("%s", files[1].read_text())
     tracking.record(source, plan, marks.commit, done, files, get_run_logger().warning)
     if failed:
-        raise SweepIncomplete(failed, len(plan.cells), plan.name)
+        raise SweepIncomplete(failed, asked)
     return rows
 
 
 class SweepIncomplete(RuntimeError):
-    def __init__(self, failed: dict[str, str], cells: int, name: str) -> None:
+    def __init__(self, failed: dict[str, str], cells: int) -> None:
         reasons = "\n".join(f"  {cell}: {why}" for cell, why in failed.items())
-        super().__init__(
-            f"{len(failed)} of {cells} cells failed; `python -m pipelines.sweep {name}` resumes them:\n{reasons}"
-        )
+        super().__init__(f"{len(failed)} of {cells} cells failed; the same command resumes them:\n{reasons}")
 
 
 def main() -> None:
@@ -267,7 +277,11 @@ def main() -> None:
     )
     parser.add_argument("--runner", choices=["threads", "ray", "dask"], default="threads")
     parser.add_argument(
-        "--only", nargs="+", metavar="PATTERN", help="cells whose names match, with the tries that they need"
+        "--only",
+        nargs="+",
+        action="extend",
+        metavar="PATTERN",
+        help="cells whose names match, with the tries that they need",
     )
     parser.add_argument("--list", action="store_true", help="show the cells and end")
     args = parser.parse_args()
@@ -283,10 +297,10 @@ def start(args: argparse.Namespace) -> None:
     at_once = args.at_once or max(1, len(slots.gpus()))
     if args.pool:  # its workers set the pace themselves
         at_once = max(at_once, 64)
-    plan, _ = refuse(Path.cwd(), args.name, args.revision)
+    plan, commit = refuse(Path.cwd(), args.name, args.revision)
     chosen(plan, args.only)
     flow_here = sweep.with_options(task_runner=runner(args.runner, at_once))
-    flow_here(args.name, revision=args.revision, pool=args.pool, only=args.only)
+    flow_here(args.name, revision=commit, pool=args.pool, only=args.only)
 
 
 def show(name: str, revision: str, only: list[str] | None) -> None:

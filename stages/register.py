@@ -30,7 +30,18 @@ from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import RegisterParams, load
 from stages.evidence.canaries import canaries
 from stages.evidence.checks import in_words, sixteen
-from stages.evidence.files import EXAMPLES, EXPORT, FILES, FLAGS, ONNX, ROBUSTNESS, Evidence, same_weights
+from stages.evidence.files import (
+    EXAMPLES,
+    EXPORT,
+    FILES,
+    FINETUNED,
+    FLAGS,
+    ONNX,
+    ROBUSTNESS,
+    TUNED,
+    Evidence,
+    same_weights,
+)
 from stages.evidence.provenance import altered, provenance_of
 from stages.tracking.client import answering, connect, shown_uri
 from stages.tracking.live_run import LIVE_STAGE
@@ -67,7 +78,10 @@ def register() -> None:
 
 def refuse_altered(evidence: Evidence) -> None:
     """Only what the stages wrote is registered. DVC looks only when it is asked, and a stage may be run by hand."""
-    found = altered(evidence.folder, [*FILES, EXPORT, EXAMPLES])
+    names = [*FILES, EXPORT, EXAMPLES]
+    if evidence.path(f"{TUNED}/robust.safetensors").is_file():  # a worker may have the record alone
+        names.append(TUNED)
+    found = altered(evidence.folder, names)
     if found:
         raise StageError(
             f"{', '.join(found)}: not what the stage wrote, dvc.lock has another hash. `dvc repro` makes it again"
@@ -99,7 +113,7 @@ def in_sentence(r: dict[str, Any]) -> str:
 def run_title(evidence: Evidence) -> str:
     """What a list of runs shows: autolora linf 16/255: 88 / 100 (robust / clean)."""
     r = evidence.robustness
-    method = evidence.optional("models/finetuned/finetuned.json").get("method", "model")
+    method = evidence.optional(FINETUNED).get("method", "model")
     figures = " / ".join(f"{100 * r[key]:.4g}" for key in ("robust_accuracy", "clean_accuracy"))
     return f"{method} {r['threat']['text'].replace(':', ' ')}: {figures}"
 
@@ -110,7 +124,9 @@ def find_or_create(name: str, evidence: Evidence, source: dict[str, str], charts
     client = mlflow.MlflowClient()
     with one_at_a_time(name):
         mine = None
-        if not find(client, name, evidence.key):
+        if there := find(client, name, evidence.key):
+            client.log_artifact(there[0].run_id, CARD)  # with the gates as they are now
+        else:
             mine = create(mlflow, name, evidence, source, charts)
         found = settle(client, name, evidence.key, mine)
     verify_file(mlflow, found, evidence.manifest[ONNX])
@@ -150,7 +166,9 @@ def settle(client: MlflowClient, name: str, key: str, mine: ModelVersion | None)
 
     A version appears whole and at once, with its key; numbers rise; so both see the older one, and agree.
     """
-    oldest = find(client, name, key)[0]
+    if not (found := find(client, name, key)):
+        raise StageError(f"{shown_uri()}: the version of {name} was deleted while it was registered: run it again")
+    oldest = found[0]
     if mine is not None and mine.run_id and mine.version != oldest.version:
         client.delete_model_version(name, mine.version)
         client.set_tag(mine.run_id, "duplicate_of_version", oldest.version)
@@ -251,11 +269,17 @@ def description(evidence: Evidence) -> str:
             f"- **Dial:** alpha = {r['alpha']:g}, folded into the weights before the attack",
             f"- **Checks:** {in_words(found)}{_not_passed(found)}",
             "",
-            "**Use:** float32 pixels in [0, 1], shape [n, 3, h, w], not normalised: the file normalises itself. "
+            f"**Use:** {_pixels(evidence)}, not normalised: the file normalises itself. "
             "**Not for:** other threats than the one above, or images unlike the test images. "
             "Whole card: `card.html` in the run's artifacts.",
         ]
     )
+
+
+def _pixels(evidence: Evidence) -> str:
+    if evidence.exported.get("input") == "uint8":
+        return "uint8 pixels from 0 to 255, shape [n, h, w, 3]"
+    return "float32 pixels in [0, 1], shape [n, 3, h, w]"
 
 
 def _not_passed(checks: list[Check]) -> str:
@@ -282,10 +306,20 @@ def fetch_onnx(mlflow: ModuleType, version: ModelVersion, folder: Path) -> Path:
     return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(folder)))
 
 
+def read_receipt(path: str | Path = RECEIPT) -> dict[str, Any]:
+    """It is kept in git, so it may hold the marks of a merge."""
+    try:
+        receipt = read_json(path)
+        assert {"name", "version", "content_key", "onnx_sha256", "tracking_uri"} <= set(receipt)
+        return receipt
+    except (ValueError, TypeError, AssertionError):
+        again = "`dvc repro --force --single-item register` writes it anew"
+        raise StageError(f"{path} is no receipt any more: {again}") from None
+
+
 def check_receipt(client: MlflowClient, path: str | Path = RECEIPT) -> ModelVersion:
     """The version that the receipt names, which the server must know, with the same content."""
-    receipt = read_json(path)
-    uri = shown_uri()
+    receipt, uri = read_receipt(path), shown_uri()
     named = [v for v in find(client, receipt["name"], receipt["content_key"]) if int(v.version) == receipt["version"]]
     if not named:
         raise StageError(

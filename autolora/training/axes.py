@@ -13,10 +13,8 @@ TEACHERS = {"teacher": FIRST_PASS, "natural_teacher": TWIN}
 ONE_LABEL = ("mart", "arow")  # these weigh each image by the answer for its one label
 APART = ("madry", "natural", "linear")  # these never compare an image with itself under attack
 OWN_PARTS = ("autolora", "twins", "linear")  # these methods say themselves what is trained
-NEEDS_ATTACK = (
-    *(("attack", "single"), ("attack", "pgd"), ("start", "robust_head")),
-    *(("trains", "prominent"), ("eps_schedule", "ramp")),
-)
+NEEDS_ATTACK = [("attack", "single"), ("attack", "pgd"), ("start", "robust_head"), ("trains", "prominent")]
+NEEDS_ATTACK += [("eps_schedule", "ramp")]
 
 
 class Asked(Protocol):
@@ -34,6 +32,8 @@ class Asked(Protocol):
     def trains(self) -> str: ...
     @property
     def rank(self) -> int: ...
+    @property
+    def gamma(self) -> float: ...
     @property
     def weight_attack(self) -> float | None: ...
     @property
@@ -66,6 +66,8 @@ def clashes(asked: Asked, norm: str) -> Iterator[tuple[str, object, str]]:
             asked.rank,
             f"method {asked.method} has no low-rank branch, and trains is {asked.trains}, not lora",
         )
+    if asked.gamma != 1 and asked.method != "twins":
+        yield "gamma", asked.gamma, f"method {asked.method} has no second network to weigh: twins has"
     if asked.trains == "lora" and asked.weight_attack is not None:
         yield "weight_attack", asked.weight_attack, "trains is lora: the weights themselves stay"
     if asked.trains == "prominent" and asked.augmentation == "interpolate":

@@ -165,12 +165,18 @@ def reigns(log: list[dict[str, Any]], alias: str) -> list[int]:
         if entry["alias"] != alias:
             continue
         if entry["decision"] == "rolled back":
-            found = found[: found.index(entry["version"]) + 1] if entry["version"] in found else [entry["version"]]
+            found = _back_to(entry["version"], found)
         else:
             if not found and entry["previous"] is not None:
                 found.append(entry["previous"])
             found.append(entry["version"])
     return found
+
+
+def _back_to(version: int, reigned: list[int]) -> list[int]:
+    """Up to its last reign before the one that ends: a version may have reigned twice."""
+    earlier = [place for place, one in enumerate(reigned[:-1]) if one == version]
+    return reigned[: earlier[-1] + 1] if earlier else [version]
 
 
 def contents(version: ModelVersion) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from autolora.attacks.verdicts import NAMES
+from autolora.attacks.verdicts import NAMES, NOT_RUN
 from autolora.command.also_flags import accuracy_of, columns_of
 from autolora.common.statistics import mcnemar, wilson
 from autolora.data.sample import ids_sha256
@@ -47,6 +47,7 @@ def gate_findings(evidence: Evidence, gates: Gates) -> list[Finding]:
     measured = Measured.of(evidence.flags)
     checks = sixteen(r["checks"])
     failed = [c.name for c in checks if c.verdict == "fail"]
+    made = [c for c in checks if (c.verdict, c.detail) != ("not run", NOT_RUN)]  # others say why they cannot be
     threat, asked = Threat.from_record(r["threat"]), gates.threat and Threat.parse(gates.threat)
     enough = not asked or (threat.norm == asked.norm and threat.eps >= asked.eps)
     counts = {"standard": ("standard", "plus", "strong")}.get(gates.attack, (gates.attack,))
@@ -60,7 +61,7 @@ def gate_findings(evidence: Evidence, gates: Gates) -> list[Finding]:
         Finding("images", measured.n >= gates.images, f"{measured.n} attacked, {gates.images} are asked for"),
         Finding("threat", enough, f"{threat}, {f'at least {asked}' if asked else 'none in particular'} is asked for"),
         Finding("attack", r["version"] in counts, f"AutoAttack {r['version']}, {gates.attack} is asked for"),
-        Finding("checks", len(checks) == len(NAMES) and not failed, _in_short(len(checks), failed)),
+        Finding("checks", len(made) == len(NAMES) and not failed, _in_short(len(made), failed)),
         Finding("parity", flips <= gates.label_flips, f"{flips} labels flip in ONNX, {gates.label_flips} may"),
         Finding("data", not critical, "; ".join(critical) or evidence.quality["verdict"]),
     ]
@@ -171,14 +172,37 @@ def comparable(new: Evidence, old: Evidence) -> list[Finding]:
     ]
     if not found and set(new.flags["id"]) != set(old.flags["id"]):
         found.append(Finding("test set", False, "the per-image flags are of other images: not comparable"))
-    return found
+    return found or _other_questions(new, old)
+
+
+def _other_questions(new: Evidence, old: Evidence) -> list[Finding]:
+    """The same images may have other labels, and the answers other names: then the flags answer another question."""
+    relabelled = int((_by_id(new.flags)["label"] != _by_id(old.flags)["label"]).sum())
+    found = [("classes", _first_difference(new.classes, old.classes))]
+    found += [("labels", f"{relabelled} of {len(new.flags)} images have another label" if relabelled else "")]
+    mine, theirs = (evidence.exported.get("input", "float32") for evidence in (new, old))
+    found += [("input", f"{mine} pixels here, {theirs} of the champion" if mine != theirs else "")]
+    return [Finding(what, False, f"{said}: not comparable, whatever the figures say") for what, said in found if said]
+
+
+def _first_difference(mine: list[str], theirs: list[str]) -> str:
+    if len(mine) != len(theirs):
+        return f"{len(mine)} here, {len(theirs)} of the champion"
+    differing = (
+        f"class {i} is {a!r} here, {b!r} of the champion" for i, (a, b) in enumerate(zip(mine, theirs)) if a != b
+    )
+    return next(differing, "")
 
 
 def paired(new: np.ndarray, old: np.ndarray, key: str) -> Paired:
     """McNemar on the flags of the same images, matched by their id."""
-    mine, theirs = (flags[np.argsort(flags["id"], kind="stable")][key] for flags in (new, old))
+    mine, theirs = _by_id(new)[key], _by_id(old)[key]
     only_new, only_old = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
     return Paired(only_new, only_old, mcnemar(only_new, only_old))
+
+
+def _by_id(flags: np.ndarray) -> np.ndarray:
+    return flags[np.argsort(flags["id"], kind="stable")]
 
 
 def as_record(findings: list[Finding], tests: dict[str, Paired]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from autolora.common.files import file_sha256, read_json
 from stages.common.runner import StageError
 from stages.common.scrub import scrubbed
 from stages.evidence.files import ONNX, Evidence, content_key, same_weights
-from stages.register import fetch_onnx, quiet, version_tags
+from stages.register import CANARIES, fetch_onnx, quiet, version_tags
 from stages.tracking.client import mlflow_module, shown_uri
 from stages.tracking.mirror import EVIDENCE
 
@@ -30,11 +30,18 @@ def get_version(client: MlflowClient, name: str, number: str | int) -> ModelVers
     from mlflow import MlflowException
 
     try:
-        return client.get_model_version(name, str(number))
+        return _numbered(client.get_model_version(name, str(number)))
     except MlflowException as error:
         if error.error_code not in NOT_THERE:
             raise
         raise StageError(f"{where()} has no version {number} of {name}{_known(client, name)}") from None
+
+
+def _numbered(version: ModelVersion) -> ModelVersion:
+    """MLflow's client makes an empty version of whatever another server says."""
+    if not str(version.version).isdecimal():
+        raise StageError(f"{where()} does not answer as an MLflow server does")
+    return version
 
 
 def _known(client: MlflowClient, name: str) -> str:
@@ -42,12 +49,30 @@ def _known(client: MlflowClient, name: str) -> str:
     return f": there are {', '.join(map(str, found))}" if found else ", and no model of that name"
 
 
+def unknown_model(name: str) -> StageError:
+    return StageError(f"{where()} has no model named {name}")
+
+
+def require_model(client: MlflowClient, name: str) -> None:
+    """A name with a slip of the pen has no champion either."""
+    from mlflow import MlflowException
+
+    try:
+        found = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        raise unknown_model(name) from None
+    if found.name != name:
+        raise StageError(f"{where()} does not answer as an MLflow server does")
+
+
 def alias_version(client: MlflowClient, name: str, alias: str) -> int | None:
     """The number of the version that an alias names; None where it names none (MLflow says INVALID_PARAMETER_VALUE)."""
     from mlflow import MlflowException
 
     try:
-        return int(client.get_model_version_by_alias(name, alias).version)
+        return int(_numbered(client.get_model_version_by_alias(name, alias)).version)
     except MlflowException as error:
         if error.error_code not in NOT_THERE:
             raise
@@ -70,10 +95,15 @@ def evidence_of(version: ModelVersion) -> Iterator[Evidence]:
                 tree = Path(folder) / EVIDENCE
                 (tree / ONNX).parent.mkdir(parents=True, exist_ok=True)
                 fetch_onnx(mlflow, version, (tree / ONNX).parent)
+                canaries = mlflow.artifacts.download_artifacts(
+                    run_id=version.run_id, artifact_path=CANARIES, dst_path=folder
+                )
         except Exception as error:
             raise StageError(f"{title}: its files cannot be fetched from {where()} ({scrubbed(str(error))})") from None
         evidence = Evidence(tree)
         verify(title, evidence, version.tags)
+        if file_sha256(canaries) != version.tags.get("canaries_sha256"):  # or nobody could serve what is promoted
+            raise StageError(f"{title}: {CANARIES} was changed after it was registered: refused")
         yield evidence
 
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from autolora.common.files import read_json, write_text
 from autolora.common.statistics import mcnemar
-from pipelines.sweeps.grid import Cell, GridError, Sweep
+from pipelines.sweeps.grid import COLUMNS, Cell, GridError, Sweep
 
-COLUMNS = ["n", "clean", "clean_sd", "robust", "robust_sd", "difference", "p_images", "p_seeds", "failed"]
+LEAST_SPREAD = 1e-9  # of accuracies, which are whole numbers over n: below it stands rounding alone
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _row(sweep: Sweep, cells: list[Cell], found: dict[str, Result]) -> dict[str,
             "robust_sd": _sd(robust),
         }
         | (against_baseline(pairs) if pairs and not _is_baseline(sweep, cells[0]) else {})
-        | {"failed": len(cells) - len(there)}
+        | {"missing": len(cells) - len(there)}
     )
 
 
@@ -118,7 +118,7 @@ def paired_t(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     if len(differences) < 2:
         return None
     spread = statistics.stdev(differences)
-    if spread == 0:
+    if spread < LEAST_SPREAD:
         return None
     from scipy.stats import t
 

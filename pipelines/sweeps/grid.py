@@ -31,6 +31,17 @@ from typing import Any
 from pipelines.workspace.worktree import slug
 from stages.common.yaml_text import NotYaml, parsed, short
 
+COLUMNS = [
+    "n",
+    "clean",
+    "clean_sd",
+    "robust",
+    "robust_sd",
+    "difference",
+    "p_images",
+    "p_seeds",
+    "missing",
+]  # of the table
 KEYS = {"stages", "first", "grid", "over", "baseline", "title", "search"}
 PRESETS = Path("presets") / "sweeps"
 
@@ -104,23 +115,40 @@ def parse(content: Any, name: str) -> Sweep:
         )
     _refuse_types(name, content)
     axes = {str(axis): _values(name, str(axis), values) for axis, values in content["grid"].items()}
+    if taken := sorted(set(axes) & set(COLUMNS)):
+        raise GridError(
+            f"sweep {name}: an axis is called {_listed(taken)}: that is a column of the table, name it otherwise"
+        )
     over, baseline = content.get("over"), {str(k): str(v) for k, v in (content.get("baseline") or {}).items()}
     for axis in [*([over] if over else []), *baseline]:
         if axis not in axes:
             raise GridError(f"sweep {name}: {short(axis)} is no axis of the grid: the axes are {_listed(axes)}")
     for axis, value in baseline.items():
         _refuse_value(name, "baseline", axis, value, axes)
+    if over in baseline:
+        raise GridError(f"sweep {name}: {short(str(over))} is averaged over, so no value of it can be the baseline")
+    cells = [_cell(axes, chosen) for chosen in itertools.product(*axes.values())]
+    _refuse_overwritten(name, content["grid"], cells)
     return Sweep(
         name,
-        content.get("title", name),
+        content.get("title") or name,
         list(content.get("stages") or ["evaluate"]),
         content.get("first"),
         {axis: list(values) for axis, values in axes.items()},
         over,
         baseline,
-        [_cell(axes, chosen) for chosen in itertools.product(*axes.values())],
+        cells,
         _search(name, content.get("search"), axes),
     )
+
+
+def _refuse_overwritten(name: str, axes: Mapping[str, Any], cells: Iterable[Cell]) -> None:
+    """A cell that runs with another value than its label says."""
+    for axis in (str(axis) for axis, values in axes.items() if isinstance(values, list)):
+        for cell in cells:
+            if (value := str(cell.overrides[axis])) != cell.axes[axis]:
+                said = f"a later axis sets {short(axis)} to {short(value)}, and its own says {cell.axes[axis]}"
+                raise GridError(f"sweep {name}: {said}")
 
 
 def _refuse_value(name: str, what: str, axis: str, value: str, axes: Mapping[str, Iterable[str]]) -> None:
@@ -143,6 +171,12 @@ def _search(name: str, content: Any, axes: Mapping[str, Iterable[str]]) -> Searc
         if axis not in axes:
             raise GridError(f"sweep {name}: {short(axis)} is no axis of the grid: the axes are {_listed(axes)}")
         _refuse_value(name, "search", axis, value, axes)
+    if content["axis"] in at:
+        raise GridError(
+            f"sweep {name}: search.at moves {short(content['axis'])}, which is the axis that is searched for"
+        )
+    if content["key"] in axes:
+        raise GridError(f"sweep {name}: search.key is {short(content['key'])}, which is an axis of the grid")
     return Search(content["axis"], [str(value) for value in content["values"]], content["key"], content["tries"], at)
 
 
@@ -168,11 +202,21 @@ def _refuse_types(name: str, content: dict[str, Any]) -> None:
 
 def _values(name: str, axis: str, values: Any) -> dict[str, dict[str, Any]]:
     if isinstance(values, list) and values:
+        if len({str(value) for value in values}) < len(values):
+            raise GridError(f"sweep {name}: axis {short(axis)} is {short(repr(values))}: a value stands there twice")
         return {str(value): {axis: value} for value in values}
-    if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
+    if isinstance(values, dict) and values and all(map(_are_overrides, values.values())):
         return {str(key): value for key, value in values.items()}
     raise GridError(
         f"sweep {name}: axis {short(axis)} is {short(repr(values))}: expected a list of values, or names with overrides"
+    )
+
+
+def _are_overrides(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(isinstance(key, str) for key in value)
+        and isinstance(value.get("preset", ""), str)
     )
 
 

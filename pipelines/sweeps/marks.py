@@ -9,15 +9,17 @@ A mark is of one cell at one commit: where either was another, the cell is not f
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from autolora.common.files import read_json, write_json, write_text
+from autolora.common.files import AtWork, locked, read_json, write_json, write_text
 from pipelines.sweeps import search
-from pipelines.sweeps.grid import Cell, Sweep
+from pipelines.sweeps.grid import Cell, GridError, Sweep
 
 DONE, LOST = "cell.json", "diverged.json"
 KEPT = "params.yaml"  # what a rebuild leaves in any case (pipelines/workspace/results.py)
@@ -31,6 +33,17 @@ class Marks:
 
     def place(self, cell: Cell) -> Path:
         return self.root / "sweeps" / self.sweep / cell.name()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Two sweeps of one name would take each other's cells for those of another commit, and remove them."""
+        try:
+            with locked(self.root / "sweeps" / self.sweep / ".lock"):
+                yield
+        except AtWork:
+            raise GridError(
+                f"sweep {self.sweep} is at work already: wait for it, or give the file another name"
+            ) from None
 
     def finished(self, cell: Cell) -> bool:
         return self._says(cell, DONE)

@@ -55,6 +55,8 @@ def settled(sweep: Sweep, cell: Cell, score: Score) -> Cell | None:
 
 
 def validation_accuracy(folder: Path) -> float:
-    """The best of all epochs, of the files that a try leaves."""
+    """The best of all epochs, of the files that a try leaves; of a method without an attack the clean one."""
     with open(folder / "reports" / "training.csv", newline="", encoding="utf-8") as file:
-        return max(float(row["val_robust"]) for row in csv.DictReader(file) if row["val_robust"])
+        rows = list(csv.DictReader(file))
+    robust = [float(row["val_robust"]) for row in rows if row["val_robust"]]
+    return max(robust or [float(row["val_clean"]) for row in rows if row["val_clean"]])

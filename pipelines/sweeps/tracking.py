@@ -69,7 +69,7 @@ def uri(source: Path) -> str:
         chosen = tracking.tracking_uri()
     if chosen.startswith(SQLITE):
         chosen = f"{SQLITE}{source / chosen.removeprefix(SQLITE)}"
-    new = chosen.startswith(SQLITE) and not Path(chosen.removeprefix(SQLITE)).exists()
+    new = chosen.startswith(SQLITE) and not tracking.database_file(chosen).exists()
     if new and (module := module_in(source, TRACKING)):
         code = f"from {module} import connect, experiment_id; experiment_id(connect())"
         env = commands.environment(MLFLOW_TRACKING_URI=chosen)

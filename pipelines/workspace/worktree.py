@@ -31,7 +31,9 @@ from stages.common.yaml_text import NotYaml, parsed, short
 OWN = ("dvc.lock", ".gitignore")  # DVC writes both
 LONGEST = 60  # letters of a folder's name
 PARAMS_FILE = "params.yaml"  # what a run is given, not what it is made from: it is recorded with the run
-NAMES_OF_FILES = (("backbone", "weights"), ("finetune", "teacher"), ("finetune", "natural_teacher"))
+NAMES_OF_FILES = [("backbone", "weights"), ("finetune", "teacher"), ("finetune", "natural_teacher")]
+NAMES_OF_FILES += [("data", "reference_manifest")]
+READ_LIKE_CODE = Path("presets")  # recipes are part of a commit, though a stage depends on their folder
 
 
 class WorkspaceError(ValueError):
@@ -118,9 +120,17 @@ def uncommitted(folder: Path) -> list[str]:
 
 
 def _code(file: Path, read: set[Path]) -> bool:
-    """A file that a stage names, or a module beside modules that stages name."""
+    """A file that a stage names, a module beside modules that stages name, or a recipe."""
     code = {path.parent for path in read if path.suffix == ".py"}
-    return file in read or (file.suffix == ".py" and file.parent in code)
+    recipes = {path for path in read if path.parent.name == READ_LIKE_CODE.name}
+    return file in read or (file.suffix == ".py" and file.parent in code) or file.parent in recipes
+
+
+def require_committed(folder: Path, file: str) -> None:
+    with suppress(WorkspaceError):
+        git(folder, "ls-files", "--error-unmatch", "--", file)
+        return
+    raise WorkspaceError(f"{file} is not committed, and a workspace sees only what is: commit it first")
 
 
 def changed_params(folder: Path) -> bool:
@@ -141,6 +151,9 @@ def fresh(
     After a failure it stays to be looked at, until the next one of the same name.
     """
     commit = resolve(source, revision or "HEAD")
+    top = Path(git(source, "rev-parse", "--show-toplevel").strip())
+    if top.resolve() != source.resolve():
+        raise WorkspaceError(f"a workspace needs the project at the top of its git repository, and that is {top}")
     place = source / ".work" / "workspaces"
     place.mkdir(parents=True, exist_ok=True)
     sweep_up(source, place, slug(name))
@@ -214,11 +227,22 @@ def use_storage(folder: Path) -> None:
         wanted["core"] = {"remote": "shared"}
     with graph.opened(folder) as repo:
         present = repo.config.read("local")
-        if all(present.get(part, {}).get(key) == value for part in wanted for key, value in wanted[part].items()):
+        if _within(wanted, present):
             return  # runs beside this one read the file
         with repo.config.edit("local") as settings:
             for part, values in wanted.items():
-                settings[part].update(values)
+                for key, value in values.items():
+                    if isinstance(value, dict):  # a remote may have a user and a key file beside
+                        value = settings[part].get(key, {}) | value
+                    settings[part][key] = value
+
+
+def _within(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> bool:
+    """Does all that is wanted stand there already?"""
+    return all(
+        _within(value, present.get(key) or {}) if isinstance(value, Mapping) else present.get(key) == value
+        for key, value in wanted.items()
+    )
 
 
 def remote(folder: Path) -> bool:
@@ -234,6 +258,8 @@ def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise WorkspaceError(f"override {short(repr(text))}: expected KEY=VALUE, as in finetune.method=vanilla")
+        if key.strip() in found:
+            raise WorkspaceError(f"override {short(key)} is given twice")
         try:
             found[key.strip()] = parsed(value)
         except NotYaml as error:
@@ -273,6 +299,9 @@ def put(params: dict[str, Any], key: str, value: Any, *, allow_new: bool) -> Non
         section = section[part]
     if last not in section and not allow_new:
         raise WorkspaceError(f"override {key}: params.yaml has no such key; there are {', '.join(section)}")
+    if not parents and isinstance(section.get(last), dict) and isinstance(value, dict):
+        of_it = ", ".join(f"{key}.{one}" for one in value) or f"{key}.KEY"
+        raise WorkspaceError(f"override {key}: it would set all of this section anew; give {of_it}")
     section[last] = value
 
 
@@ -291,6 +320,8 @@ def judge(source: Path, folder: Path, files: Sequence[str]) -> None:
 def link_raw_files(source: Path, folder: Path) -> None:
     """What stages read, git does not keep and DVC does not make (images, weights): links to the files beside us."""
     for path in raw_paths(folder):
+        if READ_LIKE_CODE in path.parents:
+            continue
         if (source / path).is_dir() or _ignored(source, path):  # new code is not raw data: it has to be committed
             _link(source, folder, path)
     for path in named_files(folder):

@@ -29,7 +29,6 @@ from stages.card.sections import (
     cost,
     data,
     data_kind,
-    model,
     parity,
     provenance,
     radius,
@@ -38,6 +37,7 @@ from stages.card.sections import (
 )
 from stages.card.strips import Strip, data_uri, strips
 from stages.card.svg import STYLE, interval, percent, swatch
+from stages.card.what_it_is import model
 from stages.common.params import check
 from stages.common.runner import StageError
 from stages.evidence.checks import in_words, sixteen, worst

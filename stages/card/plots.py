@@ -14,8 +14,9 @@ from typing import Any
 from markupsafe import Markup
 
 from autolora.common.statistics import mean_over_radius
+from autolora.training.axes import NO_ATTACK
 from stages.card.svg import Point, Series, lines, pairs, percent, plain
-from stages.evidence.files import ALPHA_CURVE, EPS_CURVE, TRAINING, Evidence
+from stages.evidence.files import ALPHA_CURVE, EPS_CURVE, FINETUNED, TRAINING, Evidence
 from stages.evidence.provenance import locked_params
 
 FEW_CLASSES, SHOWN_CLASSES = 14, 30
@@ -145,15 +146,20 @@ def dial(evidence: Evidence) -> dict[str, Any]:
         "natural": "the naturally tuned twin",
         "critical": "itself with its least critical layer tuned naturally",
     }
+    mixed = {r["alpha"] for r in rows if r["toward"] == _direction(rows)}
+    if locked_params(evidence.folder).get("merge", {}).get("alpha", "auto") != "auto":
+        how = "was set in params.yaml. The curve was measured"
+    else:
+        how = "was chosen" if len(mixed) > 1 else "is all there is; it was measured"
     table = [
         (r["toward"], r["alpha"], _percent(r["clean"]), _percent(r["robust"]), "chosen" if _true(r["chosen"]) else "")
         for r in rows
     ]
     return {
-        "toward": words.get(_direction(rows), _direction(rows)),
+        "toward": words.get(_direction(rows), _direction(rows)) if len(mixed) > 1 else "",
         "chosen": plain(evidence.robustness["alpha"]),
         "n": rows[0]["n"],
-        "set": locked_params(evidence.folder).get("merge", {}).get("alpha", "auto") != "auto",
+        "how": how,
         "rows": table,
     }
 
@@ -178,19 +184,18 @@ def _direction(rows: list[dict[str, str]]) -> str:
 
 
 def training(evidence: Evidence, charts: dict[str, str]) -> dict[str, Any]:
-    rows = evidence.rows(TRAINING)
+    rows, tuned = evidence.rows(TRAINING), evidence.optional(FINETUNED)
     shown = [
         ("validation_accuracy", "Validation accuracy", [("clean", "clean"), ("robust", "robust (PGD)")], ""),
-        ("learning_rate", "Learning rate", [], _rate_note(rows)),
+        ("learning_rate", "Learning rate", [], _rate_note(rows, tuned)),
         ("lambdas", "Loss weights", [("clean", "lambda 1, natural"), ("robust", "lambda 2, distillation")],
          "Both follow the accuracy of the natural branch on the training set."),
-        ("gradient_cosine", "Gradient cosine", [], _cosine_note(rows)),
+        ("gradient_cosine", "Gradient cosine", [], _cosine_note(rows, tuned)),
     ]  # fmt: skip
-    tuned = evidence.optional("models/finetuned/finetuned.json")
     return {
         "epochs": len(rows),
         "said": _rate_in_words(tuned),
-        "by": "clean" if tuned.get("method") in ("natural", "linear") else "robust",
+        "ships": _ships(tuned, evidence.robustness),
         "charts": [
             {"title": title, "legend": legend, "note": note, "svg": Markup(charts[key])}
             for key, title, legend, note in shown
@@ -199,6 +204,17 @@ def training(evidence: Evidence, charts: dict[str, str]) -> dict[str, Any]:
         "head": [column.replace("_", " ") for column in rows[0]],
         "rows": [[_number(value) for value in r.values()] for r in rows],
     }
+
+
+def _ships(tuned: dict[str, Any], r: dict[str, Any]) -> str:
+    """Which weights: the rule of `best` keeps the newest that are not surely worse, the others the best."""
+    by = "clean" if tuned.get("method") in NO_ATTACK else "robust"
+    epoch = f", {tuned['best_epoch']}," if "best_epoch" in tuned else ""
+    if "soup" in r:
+        return f"Its members were trained alike; what ships is a {r['soup']} soup of them."
+    if tuned.get("reference") == "best":
+        return f"The last epoch{epoch} that was not surely worse than one before it in {by} validation accuracy ships."
+    return f"The epoch{epoch} with the best {by} validation accuracy ships."
 
 
 def _rate_in_words(tuned: dict[str, Any]) -> str:
@@ -211,7 +227,13 @@ def _rate_in_words(tuned: dict[str, Any]) -> str:
     return "This run searched no hyper-parameter: the learning rate is the published one."
 
 
-def _rate_note(rows: list[dict[str, str]]) -> str:
+STEPPED = ("vanilla", "twins", "natural", "linear")  # a tenth at two published epochs, but under `best`
+
+
+def _rate_note(rows: list[dict[str, str]], tuned: dict[str, Any]) -> str:
+    stepped = tuned.get("method") in STEPPED and tuned.get("reference") in ("paper", "released")
+    if stepped or tuned.get("reference") == "slow_start":
+        return "Its course was fixed before the first epoch."
     halved, cooling = _epochs(rows, "halved"), _cooling([float(r["lr"]) for r in rows])
     if halved:
         note = f"Halved after epoch {', '.join(halved)}; the best weights so far were put back"
@@ -229,14 +251,16 @@ def _cooling(rates: list[float]) -> int:
     return len(falls) if all(falls) else falls[::-1].index(False)
 
 
-def _cosine_note(rows: list[dict[str, str]]) -> str:
+def _cosine_note(rows: list[dict[str, str]], tuned: dict[str, Any]) -> str:
     """The diagnosis: do the natural and the adversarial loss want the same of the weights?"""
     series = _column(rows, "gradient_cosine", "accent", "cosine")
     middle = statistics.median(series.y) if series else 0.0
     verdict = "they pull apart" if middle < 0.2 else "they agree in part" if middle < 0.6 else "they mostly agree"
+    autolora = tuned.get("method", "autolora") == "autolora"
+    branch = ", which is why the low-rank branch takes the natural gradient" if autolora else ""
     return (
         f"Between the gradients of the natural and the adversarial loss: median {middle:.2f}, {verdict}. Near 0 or "
-        "below, clean accuracy is won against robustness, which is why the low-rank branch takes the natural gradient."
+        f"below, clean accuracy is won against robustness{branch}."
     )
 
 

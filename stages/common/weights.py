@@ -7,7 +7,7 @@ from pathlib import Path
 from autolora.common.downloads import fetch, shown
 from autolora.common.errors import BadArgument
 from autolora.common.files import file_sha256
-from stages.common.params import PRETRAINED, inside_pretrained
+from stages.common.contradictions import PRETRAINED, inside_pretrained
 from stages.common.runner import work_root
 
 

@@ -33,6 +33,8 @@ ALPHA_CURVE = "reports/alpha_curve.csv"
 EPS_CURVE = "reports/eps_curve.csv"
 CONTACT_SHEET = "reports/adversarial.png"
 EXAMPLES = "models/adversarial.npz"
+TUNED = "models/finetuned"
+FINETUNED = f"{TUNED}/finetuned.json"  # how it was trained: read where it lies, not registered
 FILES = (QUALITY, ROBUSTNESS, FLAGS, EXPORTED, TRAINING, ALPHA_CURVE, EPS_CURVE, CONTACT_SHEET)
 
 

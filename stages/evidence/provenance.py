@@ -6,19 +6,29 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from stages.common.errors import StageError
+from stages.common.params import Finetune, Merge
+from stages.common.recipes import with_recipe
+
 SETTINGS = {"params.yaml", "dvc.lock"}  # no code: what stages ran with is in dvc.lock
 
 
 def locked_params(folder: Path) -> dict[str, Any]:
-    """Every parameter as each stage really ran with it: dvc.lock knows, params.yaml may have changed since."""
+    """Every parameter as each stage really ran with it: dvc.lock knows, params.yaml may have changed since. A recipe is
+    filled in; `register` asks its own params, since dvc.lock has those of the registration before.
+    """
     found: dict[str, Any] = {}
-    for stage in _lock(folder).get("stages", {}).values():
-        found |= stage.get("params", {}).get("params.yaml", {})
+    for name, stage in _lock(folder).get("stages", {}).items():
+        if name != "register":
+            found |= stage.get("params", {}).get("params.yaml", {})
+    with suppress(StageError):  # a recipe of one's own that is no longer there
+        return with_recipe(found, {"finetune": Finetune, "merge": Merge})
     return found
 
 
@@ -28,17 +38,23 @@ def provenance_of(folder: Path) -> dict[str, str]:
     data = {out["path"]: out.get("md5", "") for out in outs}
     found = {
         "git_revision": git(folder, "rev-parse", "HEAD") or "",
-        **_uncommitted(git(folder, "diff", "--name-only", "--relative", "HEAD")),
+        **_uncommitted(
+            git(folder, "diff", "--name-only", "--relative", "HEAD"),
+            git(folder, "ls-files", "--others", "--exclude-standard"),
+        ),
         "data_version": data.get("data/prepared", ""),
     }
     return {key: value for key, value in found.items() if value}
 
 
-def _uncommitted(listed: str | None) -> dict[str, str]:
-    """Changes to code, and to settings; neither is claimed where git could not say: no repository, a disk too slow."""
-    if listed is None:
+def _uncommitted(listed: str | None, new: str | None) -> dict[str, str]:
+    """Changes to code, and to settings; neither is claimed where git could not say: no repository, a disk too slow.
+
+    Of new files those count that a stage may read: code, and recipes. Images and notes beside them do not.
+    """
+    if listed is None or new is None:
         return {"git_dirty": "unknown"}
-    changed = set(listed.splitlines())
+    changed = set(listed.splitlines()) | {name for name in new.splitlines() if name.endswith((".py", ".yaml"))}
     return {
         "git_dirty": "yes" if changed - SETTINGS else "no",
         "git_params": "changed" if changed & SETTINGS else "",

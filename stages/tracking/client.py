@@ -90,7 +90,7 @@ def connect() -> ModuleType:
 
 def make_database(mlflow: ModuleType, uri: str) -> None:
     """All of it under another name first: what a kill leaves of MLflow's migrations can be opened by nobody again."""
-    path = Path(uri.removeprefix(SQLITE))
+    path = database_file(uri)
     if not uri.startswith(SQLITE) or path.exists() or path.name in ("", ":memory:"):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +101,11 @@ def make_database(mlflow: ModuleType, uri: str) -> None:
         _put(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def database_file(uri: str) -> Path:
+    """Of sqlite:///FILE?timeout=60 the file."""
+    return Path(uri.removeprefix(SQLITE).partition("?")[0])
 
 
 def _put(part: Path, path: Path) -> None:

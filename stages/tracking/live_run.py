@@ -96,7 +96,8 @@ class LiveRun:
         try:
             self.mlflow = self.mlflow or connect()
             self.run_id = self.run_id or live_run_id(self.mlflow, self.folder, self.params)
-            self.monitor = self.monitor or _system_metrics(self.run_id)
+            with suppress(Exception):  # a driver that does not answer costs its figures, not the epochs
+                self.monitor = self.monitor or _system_metrics(self.run_id)
             log_epochs(self.mlflow, self.run_id, self.waiting)
             self.waiting, self.next_try = [], 0.0
         except Exception:
@@ -105,7 +106,8 @@ class LiveRun:
     def _finish(self, status: str) -> None:
         with suppress(Exception):
             if self.mlflow and self.run_id:
-                self.monitor.finish()
+                if self.monitor:
+                    self.monitor.finish()
                 self._send()
                 self.mlflow.MlflowClient().set_terminated(self.run_id, status)
 

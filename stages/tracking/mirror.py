@@ -6,6 +6,7 @@ run_id = mirror(mlflow, evidence, "robust-digits 1a2b3c4d", plots, extra=[Path("
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -72,9 +73,15 @@ def _usable(client: MlflowClient, run_id: str, key: str) -> bool:
 
 
 def missed(client: MlflowClient, run_id: str, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Epochs that the live run did not get to write."""
-    known = {metric.step for metric in client.get_metric_history(run_id, "loss")}  # every method, in every epoch
-    return [row for row in rows if int(row["epoch"]) not in known]
+    """Epochs that the live run did not get to write, or that are of an attempt which diverged and was begun anew."""
+    known = {
+        metric.step: metric.value for metric in client.get_metric_history(run_id, "loss")
+    }  # the last is the newest
+    return [row for row in rows if not _written(row, known.get(int(row["epoch"])))]
+
+
+def _written(row: dict[str, str], value: float | None) -> bool:
+    return value is not None and math.isclose(float(row["loss"]), value, rel_tol=1e-3, abs_tol=1e-4)
 
 
 def metrics(evidence: Evidence) -> dict[str, float]:

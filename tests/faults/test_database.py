@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from stages.tracking.client import _put, connect, part_of, remove_what_a_kill_left
+from stages.tracking.client import _put, connect, database_file, part_of, remove_what_a_kill_left
 
 CONNECT = "from stages.tracking.client import connect; connect()"
 
@@ -43,6 +43,16 @@ def test_the_journal_of_a_killed_one_goes_too(tmp_path):
         left.write_text("")
     remove_what_a_kill_left(path)
     assert list(tmp_path.iterdir()) == [part_of(path, os.getpid())]
+
+
+def test_an_address_may_say_how_long_to_wait(tmp_path, monkeypatch):
+    """The usual remedy for a database that is locked."""
+    path = tmp_path / "mlflow.db"
+    assert database_file(f"sqlite:///{path}?timeout=60") == path
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}?timeout=60")
+    connect()
+    assert tables(path) > 10
+    assert [found.name for found in tmp_path.iterdir()] == ["mlflow.db"]
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):

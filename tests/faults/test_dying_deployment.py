@@ -155,7 +155,7 @@ def test_asked_to_end_it_takes_back_what_is_on_trial(registry, champion, service
     champion(1)
     run(service)
     champion(2)
-    config = service / "synthetic/.config.pbtxt.part"
+    config = service / "synthetic/.config.pbtxt."
     code = ended_at(1, config, lambda: run(service), lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert code == 143
     consistent(service, 1)

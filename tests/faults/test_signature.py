@@ -119,3 +119,19 @@ def test_a_signature_is_of_one_models_name(registry, client, keys, service, caps
     assert deploy.main(["second@champion", "--to", str(service), "--verify", str(keys / "ours.pub")]) == 1
     assert "second version 1 is not signed by" in capsys.readouterr().err
     assert run(service, "--verify", str(keys / "ours.pub")) == 0
+
+
+def test_with_a_key_the_way_back_is_checked_too(registry, client, keys, service, capsys):
+    """Version 1 was served before there was a key: neither is it gone back to, nor called served."""
+    assert promote.main(["synthetic", "1"]) == 0
+    assert run(service) == 0
+    ours = ["--verify", str(keys / "ours.pub")]
+    assert run(service, *ours) == 1
+    assert "synthetic version 1 is not signed" in capsys.readouterr().err
+    assert promote.main(["synthetic", "2", "--sign", str(keys / "ours.pem")]) == 0
+    assert run(service, *ours) == 0
+    assert run(service, "--rollback", *ours) == 1
+    assert "synthetic version 1 is not signed" in capsys.readouterr().err
+    assert served(service) == 2
+    assert run(service, "--rollback") == 0
+    assert served(service) == 1

@@ -21,6 +21,7 @@ PLUMBING = frozenset(
         Path("stages/common/endings.py"),
         Path("stages/estimate/announce.py"),
         Path("stages/estimate/costs.py"),
+        Path("stages/common/contradictions.py"),
         Path("stages/common/errors.py"),
         Path("stages/common/params.py"),
         Path("stages/common/recipes.py"),

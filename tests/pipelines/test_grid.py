@@ -27,12 +27,16 @@ SEARCH = {"axis": "finetune.method", "values": ["vanilla"], "key": "rate", "trie
 WITH_BASELINE = SMALL | {"baseline": {"finetune.method": "vanilla"}}
 
 
+def _with(axis):
+    return {"grid": SMALL["grid"] | axis}
+
+
 def test_cells_are_the_product_of_the_axes():
-    sweep = grid.parse(SMALL | {"grid": SMALL["grid"] | {"data": {"A": {"preset": "a.yaml", "seed": 9}}}}, "small")
+    sweep = grid.parse(SMALL | {"grid": SMALL["grid"] | {"data": {"A": {"preset": "a.yaml", "rate": 9}}}}, "small")
     assert len(sweep.cells) == 6
     assert len({cell.name() for cell in sweep.cells}) == 6
     first = sweep.cells[0]
-    assert (first.preset, first.overrides) == ("a.yaml", {"finetune.method": "vanilla", "seed": 9})
+    assert (first.preset, first.overrides) == ("a.yaml", {"finetune.method": "vanilla", "seed": 0, "rate": 9})
     assert first.axes == {"finetune.method": "vanilla", "seed": "0", "data": "A"}
 
 
@@ -54,6 +58,17 @@ def test_cells_are_the_product_of_the_axes():
         ),
         ({"search": SEARCH | {"at": {"sede": 0}}}, "sede is no axis of the grid"),
         ({"search": SEARCH | {"tries": 3}}, "search.tries is 3: expected a list"),
+        (
+            {"search": SEARCH | {"at": {"finetune.method": "vanilla"}}},
+            "search.at moves finetune.method, which is the axis that is searched for",
+        ),
+        ({"search": SEARCH | {"key": "seed"}}, "search.key is seed, which is an axis of the grid"),
+        (_with({"data": {"A": {"seed": 9}}}), "a later axis sets seed to 9, and its own says 0"),
+        (_with({"data": {"A": {1: 2}}}), "axis data is .*: expected a list of values, or names with overrides"),
+        (_with({"data": {"A": {"preset": 5}}}), "axis data is .*: expected a list of values"),
+        (_with({"clean": [1]}), "an axis is called clean: that is a column of the table"),
+        ({"grid": {"seed": [0, 0, 1]}}, "axis seed is .*: a value stands there twice"),
+        ({"over": "seed", "baseline": {"seed": 1}}, "seed is averaged over, so no value of it can be the baseline"),
         ({8: 1, "gird": 1}, "unknown key 8, gird: allowed are"),  # YAML knows keys that are no text
         ({"baseline": {8: 1}}, "8 is no axis of the grid"),
         (
@@ -164,6 +179,30 @@ def test_at_once_is_a_number_of_cells(given, monkeypatch, capsys):
         sweeping.main()
     assert ended.value.code == 2
     assert f"--at-once: expected a whole number from 1, not {given}" in capsys.readouterr().err
+
+
+def test_a_title_may_be_left_empty():
+    assert grid.parse(SMALL | {"title": None}, "small").title == "small"
+
+
+def test_two_sweeps_of_one_name_wait_for_each_other(tmp_path):
+    marks = Marks(tmp_path, "small", "c0ffee")
+    with marks.alone(), pytest.raises(grid.GridError, match="sweep small is at work already"), marks.alone():
+        pass
+    with marks.alone():
+        pass
+
+
+def test_seeds_that_all_say_the_same_say_nothing_of_others():
+    """0.53 - 0.50 and 0.47 - 0.44 are not the same float."""
+    assert comparison.paired_t([0.53, 0.47], [0.50, 0.44]) is None
+    assert comparison.paired_t([0.53, 0.48], [0.50, 0.44]) is not None
+
+
+def test_a_try_without_an_attack_is_judged_by_its_clean_accuracy(tmp_path):
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/training.csv").write_text("epoch,val_clean,val_robust\n1,0.5,\n2,0.75,\n3,,\n")
+    assert search.validation_accuracy(tmp_path) == 0.75
 
 
 def test_a_try_is_judged_by_its_best_epoch(tmp_path):
@@ -285,7 +324,7 @@ def test_repeating_a_seed_makes_no_image_count_twice(tmp_path):
 def test_cells_that_failed_are_counted_not_hidden(tmp_path):
     sweep = grid.parse(WITH_BASELINE, "small")
     rows = comparison.table(sweep, [result(tmp_path, cell, [True, False]) for cell in sweep.cells[:4]])
-    assert [(row["n"], row["failed"]) for row in rows] == [(3, 0), (1, 2)]
+    assert [(row["n"], row["missing"]) for row in rows] == [(3, 0), (1, 2)]
     assert rows[1]["p_seeds"] is None  # one seed says nothing about another
     files = comparison.write(sweep, rows, tmp_path / "out")
     assert [file.name for file in files] == ["table.csv", "table.md", "table.png"]

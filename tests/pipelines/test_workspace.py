@@ -243,3 +243,68 @@ def test_what_one_machine_has_built_another_fetches(template, tmp_path, home, mo
     assert sum("Stage 'train' is cached - skipping run" in line for line in said) == 1
     assert (tmp_path / "one" / "weights.txt").read_text() == (tmp_path / "two" / "weights.txt").read_text()
     assert (home / "prepared.log").read_text() == "prepared\n"
+
+
+def test_an_override_of_a_whole_section_is_refused():
+    """It would set every other key of it to its default."""
+    params = {"finetune": {"method": "autolora", "epochs": 20}, "backbone": {"options": {"depth": 1}}}
+    with pytest.raises(workspace.WorkspaceError, match=r"all of this section anew; give finetune\.method"):
+        workspace.put(params, "finetune", {"method": "vanilla"}, allow_new=True)
+    workspace.put(params, "backbone.options", {"width": 2}, allow_new=True)
+    assert params["backbone"] == {"options": {"width": 2}}
+
+
+def test_an_override_that_is_given_twice_is_refused():
+    with pytest.raises(workspace.WorkspaceError, match="override seed is given twice"):
+        workspace.parse_overrides(["seed=1", "seed=2"])
+
+
+def test_settings_of_a_remote_stay_beside_its_address(project, tmp_path, monkeypatch):
+    """A user and a key file were set by hand: the next run must reach the remote too."""
+    config = project / ".dvc/config.local"
+    config.write_text("['remote \"shared\"']\n    url = ssh://old/place\n    user = jo\n    keyfile = /keys/jo\n")
+    monkeypatch.setenv("AUTOLORA_REMOTE", "ssh://new/place")
+    workspace.use_storage(project)
+    text = config.read_text()
+    assert "ssh://new/place" in text
+    assert "user = jo" in text
+    assert "keyfile = /keys/jo" in text
+    before = config.stat().st_mtime_ns
+    workspace.use_storage(project)
+    assert config.stat().st_mtime_ns == before
+
+
+def test_a_project_below_the_top_of_its_repository_gets_no_workspace(project, tmp_path):
+    top = tmp_path / "mono"
+    shutil.copytree(project, top / "ml", ignore=shutil.ignore_patterns(".git"), symlinks=True)
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=top, check=True)
+    refused = pytest.raises(workspace.WorkspaceError, match="the project at the top of its git repository")
+    with refused, workspace.fresh(top / "ml", "HEAD", {}, "x"):
+        pass
+
+
+def test_a_preset_that_is_not_committed_is_named(project):
+    (project / "mine.yaml").write_text("seed: 1\n")
+    with pytest.raises(workspace.WorkspaceError, match=r"mine\.yaml is not committed"):
+        workspace.require_committed(project, "mine.yaml")
+    workspace.require_committed(project, "params.yaml")
+
+
+def test_recipes_are_the_commit_s_and_not_those_that_lie_around(project):
+    """A stage depends on their folder as on images; a sweep of a commit must not read what is edited meanwhile."""
+    graph_file = project / "dvc.yaml"
+    content = yaml.safe_load(graph_file.read_text())
+    next(iter(content["stages"].values()))["deps"].append("presets/recipes")
+    graph_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    recipe = project / "presets/recipes/mine.yaml"
+    recipe.parent.mkdir(parents=True)
+    recipe.write_text("finetune: {method: mart}\n")
+    git(project, "add", "presets", "dvc.yaml")
+    git(project, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a recipe")
+    recipe.write_text("finetune: {method: arow}\n")
+    (recipe.parent / "new.yaml").write_text("finetune: {method: arow}\n")
+    assert workspace.uncommitted(project) == ["presets/recipes/mine.yaml", "presets/recipes/new.yaml"]
+    with workspace.fresh(project, "HEAD", {}, "x") as folder:
+        assert (folder / "presets/recipes/mine.yaml").read_text() == "finetune: {method: mart}\n"
+        assert not (folder / "presets/recipes/new.yaml").exists()

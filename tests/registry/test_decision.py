@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import pytest
 from scipy.stats import binomtest
 
+from autolora.attacks.verdicts import NOT_RUN
 from autolora.common.files import read_json, write_json
 from pipelines.registry.gates import also_findings, champion_findings, gate_findings, paired
 from stages.common.params import Gates
@@ -169,3 +171,50 @@ def test_a_record_that_its_flags_do_not_bear_out_is_refused(runs, change, what):
 def test_gates_on_threat_number_of_images_and_interval(runs, gates, gate):
     found = refused(gate_findings(runs("sound"), GATES.model_copy(update=gates)))
     assert found == ([gate] if gate else [])
+
+
+def relabelled(evidence):
+    path = evidence.path("reports/robust_flags.npy")
+    flags = np.load(path)
+    flags["label"][:3] += 1
+    np.save(path, flags)
+
+
+def with_bytes(evidence):
+    path = evidence.path("reports/export.json")
+    write_json(path, read_json(path) | {"input": "uint8"})
+
+
+def renamed(evidence):
+    path = evidence.path("models/export/model.onnx")
+    model = onnx.load(path)
+    note = next(one for one in model.metadata_props if one.key == "classes")
+    note.value = json.dumps(["cat", *json.loads(note.value)[1:]])
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "said"),
+    [
+        (relabelled, "labels", "3 of 200 images have another label"),
+        (with_bytes, "input", "uint8 pixels here, float32 of the champion"),
+        (renamed, "classes", "class 0 is 'cat' here, '0' of the champion"),
+    ],
+)
+def test_answers_to_another_question_are_not_compared(runs, change, what, said):
+    """The same images, another label, another name or another input: however good, it is no better champion."""
+    old, new = runs(f"before {what}", robust=0.5), runs(f"after {what}", robust=0.8)
+    assert refused(champion_findings(new, old, GATES)[0]) == []
+    change(new)
+    (finding,) = champion_findings(Evidence(new.folder), old, GATES)[0]
+    assert (finding.what, finding.passed) == (what, False)
+    assert finding.detail.startswith(said)
+
+
+def test_checks_that_nobody_made_did_not_pass(runs):
+    evidence = runs("unchecked")
+    path = evidence.path("reports/robustness.json")
+    record = read_json(path)
+    record["checks"] = [row | {"verdict": "not run", "detail": NOT_RUN} for row in record["checks"]]
+    write_json(path, record)
+    assert refused(gate_findings(Evidence(evidence.folder), GATES)) == ["checks"]

@@ -83,11 +83,11 @@ def test_a_deployment_that_dies_leaves_the_version_before(registry, champion, se
     run(service)
     champion(2)
 
-    def dies(descriptor):
+    def dies(path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(repository, "sync", dies)
+        patch.setattr(repository, "flushed", dies)
         assert run(service) == 0  # interrupted by hand
     assert served(service) == 1
     assert folders(service) == [1]

@@ -176,9 +176,7 @@ def test_a_promotion_that_was_killed_after_the_alias_moved_is_completed(registry
     decisions = log()
     assert main(["synthetic", "2", "--to", "champion"]) == 0
     said = capsys.readouterr().out
-    assert (
-        "version 2 is champion already, but that promotion had been cut short: promoted_at, promoted_by written" in said
-    )
+    assert "version 2 is champion already, but that promotion had been cut short: promoted_at, champion_since," in said
     tags = client.get_model_version("synthetic", "2").tags
     (entry,) = [e for e in history.entries(client, "synthetic") if e["version"] == 2]
     assert (tags["promoted_at"], tags["promoted_by"]) == (entry["at"], entry["by"])
@@ -333,3 +331,117 @@ def test_gates_that_were_emptied_are_no_gates(registry, client, capsys):
     client.set_model_version_tag("synthetic", "1", "gates", "{}")
     assert main(["synthetic", "1"]) == 1
     assert "its gates are unreadable" in capsys.readouterr().err
+
+
+def test_what_happened_is_not_withdrawn_after_a_later_decision(registry, client, monkeypatch, capsys):
+    """Version 2 was champion, became challenger too, and the alias was moved back by hand: that must be seen."""
+    monkeypatch.setattr(promote, "UNDER_WAY", 0.0)
+    assert [main(["synthetic", *rest]) for rest in (["1"], ["2"], ["2", "--to", "challenger"])] == [0, 0, 0]
+    client.set_registered_model_alias("synthetic", "champion", "1")
+    assert main(["synthetic", "3"]) == 1  # any other decision
+    assert "withdrawn" not in [decision for *_, decision in log()]
+    capsys.readouterr()
+    assert main(["synthetic"]) == 0
+    assert promote_says_unexplained(capsys.readouterr().out)
+
+
+def promote_says_unexplained(out):
+    return "champion    version 1" in out and "the alias was moved by other means" in out
+
+
+def test_a_version_that_was_deleted_is_withdrawn_by_nobody_and_passed_over(registry, client, monkeypatch, capsys):
+    monkeypatch.setattr(promote, "UNDER_WAY", 0.0)
+    assert [main(["synthetic", *rest]) for rest in (["1"], ["2"], ["3", "--force", "--why", "a drill"])] == [0, 0, 0]
+    client.delete_model_version("synthetic", "2")
+    assert main(["synthetic", "--rollback"]) == 0
+    assert "version 2 is no longer in the registry: passed over" in capsys.readouterr().err
+    assert champion() == 1
+    assert [decision for *_, decision in log()] == ["promoted", "promoted", "forced", "rolled back"]
+
+
+def test_one_that_reigned_twice_is_left_for_the_one_between():
+    """1, 2, 1 by force, 3; back to 1, and back again: that is 2."""
+    moves = [(1, None, "promoted"), (2, 1, "promoted"), (1, 2, "forced"), (3, 1, "promoted"), (1, 3, "rolled back")]
+    log = [
+        {"id": str(n), "alias": "champion", "version": version, "previous": before, "decision": decision}
+        for n, (version, before, decision) in enumerate(moves)
+    ]
+    assert history.reigns(log, "champion") == [1, 2, 1]
+    back = {"id": "5", "alias": "champion", "version": 2, "previous": 1, "decision": "rolled back"}
+    assert history.reigns([*log, back], "champion") == [1, 2]
+
+
+def test_tags_of_an_earlier_decision_go_with_it(registry, client):
+    assert main(["synthetic", "1"]) == 0
+    assert main(["synthetic", "3", "--force", "--why", "a drill"]) == 0
+    assert main(["synthetic", "2", "--why", "better"]) == 0
+    assert main(["synthetic", "--rollback"]) == 0
+    tags = client.get_model_version("synthetic", "3").tags
+    assert tags["decision"] == "rolled back to champion"
+    assert not {"forced", "promotion_why", "promotion_p"} & set(tags)
+
+
+def test_a_champion_whose_evidence_is_lost_can_be_replaced_by_force(registry, client, capsys):
+    assert main(["synthetic", "1"]) == 0
+    artifact(registry, "evidence/reports/robustness.json").unlink()
+    assert main(["synthetic", "2"]) == 1
+    assert "refuse  champion: no comparison: synthetic version 1: reports/robustness.json" in capsys.readouterr().out
+    assert main(["synthetic", "2", "--force", "--why", "evidence of 1 was lost"]) == 0
+    assert champion() == 2
+
+
+def test_canaries_that_were_changed_are_refused_before_the_alias_moves(registry, capsys):
+    artifact(registry, "canaries.npz").write_bytes(b"other")
+    assert main(["synthetic", "1"]) == 1
+    assert "canaries.npz was changed after it was registered" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["1", "--rollback"], "--rollback goes to the version before"),
+        (["--rollback", "--force", "--why", "x"], "it takes no force"),
+        (["1", "--history"], "--history only shows: it takes no VERSION"),
+        (["--sign", "key.pem"], "which VERSION?"),
+        (["--params", "other.yaml"], "which VERSION?"),
+    ],
+)
+def test_an_option_out_of_place_is_refused(arguments, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["synthetic", *arguments])
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_name_with_a_slip_of_the_pen_is_no_model_without_a_champion(registry, capsys):
+    for more in ([], ["--history"]):
+        assert main(["synthetc", *more]) == 1
+        assert "has no model named synthetc" in capsys.readouterr().err
+
+
+def test_an_alias_that_was_removed_by_hand_is_seen(registry, client, capsys):
+    assert main(["synthetic", "1"]) == 0
+    client.delete_registered_model_alias("synthetic", "champion")
+    capsys.readouterr()
+    assert main(["synthetic"]) == 0
+    assert "it was version 1: the alias was removed by other means" in capsys.readouterr().out
+    assert main(["synthetic", "--history"]) == 0
+    assert "champion is none, which no entry explains" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD", "[]", '{"name": "synthetic"}'])
+def test_a_receipt_that_is_none_is_one_line(registry, content, capsys):
+    Path("models").mkdir(exist_ok=True)
+    Path("models/registered.json").write_text(content)
+    assert main(["synthetic", "registered"]) == 1
+    assert "models/registered.json is no receipt any more" in capsys.readouterr().err
+
+
+def test_a_server_that_refuses_is_not_a_model_that_is_missing(registry, monkeypatch, capsys):
+    from mlflow import MlflowException
+
+    def denied(*given):
+        raise MlflowException("no permission to write")
+
+    monkeypatch.setattr("mlflow.MlflowClient.set_registered_model_tag", denied)
+    assert main(["synthetic", "1"]) == 1
+    assert "refuses: no permission to write" in capsys.readouterr().err

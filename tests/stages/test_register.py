@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import socket
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from autolora.common.files import file_sha256, read_json, write_json
 from stages import register as registering
 from stages.common.runner import StageError
 from stages.evidence.files import Evidence
-from stages.evidence.provenance import provenance_of
+from stages.evidence.provenance import _md5, provenance_of
 from stages.register import check_receipt, create, find, register, settle
 from stages.tracking.client import connect
 from tests.registry.synthetic import make_run
@@ -90,6 +92,49 @@ def test_parameters_are_those_that_dvc_ran_with(registered, client, tmp_path):
     assert run.data.tags["data_version"] == "0123.dir"
 
 
+def test_parameters_of_a_recipe_are_filled_in_and_register_has_no_past(registered, client, tmp_path):
+    """dvc.lock has params.yaml as it is written, and of `register` what the registration before was given."""
+    path = make_run(tmp_path / "a")
+    (path / "dvc.lock").write_text(
+        "stages:\n  finetune:\n    params:\n      params.yaml: {finetune: {recipe: awp2020, epochs: 7}}\n"
+        "  register:\n    params:\n      params.yaml: {register: {name: before}}\n"
+    )
+    params = client.get_run(registered("a")["run_id"]).data.params
+    assert (params["finetune.method"], params["finetune.weight_attack"], params["finetune.epochs"]) == (
+        "vanilla",
+        "0.005",
+        "7",
+    )
+    assert not [key for key in params if key.startswith("register")]
+
+
+def test_the_card_in_the_registry_has_the_gates_of_today(registered, client, tmp_path):
+    receipt = registered("a")
+    params = tmp_path / "a/params.yaml"
+    content = yaml.safe_load(params.read_text())
+    content["register"]["gates"] = {"clean": 0.5, "robust": 0.25}
+    params.write_text(yaml.safe_dump(content))
+    assert registered("a") == receipt
+    folder = client.download_artifacts(receipt["run_id"], "card.html", str(tmp_path))
+    assert "at least 50\u202f% clean and 25\u202f% robust" in Path(folder).read_text(encoding="utf-8")
+
+
+def test_how_it_was_trained_is_what_the_stage_wrote(registered, tmp_path):
+    """The card says it, so a record that was edited is refused like any evidence."""
+    path = make_run(tmp_path / "a")
+    folder = path / "models/finetuned"
+    folder.mkdir(parents=True)
+    (folder / "robust.safetensors").write_bytes(b"weights")
+    (folder / "finetuned.json").write_text('{"method": "vanilla"}')
+    digest = _md5(folder)
+    (path / "dvc.lock").write_text(
+        f"stages:\n  finetune:\n    outs:\n    - {{path: models/finetuned, md5: {digest}}}\n"
+    )
+    (folder / "finetuned.json").write_text('{"method": "autolora"}')
+    with pytest.raises(StageError, match="models/finetuned: not what the stage wrote"):
+        registered("a")
+
+
 def test_same_content_is_one_version_and_other_content_another(registered, client):
     first, again, other = registered("a"), registered("a"), registered("b", seed=5)
     assert again == first
@@ -119,6 +164,11 @@ def test_code_that_is_not_committed_is_told_from_params_that_are_in_the_lock(tmp
     (tmp_path / "dvc.lock").write_text("stages: {}")
     found = provenance_of(tmp_path)
     assert (found["git_dirty"], found["git_params"]) == ("no", "changed")
+    (tmp_path / "notes.txt").write_text("no stage reads it")
+    assert provenance_of(tmp_path)["git_dirty"] == "no"
+    (tmp_path / "mine.yaml").write_text("a recipe")
+    assert provenance_of(tmp_path)["git_dirty"] == "yes"
+    (tmp_path / "mine.yaml").unlink()
     (tmp_path / "stage.py").write_text("2")
     assert provenance_of(tmp_path)["git_dirty"] == "yes"
 

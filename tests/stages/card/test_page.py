@@ -15,8 +15,10 @@ from autolora.attacks.verdicts import ordered
 from autolora.common.files import file_sha256, read_json, write_json
 from stages.card.page import plots, write_card
 from stages.card.plots import _rate_note
+from stages.card.sections import _again
 from stages.card.strips import strips
 from stages.card.svg import Axis, Series, lines, percent, standalone
+from stages.common.params import Gates
 from stages.evidence.checks import in_words, sixteen, worst
 from stages.evidence.files import ONNX, Evidence
 from stages.register import description
@@ -299,7 +301,7 @@ def test_what_is_said_of_a_short_training_s_rate(rates, halved, said):
     rows = [
         {"epoch": str(n), "lr": str(rate), "event": "halved" if n == halved else ""} for n, rate in enumerate(rates, 1)
     ]
-    assert _rate_note(rows) == said
+    assert _rate_note(rows, {}) == said
 
 
 def test_autoattack_is_marked_where_the_quick_attack_leaves_more(tmp_path):
@@ -381,8 +383,121 @@ def test_an_alpha_that_was_set_was_not_chosen(tmp_path):
     assert "was set in params.yaml. The curve was measured on" in " ".join(Tree(page(folder)).text.split())
 
 
+def locked(folder, **sections):
+    lock = folder / "dvc.lock"
+    lock.write_text(yaml.safe_dump({"stages": {"finetune": {"params": {"params.yaml": sections}}}}))
+
+
+def tuned_so(folder, **tuned):
+    (folder / "models/finetuned").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "models/finetuned/finetuned.json", {"attack": "pgd", "first_rate": 0.03} | tuned)
+    return " ".join(Tree(page(folder)).text.split())
+
+
+@pytest.mark.parametrize(
+    ("tuned", "said"),
+    [
+        (
+            {"reference": "best", "best_epoch": 3},
+            "The last epoch, 3, that was not surely worse than one before it in",
+        ),
+        ({"reference": "paper", "best_epoch": 3}, "The epoch, 3, with the best robust validation accuracy ships."),
+        ({"reference": "paper", "method": "natural"}, "The epoch with the best clean validation accuracy ships."),
+    ],
+)
+def test_which_epoch_ships_is_said_by_the_rule(tmp_path, tuned, said):
+    assert said in tuned_so(make_run(tmp_path / "run"), **{"method": "autolora"} | tuned)
+
+
+def test_a_soup_ships_as_a_soup(tmp_path):
+    folder = make_run(tmp_path / "run")
+    record = folder / "reports/robustness.json"
+    write_json(record, read_json(record) | {"soup": "greedy", "soup_members": "1 and 3"})
+    assert "what ships is a greedy soup of them" in tuned_so(folder, method="autolora", reference="best")
+
+
+def test_what_is_true_of_autolora_alone_is_said_of_it_alone(tmp_path):
+    """A network from fresh weights, tuned without an attack: no branch, nothing pre-trained, trained for no threat."""
+    folder = add_also(make_run(tmp_path / "run"))
+    branch = "the low-rank branch takes the natural gradient"
+    text = tuned_so(folder, method="autolora", reference="best")
+    assert branch in text
+    assert "this model was trained for the first row alone" in text
+    locked(folder, backbone={"weights": None})
+    text = tuned_so(folder, method="natural", reference="best")
+    assert branch not in text
+    assert "from fresh weights" in text
+    assert "this model was trained for none of them" in text
+
+
+def test_with_one_point_on_the_dial_nothing_was_chosen(tmp_path):
+    folder = make_run(tmp_path / "run")
+    curve = folder / "reports/alpha_curve.csv"
+    head, *rows = curve.read_text().splitlines()
+    toward, _, *figures, _ = rows[0].split(",")
+    curve.write_text("\n".join([head, ",".join([toward, "0", *figures, "1"])]) + "\n")
+    text = " ".join(Tree(page(folder)).text.split())
+    assert "There was nothing to mix: the network ships as it was tuned." in text
+    assert "is all there is; it was measured on" in text
+
+
+@pytest.mark.parametrize(
+    ("tuned", "said"),
+    [
+        ({"method": "vanilla", "reference": "paper"}, "Its course was fixed before the first epoch."),
+        ({"method": "autolora", "reference": "slow_start"}, "Its course was fixed before the first epoch."),
+        ({"method": "vanilla", "reference": "best"}, "No halving was needed."),
+    ],
+)
+def test_a_course_that_was_fixed_was_not_halved(tuned, said):
+    rows = [{"epoch": str(n), "lr": rate, "event": ""} for n, rate in enumerate(("0.01", "0.01", "0.01"), 1)]
+    assert _rate_note(rows, tuned) == said
+
+
+def test_the_baselines_schedule_is_theirs():
+    from autolora.training.controllers import StepRate
+    from autolora.training.objectives import METHODS
+    from stages.card.plots import STEPPED
+
+    assert set(STEPPED) == {name for name, method in METHODS.items() if method.controller is StepRate}
+
+
+def test_all_of_the_test_part_is_not_a_draw(tmp_path):
+    folder = make_run(tmp_path / "run")
+    assert "of the test part, drawn evenly from the classes" in " ".join(Tree(page(folder)).text.split())
+    quality = folder / "data/quality.json"
+    record = read_json(quality)
+    write_json(quality, record | {"images": record["images"] | {"test": 200}})
+    assert "all 200 of the test part" in " ".join(Tree(page(folder)).text.split())
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({}, "No revision of the code is known"),
+        ({"git_revision": "c0ffee", "git_dirty": "yes"}, "The code was not quite that of this revision"),
+        ({"git_revision": "c0ffee", "git_dirty": "no"}, "gives back the same files on such a machine"),
+    ],
+)
+def test_the_same_files_again_is_said_only_of_a_commit(source, said):
+    assert said in _again(source)
+
+
+def test_all_gates_are_named():
+    from stages.card.what_it_is import _gates
+
+    asked = Gates(clean=0.8, robust=0.3, lower=0.25, images=5_000, threat="linf:32/255").model_dump()
+    for words in (
+        "at least 80 % clean and 30 % robust",
+        "from 25 %",
+        "5,000 images",
+        "trained for linf:32/255 or more",
+    ):
+        assert words in _gates(asked).replace("\u202f", " ")
+
+
 def test_iat_is_not_called_plain_training():
-    from stages.card.sections import _published
+    from stages.card.what_it_is import _published
 
     assert _published({"method": "madry", "axes": {"augmentation": "interpolate"}}) == " (IAT, AISec 2019)"
     assert _published({"method": "madry"}) == " (PGD training, ICLR 2018)"

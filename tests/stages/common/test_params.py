@@ -81,6 +81,11 @@ def test_what_params_allow_is_what_the_registries_hold():
         ("evaluate.precision", "half", ["evaluate.precision", "'half'", "'mixed'"]),
         ("evaluate.images", "most", ["evaluate.images", "'most'", "'all'"]),
         ("backbone.sha256", "abc", ["backbone.sha256", "'abc'"]),
+        ("backbone.std", [0.5], ["backbone.mean is None, and backbone.std is [0.5]: they belong together"]),
+        ("backbone.mean", [0.5], ["backbone.mean is [0.5], and backbone.std is None: they belong together"]),
+        ("finetune.rate", float("inf"), ["finetune.rate", "finite"]),
+        ("finetune.gamma", 2.0, ["finetune.gamma is 2.0", "method autolora has no second network"]),
+        ("seed", 2**64, ["seed", "less than"]),
         ("seed", True, ["seed", "True", "integer"]),
     ],
 )

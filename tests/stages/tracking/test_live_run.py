@@ -75,6 +75,29 @@ def test_a_method_that_is_not_attacked_while_it_trains_is_not_written_twice(stor
     assert missed(client, read_json(work / LIVE_RECORD)["run_id"], rows) == rows[3:]
 
 
+def test_figures_of_an_attempt_that_diverged_are_written_anew(store, client, tmp_path):
+    """While the server was away training began again: of its first epochs it has those of the attempt before."""
+    rows, work = rows_of(make_run(tmp_path / "a"))[:3], tmp_path / "work/finetune/key"
+    train(work, [row | {"loss": "90.0"} for row in rows[:2]] + rows[2:])
+    run_id = read_json(work / LIVE_RECORD)["run_id"]
+    again = missed(client, run_id, rows)
+    assert again == rows[:2]
+    live_run.log_epochs(live_run.connect(), run_id, again)
+    assert missed(client, run_id, rows) == []
+
+
+def test_a_machine_whose_figures_cannot_be_read_still_tells_of_its_epochs(store, client, tmp_path, monkeypatch):
+    def broken(run_id):
+        raise RuntimeError("the driver does not answer")
+
+    monkeypatch.setattr(live_run, "_system_metrics", broken)
+    rows, work = rows_of(make_run(tmp_path / "a"))[:3], tmp_path / "work/finetune/key"
+    train(work, rows)
+    run_id = read_json(work / LIVE_RECORD)["run_id"]
+    assert len(client.get_metric_history(run_id, "loss")) == 3
+    assert client.get_run(run_id).info.status == "FINISHED"
+
+
 def test_an_interrupted_run_is_marked_and_gone_on_with(store, client, tmp_path):
     rows, work = rows_of(make_run(tmp_path / "a")), tmp_path / "work/finetune/key"
     with pytest.raises(KeyboardInterrupt):
