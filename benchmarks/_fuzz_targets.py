@@ -171,16 +171,16 @@ def open_grid(content: bytes) -> None:
 
 def open_flow(given: dict[str, Any]) -> None:
     """What rebuild, sweep and the deployments take from whoever starts a run."""
+    from pipelines.workspace import commits, params_file, worktree
     from pipelines.workspace import dvc_graph as graph
-    from pipelines.workspace import worktree
 
-    overrides = worktree.parse_overrides(given["overrides"])
+    overrides = params_file.parse_overrides(given["overrides"])
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for key, value in overrides.items():
-        worktree.put(params, key, value, allow_new=True)
+        params_file.put(params, key, value, allow_new=True)
     worktree.slug(given["name"])
-    worktree.use_preset(Path(), given["preset"])
-    worktree.resolve(ROOT, given["revision"])
+    params_file.use_preset(Path(), given["preset"])
+    commits.resolve(ROOT, given["revision"])
     graph.stages(ROOT, given["stages"])
 
 

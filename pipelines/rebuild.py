@@ -40,8 +40,8 @@ from pipelines.execution import gpu_slots as slots
 from pipelines.execution import work_pools as pools
 from pipelines.execution.parameters import ParameterError, Revision, inside, own_clone
 from pipelines.sweeps import tracking
+from pipelines.workspace import commits, params_file, results
 from pipelines.workspace import dvc_graph as graph
-from pipelines.workspace import results
 from pipelines.workspace import worktree as workspace
 from pipelines.workspace.dvc_graph import Stage
 from stages.common.clone import clone_of
@@ -67,7 +67,7 @@ class StageFailed(Exception):
 
 REFUSED = (
     graph.GraphError,
-    workspace.WorkspaceError,
+    commits.WorkspaceError,
     slots.SlotError,
     pools.PoolError,
     ParameterError,
@@ -223,15 +223,15 @@ def rebuild(
 def refuse(source: Path, stages: Sequence[str], revision: str | None, *, uncommitted: bool) -> None:
     """What can be known to be wrong before a server is started or a workspace made."""
     graph.stages(source, stages)
-    workspace.resolve(source, revision or "HEAD")
+    commits.resolve(source, revision or "HEAD")
     if not uncommitted and revision is None:  # what is built from a commit does not see what is not in it
-        workspace.refuse_uncommitted(source, INSTEAD)
+        commits.refuse_uncommitted(source, INSTEAD)
 
 
 def refuse_unseen_params(source: Path, elsewhere: str | None) -> None:
     """A worker works in a clone of its own."""
-    if not elsewhere and workspace.changed_params(source):
-        raise workspace.WorkspaceError(
+    if not elsewhere and commits.changed_params(source):
+        raise commits.WorkspaceError(
             "params.yaml is changed here, and a worker does not see that: commit and push it, or give --override"
         )
 
@@ -240,8 +240,8 @@ def meant(source: Path, revision: str | None) -> str | None:
     """A branch is another commit in another clone: a worker is told which one it stands for here. What only the
     worker's remotes know goes as it was typed.
     """
-    with suppress(workspace.WorkspaceError):
-        return workspace.resolve(source, revision) if revision else None
+    with suppress(commits.WorkspaceError):
+        return commits.resolve(source, revision) if revision else None
     return revision
 
 
@@ -329,7 +329,7 @@ def main() -> None:
 def start(args: argparse.Namespace) -> None:
     given = {
         "stages": args.stages,
-        "overrides": workspace.parse_overrides(args.override),
+        "overrides": params_file.parse_overrides(args.override),
         "revision": args.revision,
         "uncommitted": args.uncommitted,
         "gpus": args.gpus,

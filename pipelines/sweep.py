@@ -41,8 +41,8 @@ from pipelines.sweeps.comparison import Result
 from pipelines.sweeps.grid import Cell, Sweep
 from pipelines.sweeps.marks import Marks
 from pipelines.sweeps.runners import runner
+from pipelines.workspace import commits, params_file
 from pipelines.workspace import dvc_graph as graph
-from pipelines.workspace import worktree as workspace
 from pipelines.workspace.revisions import schema_in
 from stages.common.scrub import scrubbed
 
@@ -129,11 +129,11 @@ def refuse(source: Path, name: str, revision: str) -> tuple[Sweep, str]:
     """The plan and its commit, or what can be known to be wrong before a server is started or a cell is built."""
     plan = grid.load(name, source)
     graph.stages(source, [*plan.stages, *([plan.first] if plan.first else [])])
-    workspace.refuse_uncommitted(source)
-    if workspace.changed_params(source) and any(cell.preset is None for cell in plan.cells):
+    commits.refuse_uncommitted(source)
+    if commits.changed_params(source) and any(cell.preset is None for cell in plan.cells):
         raise grid.GridError("params.yaml is changed, and cells start from the committed one: commit it first")
-    commit = workspace.resolve(source, revision)
-    if commit == workspace.resolve(source, "HEAD"):  # another revision's schema judges its cells when they are built
+    commit = commits.resolve(source, revision)
+    if commit == commits.resolve(source, "HEAD"):  # another revision's schema judges its cells when they are built
         refuse_cells(source, plan)
     return plan, commit
 
@@ -150,9 +150,9 @@ def refuse_cells(source: Path, plan: Sweep) -> None:
         for cell in cells:
             (Path(folder) / cell.name()).write_text(yaml.safe_dump(params_of(source, cell)))
         for preset in {cell.preset for cell in plan.cells if cell.preset}:
-            workspace.require_committed(source, preset)
+            commits.require_committed(source, preset)
         if schema_in(source):
-            workspace.judge(source, Path(folder), [cell.name() for cell in cells])
+            params_file.judge(source, Path(folder), [cell.name() for cell in cells])
 
 
 def fan_out(
@@ -215,7 +215,7 @@ def params_of(source: Path, cell: Cell) -> dict[str, Any]:
         raise grid.GridError(f"cell {cell.name()}: there is no preset {cell.preset}")
     params = yaml.safe_load(file.read_text())
     for key, value in (cell.overrides | cell.found).items():
-        workspace.put(params, key, value, allow_new=True)
+        params_file.put(params, key, value, allow_new=True)
     return params
 
 
@@ -306,7 +306,7 @@ def start(args: argparse.Namespace) -> None:
 def show(name: str, revision: str, only: list[str] | None) -> None:
     source = Path(".").resolve()
     plan = grid.load(name, source)
-    marks = Marks(rebuild.work_root(source), plan.name, workspace.resolve(source, revision))
+    marks = Marks(rebuild.work_root(source), plan.name, commits.resolve(source, revision))
     wanted = chosen(plan, only)
     tries = tries_of(plan, wanted)
     for cell in [*tries.values(), *wanted]:

@@ -34,7 +34,7 @@ import psutil
 from autolora.common.command_line import Command
 from autolora.common.files import file_sha256
 from pipelines.execution import commands
-from pipelines.workspace import worktree as workspace
+from pipelines.workspace import params_file
 
 ROOT = Path(__file__).resolve().parents[1]
 ENDS = {"COMPLETED", "FAILED", "CANCELLED"}
@@ -237,7 +237,7 @@ def outcome(place: Path, folder: Path) -> dict[str, str]:
 
 def undisturbed(place: Path, overrides: dict[str, Any]) -> dict[str, str]:
     """The same commit and parameters, trained by plain `dvc repro` from nothing, on as many threads."""
-    workspace.override(place, overrides)
+    params_file.override(place, overrides)
     dvc(place, "repro", "finetune")
     return digests(place)
 

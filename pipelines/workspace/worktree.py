@@ -12,67 +12,19 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from autolora.common.files import AtWork, locked
-from pipelines.execution import commands
-from pipelines.execution.parameters import inside
 from pipelines.workspace import dvc_graph as graph
-from pipelines.workspace.revisions import PARAMS, RUNNER, module_in, schema_in
-from stages.common.yaml_text import NotYaml, parsed, short
+from pipelines.workspace.commits import PARAMS_FILE, WorkspaceError, git, resolve
+from pipelines.workspace.params_file import override, use_preset
+from pipelines.workspace.raw_files import link_raw_files
 
-OWN = ("dvc.lock", ".gitignore")  # DVC writes both
 LONGEST = 60  # letters of a folder's name
-PARAMS_FILE = "params.yaml"  # what a run is given, not what it is made from: it is recorded with the run
-NAMES_OF_FILES = [("backbone", "weights"), ("finetune", "teacher"), ("finetune", "natural_teacher")]
-NAMES_OF_FILES += [("data", "reference_manifest")]
-READ_LIKE_CODE = Path("presets")  # recipes are part of a commit, though a stage depends on their folder
-
-
-class WorkspaceError(ValueError):
-    pass
-
-
-def git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise WorkspaceError(f"git {' '.join(arguments)} in {folder}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def resolve(folder: Path, revision: str) -> str:
-    """The commit that a branch, tag or hash stands for; a worker's clone asks its remotes for what it does not have."""
-    if not revision.isprintable():
-        raise WorkspaceError(f"revision {revision!r}: expected a commit, a branch or a tag")
-    for last in (False, True):
-        for name in (revision, f"origin/{revision}")[: 1 + last]:  # a branch that only the remote has
-            with suppress(WorkspaceError):
-                return git(folder, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
-        if not last:
-            fetch_all(folder)
-    raise WorkspaceError(
-        f"revision {revision!r} does not exist in {folder}, nor in its remotes: `git log --oneline --all` lists what "
-        "there is"
-    )
-
-
-def fetch_all(folder: Path) -> None:
-    """Also into a clone that has one branch, and of that the last commit, as pods make it. No remote, or none that
-    answers: whoever asked says what is missing.
-    """
-    with suppress(WorkspaceError):
-        shallow = git(folder, "rev-parse", "--is-shallow-repository").strip() == "true"
-        more = ["--unshallow"] if shallow else []
-        git(folder, "fetch", "--quiet", "--tags", *more, "origin", "+refs/heads/*:refs/remotes/origin/*")
-    with suppress(WorkspaceError):
-        git(folder, "fetch", "--quiet", "--all", "--tags")
 
 
 @contextmanager
@@ -90,55 +42,6 @@ def alone(folder: Path) -> Iterator[None]:
             f"{folder} is being rebuilt by process {known}: wait for it, or give --revision HEAD to work in a fresh "
             "workspace beside it"
         ) from None
-
-
-def refuse_uncommitted(folder: Path, instead: str = "") -> None:
-    """What a run was made from must be a commit; DVC's own files and outputs may differ."""
-    changed = uncommitted(folder)
-    if changed:
-        shown = ", ".join(changed[:8]) + (f" and {len(changed) - 8} more" if len(changed) > 8 else "")
-        raise WorkspaceError(f"{folder} has changes that are not committed: {shown}. Commit them{instead}")
-
-
-def uncommitted(folder: Path) -> list[str]:
-    """Changed files, and new ones that a stage reads as code, relative to the top of the repository.
-
-    DVC's outputs, dvc.lock and params.yaml may differ: they are recorded with each run. New files in a folder that a
-    stage reads (images, weights) are data: DVC knows them by their hash. Nobody reads other new files.
-    """
-    entries = git(folder, "status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", ".").split("\0")
-    top = Path(git(folder, "rev-parse", "--show-toplevel").strip())
-    with graph.opened(folder) as repo:
-        outs = [Path(out.fs_path).absolute() for out in repo.index.outs]
-        read = {Path(dep.fs_path).absolute() for dep in repo.index.deps if dep.protocol == "local"}
-    found = []
-    for status, name in ((entry[:2], entry[3:]) for entry in entries if entry):
-        file = top / name
-        if not _belongs_to_dvc(file, outs) and file != folder / PARAMS_FILE and (status != "??" or _code(file, read)):
-            found.append(name)
-    return found
-
-
-def _code(file: Path, read: set[Path]) -> bool:
-    """A file that a stage names, a module beside modules that stages name, or a recipe."""
-    code = {path.parent for path in read if path.suffix == ".py"}
-    recipes = {path for path in read if path.parent.name == READ_LIKE_CODE.name}
-    return file in read or (file.suffix == ".py" and file.parent in code) or file.parent in recipes
-
-
-def require_committed(folder: Path, file: str) -> None:
-    with suppress(WorkspaceError):
-        git(folder, "ls-files", "--error-unmatch", "--", file)
-        return
-    raise WorkspaceError(f"{file} is not committed, and a workspace sees only what is: commit it first")
-
-
-def changed_params(folder: Path) -> bool:
-    return bool(git(folder, "status", "--porcelain", "--", PARAMS_FILE))
-
-
-def _belongs_to_dvc(file: Path, outs: Sequence[Path]) -> bool:
-    return file.name in OWN or any(file == out or out in file.parents for out in outs)
 
 
 @contextmanager
@@ -249,137 +152,3 @@ def remote(folder: Path) -> bool:
     """Is there a default DVC remote, through which machines share what they have built?"""
     with graph.opened(folder) as repo:
         return bool(repo.config["core"].get("remote"))
-
-
-def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """["finetune.method=vanilla", "seed=1"] -> {"finetune.method": "vanilla", "seed": 1}"""
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise WorkspaceError(f"override {short(repr(text))}: expected KEY=VALUE, as in finetune.method=vanilla")
-        if key.strip() in found:
-            raise WorkspaceError(f"override {short(key)} is given twice")
-        try:
-            found[key.strip()] = parsed(value)
-        except NotYaml as error:
-            raise WorkspaceError(f"override {short(key)}: its value {error}") from None
-    return found
-
-
-def use_preset(folder: Path, preset: str | None) -> None:
-    """A whole params.yaml of the revision instead of its own."""
-    if preset is None:
-        return
-    if not inside(folder, preset, "preset").is_file():
-        known = sorted(str(file.relative_to(folder)) for file in (folder / "presets").glob("*.yaml"))
-        raise WorkspaceError(f"there is no preset {preset} in this revision: there are {', '.join(known) or 'none'}")
-    shutil.copy(folder / preset, folder / "params.yaml")
-
-
-def override(folder: Path, overrides: Mapping[str, Any]) -> None:
-    """Write the overrides into params.yaml; the revision's own schema, where it has one, is the judge."""
-    file = folder / "params.yaml"
-    params = yaml.safe_load(file.read_text()) if file.is_file() else {}
-    schema = schema_in(folder) is not None
-    for key, value in overrides.items():
-        put(params, key, value, allow_new=schema)
-    if overrides:
-        file.write_text(yaml.safe_dump(params, sort_keys=False))
-    if schema:
-        judge(folder, folder, ["params.yaml"])
-
-
-def put(params: dict[str, Any], key: str, value: Any, *, allow_new: bool) -> None:
-    *parents, last = key.split(".")
-    section: Any = params
-    for part in parents:
-        if not isinstance(section, dict) or not isinstance(section.get(part), dict):
-            raise WorkspaceError(f"override {key}: params.yaml has no section {part!r}; it has {', '.join(params)}")
-        section = section[part]
-    if last not in section and not allow_new:
-        raise WorkspaceError(f"override {key}: params.yaml has no such key; there are {', '.join(section)}")
-    if not parents and isinstance(section.get(last), dict) and isinstance(value, dict):
-        of_it = ", ".join(f"{key}.{one}" for one in value) or f"{key}.KEY"
-        raise WorkspaceError(f"override {key}: it would set all of this section anew; give {of_it}")
-    section[last] = value
-
-
-def judge(source: Path, folder: Path, files: Sequence[str]) -> None:
-    """What the schema of `source` says about these files in `folder`: in a process, it may be another revision's."""
-    code = (
-        f"import sys\nimport {module_in(source, PARAMS)} as params, {module_in(source, RUNNER)} as runner\n"
-        "def override():\n    for file in sys.argv[1:]: params.check(file)\nrunner.main(override)"
-    )
-    env = commands.environment(PYTHONPATH=str(source))
-    done = subprocess.run([sys.executable, "-c", code, *files], cwd=folder, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise WorkspaceError(done.stderr.strip())
-
-
-def link_raw_files(source: Path, folder: Path) -> None:
-    """What stages read, git does not keep and DVC does not make (images, weights): links to the files beside us."""
-    for path in raw_paths(folder):
-        if READ_LIKE_CODE in path.parents:
-            continue
-        if (source / path).is_dir() or _ignored(source, path):  # new code is not raw data: it has to be committed
-            _link(source, folder, path)
-    for path in named_files(folder):
-        if (source / path).is_file() and _ignored(source, path):
-            _link(source, folder, path)
-
-
-def _ignored(source: Path, path: Path) -> bool:
-    return subprocess.run(["git", "check-ignore", "--quiet", str(path)], cwd=source).returncode == 0
-
-
-def raw_paths(folder: Path) -> list[Path]:
-    """Dependencies inside the repository that no stage writes."""
-    with graph.opened(folder) as repo:
-        outs = [Path(out.fs_path).absolute() for out in repo.index.outs]
-        deps = {Path(dep.fs_path).absolute() for dep in repo.index.deps if dep.protocol == "local"}
-    return [dep.relative_to(folder) for dep in sorted(deps) if folder in dep.parents and not _belongs_to_dvc(dep, outs)]
-
-
-def named_files(folder: Path) -> Iterator[Path]:
-    """Those of params.yaml inside the repository that are no dependencies: of weights a sha256 is on record instead."""
-    params = yaml.safe_load((folder / PARAMS_FILE).read_text(encoding="utf-8")) or {}
-    for section, key in NAMES_OF_FILES:
-        named = (params.get(section) or {}).get(key)
-        path = Path(named) if isinstance(named, str) else Path("..")
-        if not path.is_absolute() and ".." not in path.parts and path.name:
-            yield path
-
-
-def _link(source: Path, folder: Path, path: Path) -> None:
-    """One link for a whole folder: what is a link inside it, or leads out of it, no reader of images follows."""
-    there, here = source / path, folder / path
-    if not there.exists() or here.is_file():
-        return
-    if here.is_dir():  # git keeps a part of it (data/raw/README.md)
-        if not _same_in_git(source, folder, path):
-            return _fill(there, here)
-        kept = git(folder, "ls-files", "-z", "--", str(path)).rstrip("\0").split("\0")
-        git(folder, "update-index", "--skip-worktree", "--", *kept)  # or the workspace would count as changed
-        shutil.rmtree(here)
-    here.parent.mkdir(parents=True, exist_ok=True)
-    here.symlink_to(there, target_is_directory=there.is_dir())
-
-
-def _same_in_git(source: Path, folder: Path, path: Path) -> bool:
-    """Does `source` hold what the workspace's commit keeps of this folder?"""
-    commit = git(folder, "rev-parse", "HEAD").strip()
-    return subprocess.run(["git", "diff", "--quiet", commit, "--", str(path)], cwd=source).returncode == 0
-
-
-def _fill(there: Path, here: Path) -> None:
-    """Beside the commit's own files all others, as hard links, or copies where a file system has none."""
-    here.mkdir(exist_ok=True)
-    for entry in there.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            _fill(entry, here / entry.name)
-        elif not (here / entry.name).exists():
-            try:
-                os.link(entry, here / entry.name, follow_symlinks=False)
-            except OSError:
-                shutil.copy2(entry, here / entry.name, follow_symlinks=False)

@@ -13,7 +13,7 @@ from pipelines.execution.parameters import ParameterError
 from pipelines.rebuild import rebuild
 from pipelines.sweep import params_of, sweep
 from pipelines.sweeps.grid import Cell
-from pipelines.workspace import worktree
+from pipelines.workspace import params_file
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def clone(tmp_path, monkeypatch) -> Path:
 )
 def test_a_preset_lies_in_the_repository(clone, preset):
     with pytest.raises(ParameterError, match=r"preset .* is not inside") as caught:
-        worktree.use_preset(clone, preset)
+        params_file.use_preset(clone, preset)
     assert "root:" not in str(caught.value)
     assert "kept" not in str(caught.value)
     with pytest.raises(ParameterError):

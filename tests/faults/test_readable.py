@@ -11,7 +11,7 @@ import torch
 
 from autolora.backbones.checkpoints import read_checkpoint
 from pipelines.sweeps import grid
-from pipelines.workspace import worktree
+from pipelines.workspace import commits, params_file
 from stages.common.errors import StageError
 from stages.common.params import check
 from stages.common.yaml_text import NotYaml, parsed
@@ -27,8 +27,8 @@ def test_one_error_for_what_is_no_yaml(text: str) -> None:
         with pytest.raises(NotYaml) as raised:
             parsed(content)
         assert 0 < len(str(raised.value)) < 600
-    with pytest.raises(worktree.WorkspaceError, match="override seed"):
-        worktree.parse_overrides([f"seed={text}"])
+    with pytest.raises(commits.WorkspaceError, match="override seed"):
+        params_file.parse_overrides([f"seed={text}"])
 
 
 def test_text_in_another_encoding() -> None:
@@ -60,8 +60,8 @@ def test_an_axis_may_be_a_number(tmp_path: Path) -> None:
 
 
 def test_a_revision_that_no_command_line_takes(root: Path) -> None:
-    with pytest.raises(worktree.WorkspaceError, match="expected a commit"):
-        worktree.resolve(root, "a\0b")
+    with pytest.raises(commits.WorkspaceError, match="expected a commit"):
+        commits.resolve(root, "a\0b")
 
 
 def test_params_yaml_nested_or_huge(root: Path, tmp_path: Path) -> None:

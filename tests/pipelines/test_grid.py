@@ -19,7 +19,7 @@ from pipelines import sweep as sweeping
 from pipelines.sweeps import comparison, grid, search
 from pipelines.sweeps.comparison import Result
 from pipelines.sweeps.marks import Marks
-from pipelines.workspace import worktree as workspace
+from pipelines.workspace import commits, params_file
 from tests.pipelines.conftest import ROOT
 
 SMALL = {"grid": {"finetune.method": ["vanilla", "autolora"], "seed": [0, 1, 2]}, "over": "seed"}
@@ -239,7 +239,7 @@ def test_every_cell_of_our_sweeps_is_a_valid_params_yaml(name, tmp_path):
     for cell in [*search.tries(sweep), *sweep.cells]:
         params = yaml.safe_load((ROOT / (cell.preset or "params.yaml")).read_text())
         for key, value in cell.overrides.items():
-            workspace.put(params, key, value, allow_new=True)  # the schema knows a wrong one
+            params_file.put(params, key, value, allow_new=True)  # the schema knows a wrong one
         Params.model_validate(params)
 
 
@@ -253,7 +253,7 @@ def test_every_cell_of_our_sweeps_is_a_valid_params_yaml(name, tmp_path):
     ],
 )
 def test_a_bad_cell_is_refused_before_any_is_built(grid_, message):
-    with pytest.raises((workspace.WorkspaceError, grid.GridError), match=message):
+    with pytest.raises((commits.WorkspaceError, grid.GridError), match=message):
         sweeping.refuse_cells(ROOT, grid.parse({"grid": grid_}, "bad"))
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from pipelines import rebuild
 from pipelines.execution import commands
+from pipelines.workspace import commits, params_file
 from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace import worktree as workspace
 from tests.pipelines.conftest import ROOT, dvc, git
@@ -72,15 +73,15 @@ def test_a_failed_workspace_stays_until_the_next_of_its_name(project):
 
 
 def test_revision_that_does_not_exist(project):
-    with pytest.raises(workspace.WorkspaceError, match=r"revision 'v9' does not exist.*git log"):
-        workspace.resolve(project, "v9")
+    with pytest.raises(commits.WorkspaceError, match=r"revision 'v9' does not exist.*git log"):
+        commits.resolve(project, "v9")
 
 
 def test_a_clone_fetches_a_revision_that_was_pushed_later(project, tmp_path):
     git(tmp_path, "clone", "--quiet", str(project), "clone")
     git(project, "commit", "--quiet", "--allow-empty", "-m", "later")
     later = git(project, "rev-parse", "HEAD")
-    assert workspace.resolve(tmp_path / "clone", later) == later
+    assert commits.resolve(tmp_path / "clone", later) == later
 
 
 def test_a_branch_that_only_the_remote_has_and_a_commit_that_a_shallow_clone_lacks(project, tmp_path):
@@ -91,8 +92,8 @@ def test_a_branch_that_only_the_remote_has_and_a_commit_that_a_shallow_clone_lac
     git(project, "checkout", "--quiet", "-b", "other", first)
     git(project, "commit", "--quiet", "--allow-empty", "-m", "of the other")
     other = git(project, "rev-parse", "HEAD")
-    assert workspace.resolve(tmp_path / "pod", first) == first
-    assert workspace.resolve(tmp_path / "pod", "other") == other
+    assert commits.resolve(tmp_path / "pod", first) == first
+    assert commits.resolve(tmp_path / "pod", "other") == other
 
 
 def test_two_long_names_are_two_folders():
@@ -113,21 +114,21 @@ def test_two_long_names_are_two_folders():
     ],
 )
 def test_unknown_override(project, text, message):
-    with pytest.raises(workspace.WorkspaceError, match=message):
-        workspace.override(project, workspace.parse_overrides([text]))
+    with pytest.raises(commits.WorkspaceError, match=message):
+        params_file.override(project, params_file.parse_overrides([text]))
 
 
 def test_our_own_schema_judges_overrides():
     """The revision's pydantic model speaks: key, value, what is allowed."""
     with (
-        pytest.raises(workspace.WorkspaceError, match=r"finetune.method is 'vanila'.*'vanilla'"),
+        pytest.raises(commits.WorkspaceError, match=r"finetune.method is 'vanila'.*'vanilla'"),
         workspace.fresh(ROOT, "HEAD", {"finetune.method": "vanila"}, "test override"),
     ):
         pass
 
 
 def test_override_values_are_yaml():
-    found = workspace.parse_overrides(["a.b=0.5", "c=null", "d=[fp16, int8]", "e=8/255", "f=x=y"])
+    found = params_file.parse_overrides(["a.b=0.5", "c=null", "d=[fp16, int8]", "e=8/255", "f=x=y"])
     assert found == {"a.b": 0.5, "c": None, "d": ["fp16", "int8"], "e": "8/255", "f": "x=y"}
 
 
@@ -135,18 +136,18 @@ def test_uncommitted_changes_are_named_but_not_dvc_s_own(project):
     (project / ".gitignore").write_text(".work\n/reports/timing\n")  # outputs and raw data are not ignored, but known
     git(project, "commit", "--quiet", "-am", "less is ignored")
     dvc(project, "repro")
-    workspace.refuse_uncommitted(project)
+    commits.refuse_uncommitted(project)
     for ours in ("notes.txt", "rebuild.log", "my.yaml"):  # new, and no stage reads them
         (project / ours).write_text("new")
     (project / "params.yaml").write_text("seed: 7\n")  # what a run is given is recorded with it
-    workspace.refuse_uncommitted(project)
+    commits.refuse_uncommitted(project)
     (project / "train.py").write_text("# changed\n")
     (project / "helper.py").write_text("# beside modules that stages name")
     (project / "raw" / "README.md").write_text("changed")
     (project / "reports" / "robustness.json").write_text("{}")
-    assert workspace.uncommitted(project) == ["raw/README.md", "train.py", "helper.py"]
-    with pytest.raises(workspace.WorkspaceError, match=r"not committed: raw/README.md, train.py, helper.py. Commit"):
-        workspace.refuse_uncommitted(project)
+    assert commits.uncommitted(project) == ["raw/README.md", "train.py", "helper.py"]
+    with pytest.raises(commits.WorkspaceError, match=r"not committed: raw/README.md, train.py, helper.py. Commit"):
+        commits.refuse_uncommitted(project)
 
 
 def test_the_params_that_lie_there_are_the_run_s(project):
@@ -248,15 +249,15 @@ def test_what_one_machine_has_built_another_fetches(template, tmp_path, home, mo
 def test_an_override_of_a_whole_section_is_refused():
     """It would set every other key of it to its default."""
     params = {"finetune": {"method": "autolora", "epochs": 20}, "backbone": {"options": {"depth": 1}}}
-    with pytest.raises(workspace.WorkspaceError, match=r"all of this section anew; give finetune\.method"):
-        workspace.put(params, "finetune", {"method": "vanilla"}, allow_new=True)
-    workspace.put(params, "backbone.options", {"width": 2}, allow_new=True)
+    with pytest.raises(commits.WorkspaceError, match=r"all of this section anew; give finetune\.method"):
+        params_file.put(params, "finetune", {"method": "vanilla"}, allow_new=True)
+    params_file.put(params, "backbone.options", {"width": 2}, allow_new=True)
     assert params["backbone"] == {"options": {"width": 2}}
 
 
 def test_an_override_that_is_given_twice_is_refused():
-    with pytest.raises(workspace.WorkspaceError, match="override seed is given twice"):
-        workspace.parse_overrides(["seed=1", "seed=2"])
+    with pytest.raises(commits.WorkspaceError, match="override seed is given twice"):
+        params_file.parse_overrides(["seed=1", "seed=2"])
 
 
 def test_settings_of_a_remote_stay_beside_its_address(project, tmp_path, monkeypatch):
@@ -279,16 +280,16 @@ def test_a_project_below_the_top_of_its_repository_gets_no_workspace(project, tm
     shutil.copytree(project, top / "ml", ignore=shutil.ignore_patterns(".git"), symlinks=True)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
         subprocess.run(["git", *command], cwd=top, check=True)
-    refused = pytest.raises(workspace.WorkspaceError, match="the project at the top of its git repository")
+    refused = pytest.raises(commits.WorkspaceError, match="the project at the top of its git repository")
     with refused, workspace.fresh(top / "ml", "HEAD", {}, "x"):
         pass
 
 
 def test_a_preset_that_is_not_committed_is_named(project):
     (project / "mine.yaml").write_text("seed: 1\n")
-    with pytest.raises(workspace.WorkspaceError, match=r"mine\.yaml is not committed"):
-        workspace.require_committed(project, "mine.yaml")
-    workspace.require_committed(project, "params.yaml")
+    with pytest.raises(commits.WorkspaceError, match=r"mine\.yaml is not committed"):
+        commits.require_committed(project, "mine.yaml")
+    commits.require_committed(project, "params.yaml")
 
 
 def test_recipes_are_the_commit_s_and_not_those_that_lie_around(project):
@@ -304,7 +305,7 @@ def test_recipes_are_the_commit_s_and_not_those_that_lie_around(project):
     git(project, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "a recipe")
     recipe.write_text("finetune: {method: arow}\n")
     (recipe.parent / "new.yaml").write_text("finetune: {method: arow}\n")
-    assert workspace.uncommitted(project) == ["presets/recipes/mine.yaml", "presets/recipes/new.yaml"]
+    assert commits.uncommitted(project) == ["presets/recipes/mine.yaml", "presets/recipes/new.yaml"]
     with workspace.fresh(project, "HEAD", {}, "x") as folder:
         assert (folder / "presets/recipes/mine.yaml").read_text() == "finetune: {method: mart}\n"
         assert not (folder / "presets/recipes/new.yaml").exists()
