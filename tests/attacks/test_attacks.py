@@ -352,3 +352,15 @@ def test_apgd_l1_reaches_the_exact_answer() -> None:
     assert (broken == ~exact).float().mean() >= 0.8
     assert attack.rounds == 103
     assert max(lengths(points - x, "l1").max().item() for points in tried[62:]) <= 1.2 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_fab_goes_where_the_boundary_is_nearest_and_not_to_the_likeliest_class(norm):
+    """Class 1 is one below the label and steep, class 2 a fifth below and flat: nothing in the box reaches it."""
+    net, x, y = Linear(3), torch.full((2, 3, 6, 6), 0.5), torch.zeros(2, dtype=torch.long)
+    net.weight.data = torch.tensor([0.0, 10.0, 0.001])[:, None].expand(3, 108).clone()
+    net.bias.data = torch.tensor([0.0, -1.0, -0.2]) - net.weight.data.sum(1) / 2
+    assert net(x).argmax(1).tolist() == [0, 0]
+    broken, tried, _ = run(FAB(Network(net, 2), Threat(norm, 0.2)), x, y, rounds=1)
+    assert broken.all()
+    assert net(tried[0]).argmax(1).tolist() == [1, 1]

@@ -2,6 +2,7 @@
 
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from autolora import Threat, autoattack
-from autolora.attacks import checks
+from autolora.attacks import checks, confirmation
 from autolora.attacks.apgd import APGD
 from autolora.attacks.autoattack import black_box
+from autolora.attacks.confirmation import Confirmation
 from autolora.attacks.engine.fast_copies import quick_copies
+from autolora.attacks.engine.journal import Journal
 from autolora.attacks.engine.network import Network
 from autolora.attacks.engine.prepare import full_precision, switches
 from autolora.attacks.engine.slots import Slots
@@ -451,3 +454,33 @@ def test_known_values(shared) -> None:
     )
     assert 100 * report.clean_accuracy == pytest.approx(72.4)
     assert 100 * report.robust_accuracy == pytest.approx(58.4, abs=0.5)
+
+
+def test_of_attempts_that_succeed_the_first_one_is_shown(monkeypatch) -> None:
+    """Two run at once where slots are free, and the later one may be through first."""
+    net, x = smooth(4), images(12)
+    y, threat = net(x).argmax(1), Threat("linf", 0.05)
+    plain = autoattack(net, x, y, threat, version="fast", show=False)
+
+    def another_one_too(e, step, some):
+        found = confirmation.attack(e, step, some)
+        broken = [job for job, point in found.items() if point is not None]
+        return found | {(image, attempt + 1): e.images.pixels()[image] for image, attempt in broken}
+
+    monkeypatch.setattr("autolora.attacks.autoattack.attack", another_one_too)
+    assert torch.equal(autoattack(net, x, y, threat, version="fast", show=False).adversarial, plain.adversarial)
+    assert plain.found.any()
+
+
+def test_an_image_is_doubtful_from_its_first_success_that_was_none() -> None:
+    """Attempts 1 and 3 fooled the copy alone, and 2 the network: which came first must not matter."""
+    net, x = smooth(4), images(1)
+    right = net(x).argmax(1)
+    e = SimpleNamespace(
+        network=Network(net, 1), device=torch.device("cpu"), images=TestImages.of(x, right), journal=Journal(None)
+    )
+    for order in ((1, 3), (3, 1)):
+        known = Confirmation(e, "apgd-t", {(0, 0): None, (0, 2): x[0]})
+        for attempt in order:
+            known.hear((0, attempt), x[0])
+        assert known.doubtful() == [0]

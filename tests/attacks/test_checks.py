@@ -15,7 +15,7 @@ from autolora.attacks.autoattack import black_box
 from autolora.attacks.engine.network import Averaged, Network
 from autolora.attacks.engine.prepare import full_precision
 from autolora.attacks.engine.slots import Slots
-from autolora.attacks.report import Report
+from autolora.attacks.report import AttackResult, Report
 from autolora.attacks.verdicts import NAMES, CheckFailed, one_each
 from autolora.attacks.versions import Budget
 from tests.attacks.nets import Linear, images, smooth
@@ -456,3 +456,54 @@ def test_record_is_whole(sound: Report) -> None:
     assert set(record["attacks"][0]) == {"name", "robust_accuracy"}
     assert not any("seconds" in str(part) for part in record["attacks"])
     assert np.isclose(record["threat"]["eps_255"], 12.75)
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(380, "warn"), (381, "pass")])
+def test_enough_images_for_five_points_to_either_side(sound, n, verdict):
+    half = dataclasses.replace(sound, robust=torch.arange(n) < n / 2, y=torch.zeros(n))
+    assert checks.enough_images(half).verdict == verdict
+
+
+@pytest.mark.parametrize(("odd", "broken", "beaten"), [(2, "pass", "pass"), (3, "fail", "warn")])
+def test_two_images_of_a_thousand_are_no_fault(sound, odd, broken, beaten):
+    """That are right when looked at again; and that the black box alone breaks."""
+    few = torch.arange(1000) < odd
+    attacks = [AttackResult(name, 0.5, count, 0, 0, 0) for name, count in (("apgd-ce", 500), ("square", odd))]
+    report = dataclasses.replace(
+        sound, y=torch.zeros(1000, dtype=torch.long), clean=torch.ones(1000, dtype=torch.bool),
+        robust=torch.zeros(1000, dtype=torch.bool), fooled=torch.where(few, 0, 1), attacks=attacks,
+    )  # fmt: skip
+    assert checks.truly_broken(report).verdict == broken
+    assert checks.black_box_adds_nothing(report).verdict == beaten
+
+
+@pytest.mark.parametrize(("masked", "verdict"), [(1, "pass"), (2, "fail")])
+def test_one_image_of_a_hundred_may_have_no_gradient(masked, verdict):
+    net, x = smooth(4), images(100)
+    x[:masked, 0, 0, 0], x[masked:, 0, 0, 0] = 1.0, 0.5
+
+    def some_masked(p):
+        return torch.where(p[:, 0, 0, 0, None] > 0.9, net(p).detach(), net(p))
+
+    check = checks.gradients_reach(Network(some_masked, 100), x, net(x).argmax(1), THREAT, 0)
+    assert check.verdict == verdict
+
+
+def test_dark_images_are_taken_for_ones_divided_twice():
+    assert "divided by 255 twice" in checks.pixels(torch.full((2, 3, 6, 6), 25 / 255)).detail
+    assert checks.pixels(torch.full((2, 3, 6, 6), 26 / 255)).verdict == "pass"
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(12, "pass"), (3, "warn")])
+def test_labels_are_doubted_only_where_a_constant_answer_is_surely_better(sound, right, verdict):
+    """The largest class has 10 of 40."""
+    y = torch.arange(40) % 4
+    report = dataclasses.replace(sound, y=y, clean=torch.arange(40) < right, predicted=y.roll(1))
+    assert checks.labels_belong(report).verdict == verdict
+
+
+def test_a_verdict_says_which_attack_is_not_the_standard_one(sound):
+    said = {version: dataclasses.replace(sound, version=version).verdict for version in ("standard", "strong", "plus")}
+    assert " images stand AutoAttack at linf:" in said["standard"]
+    assert " images stand AutoAttack (standard, and then what strong adds) at linf:" in said["strong"]
+    assert " images stand plus (not standard AutoAttack) at linf:" in said["plus"]

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from autolora.common.files import write_bytes
@@ -25,6 +26,7 @@ from autolora.export.runtime import (
     BadImages,
     BadModel,
     as_bytes,
+    as_input,
     check_images,
     image_shape,
     logits,
@@ -291,3 +293,27 @@ def test_a_session_beside_torch_waits_asleep(exported: bytes) -> None:
         options = open_session(exported, threads=2, beside_torch=beside_torch).get_session_options()
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == spins
         assert options.enable_mem_pattern is not beside_torch
+
+
+def test_bytes_are_the_nearest_levels():
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", 2, 2, 3])
+    same = helper.make_tensor_value_info("same", TensorProto.UINT8, ["n", 2, 2, 3])
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["same"])], "same", [image], [same])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    session = open_session(model.SerializeToString())
+    levels = np.array([0, 0.4, 0.6, 99.6, 100.4, 254.4, 254.6, 255, 3, 4, 5, 6], np.float32)
+    asked = as_input(session, (levels / 255).reshape(1, 3, 2, 2))
+    assert asked.transpose(0, 3, 1, 2).flatten().tolist() == [0, 0, 1, 100, 100, 254, 255, 255, 3, 4, 5, 6]
+
+
+def test_a_file_that_takes_one_number_of_images_is_refused():
+    """Four, as many as it is compared on: a Reshape that was traced with them."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 2, 2])
+    out = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [4, 12])
+    shape = numpy_helper.from_array(np.array([4, 12], np.int64), "shape")
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["image", "shape"], ["logits"])], "r", [image], [out], [shape]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with pytest.raises(ExportError, match="the exported file fails at batch 1"):
+        checked(model, nn.Flatten().eval(), (3, 2, 2))

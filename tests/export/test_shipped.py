@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from autolora.attacks.onnx_file import parity, replay, square, white_box
 from autolora.data.images import TestImages
@@ -224,3 +225,21 @@ def test_a_transformer_is_quantised_dynamically_and_copied(tmp_path: Path) -> No
     answered = logits(open_session(tmp_path / "int8.onnx"), x)
     assert np.abs(copied - answered).max() < 0.1 * np.abs(answered).max()
     assert_sums_fit(tmp_path / "int8.onnx")
+
+
+@pytest.mark.parametrize(("groups", "norm", "breaks"), [(4, False, True), (4, True, False), (1, False, False)])
+def test_depthwise_convolutions_break_in_int8_where_no_layer_norm_follows(groups, norm, breaks):
+    """MobileNet, ConvNeXt, and a convolution that is none."""
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], group=groups)]
+    nodes += [helper.make_node("LayerNormalization", ["y", "s"], ["z"])] if norm else []
+    weights = {"w": np.zeros((4, 4 // groups, 3, 3), np.float32), "s": np.ones(1, np.float32)}
+    graph = helper.make_graph(
+        nodes, "small", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 5, 5])], [],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )  # fmt: skip
+    assert bool(known_to_break("int8", helper.make_model(graph))) == breaks
+    assert not known_to_break("fp16", helper.make_model(graph))
+
+
+def test_activations_are_scaled_on_all_calibration_images(exported):
+    assert finished(int8(exported, images()), {}) != finished(int8(exported, images()[:1]), {})

@@ -415,3 +415,23 @@ def test_a_larger_pool_holds_the_smaller_one():
     assert [len(few[f"x_{part}"]) for part in ("train", "val", "test")] == [8, 6, 10]
     every = [x.tobytes() for part in ("train", "val", "test") for x in many[f"x_{part}"][: len(many[f"x_{part}"]) // 2]]
     assert len(every) == len(set(every))
+
+
+def test_what_a_cell_cost_is_the_newest_that_is_known():
+    some = [row("best", 0, "1111111110"), row("best", 1, "1111000000")]
+    newer, cached = replace(some[0], forwards=2_000_000), replace(some[1], forwards=None, processor_seconds=None)
+    found = cells.merged(some, [newer, cached])
+    assert [(one.forwards, one.processor_seconds) for one in found] == [(2_000_000, 10.0), (1_000_000, 10.0)]
+
+
+def test_seconds_of_a_resumed_training_are_not_those_of_the_whole():
+    epochs = {"epochs": [{"seconds": 5.0}] * 2}
+    assert cells.resumed(epochs | {"seconds": 8.0})  # the last attempt alone
+    assert cells.resumed(epochs | {"seconds": 12.0, "resumed_after": 1})
+    assert not cells.resumed(epochs | {"seconds": 12.0, "resumed_after": 0})
+
+
+def test_equal_means_are_not_surely_different():
+    one = numbers.Comparison("digits", "a", "b", 2, 0.0, 9, 0, 0.004, adjusted=0.004)
+    assert not one.sure()
+    assert replace(one, difference=0.1).sure()

@@ -9,12 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_model
 
 from autolora.threat import Threat
 from autolora.training.diverged import Diverged
 from autolora.training.settings import Settings, check_settings
 from benchmarks import screening
-from benchmarks._report_cells import bits
+from benchmarks._report_cells import bits, unpacked
+from tests.attacks.nets import Linear, images, stands
 
 
 def row(change: str, seed: int, robust: str) -> screening.Row:
@@ -125,3 +127,45 @@ def test_a_cost_is_a_ratio_of_the_same_seeds(monkeypatch, capsys):
     monkeypatch.setattr(screening, "read", lambda: rows)
     screening.table(argparse.Namespace(on="select"))
     assert "| shipped, dtd10 | pgd | 1 | +0.0 (p 1) | +0.0 (p 1) | 2.00 |" in capsys.readouterr().out
+
+
+def test_rates_are_told_of_select_parts_alone():
+    names = ("0.003", "0.01", "0.03", "0.1", "default")
+    rows = [row(name, 0, "1100000000") for name in names]
+    ((*_, cell),) = screening.grids(
+        [*rows, *(replace(row(name, 0, "1000000000"), on="test") for name in names)], "default"
+    )
+    assert [(one.on, one.robust) for some in cell.values() for one in some] == [("select", 20.0)] * 5
+
+
+def test_a_table_is_of_one_number_of_epochs(monkeypatch, capsys):
+    rows = [row("default", 0, "1000000000"), row("pgd", 0, "1110000000")]
+    longer = [replace(one, epochs=60, seed=seed) for one in rows for seed in (0, 1)]
+    monkeypatch.setattr(screening, "read", lambda: [*rows, *longer, *(replace(one, on="test", seed=2) for one in rows)])
+    screening.table(argparse.Namespace(on="select"))
+    assert "| shipped, dtd10 | pgd | 1 |" in capsys.readouterr().out
+
+
+def test_on_the_test_part_the_network_that_was_kept_is_attacked_once(tmp_path, monkeypatch):
+    """Linear, so that what stands is known; and not those of another number of epochs."""
+    for name in ("RESULTS", "KEPT"):
+        monkeypatch.setattr(screening, name, tmp_path / name.lower())
+    screening.KEPT.mkdir()
+    model, x = Linear(), images(12)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 5
+    one = row("pgd", 0, "1100000000")
+    for epochs in (40, 60):
+        screening.added(replace(one, epochs=epochs))
+        save_model(model, str(screening.kept("shipped", "dtd10", "pgd", epochs, 0)))
+    monkeypatch.setattr(screening, "backbone", lambda *given: Linear(seed=1))
+    monkeypatch.setattr(screening, "parts", lambda *given: {"test": ((x * 255).round().byte(), y)})
+    asked = argparse.Namespace(path=tmp_path, seeds=[0], only=["pgd"], nets=["shipped"], sets=["dtd10"])
+    for _ in range(2):
+        screening.confirm(asked)
+    (found,) = [each for each in screening.read() if each.on == "test"]
+    known = stands(model, x, y, "linf", 8 / 255)
+    assert 0 < known.sum() < 11
+    assert unpacked(found.clean_flags, 12).tolist() == [False] + [True] * 11
+    assert unpacked(found.robust_flags, 12).tolist() == known.tolist()
+    assert (found.epochs, found.clean, found.seconds) == (40, 91.67, one.seconds)

@@ -7,12 +7,16 @@ import pytest
 from autolora.training.controllers import (
     AutoRate,
     Measured,
+    PairedRate,
+    SlowStart,
     StepRate,
     checkpoints,
     scalars,
     stalled_as_published,
     stalled_as_released,
 )
+from autolora.training.loop import finetune
+from tests.method.small import QUICK, THREAT, images, network
 from tests.oracle.controller import decisions
 
 RULES = {"paper": stalled_as_published, "released": stalled_as_released}
@@ -117,3 +121,34 @@ def test_step_schedule():
         rates.append(controller.rate)
         controller.observe(Measured(epoch, epoch, 0.5))
     assert rates == pytest.approx([0.01] * 30 + [0.001] * 20 + [0.0001] * 10)
+
+
+@pytest.mark.parametrize("rule", [AutoRate, StepRate, SlowStart])
+def test_of_equal_epochs_the_earlier_is_kept(rule):
+    controller = rule(0.01, 60)
+    scores = [0.0, 0.5, 0.5, 0.4, 0.6]
+    kept = [controller.observe(Measured(epoch, epoch, score)).best for epoch, score in enumerate(scores, start=1)]
+    assert kept == [True, True, False, False, True]
+
+
+def test_a_cooldown_that_begins_early_ends_with_a_look_too():
+    """A plateau: the slowest state, after the last epoch of the cooldown, is compared with what was kept."""
+    rule, looked, epoch, stop = PairedRate(0.1, 55, every=2), [], 0, False
+    while not stop:
+        epoch += 1
+        looked.append(rule.wants(epoch))
+        stop = rule.observe(Measured(epoch, 100 * epoch, 0.5, [True, False] if looked[-1] else None)).stop
+    assert epoch == 16 + 11  # no multiple of `every`, and not the last of 55
+    assert looked[-1]
+
+
+def test_the_cooldown_begins_on_time_where_the_guard_went_back():
+    assert PairedRate(0.1, 20).observe(Measured(16, 160, 0.0, None)).cooling
+
+
+def test_the_loss_weights_are_those_of_the_branch_on_all_training_images():
+    tuned = finetune(network(), images(48), images(12, 1), THREAT, method="autolora", **QUICK | {"epochs": 6})
+    assert any(record["natural_accuracy"] != record["batch_accuracy"] for record in tuned.history[:-1])
+    for before, now in zip(tuned.history, tuned.history[1:]):
+        assert now["lambda1"] == pytest.approx(1 - before["natural_accuracy"])
+        assert now["lambda2"] == pytest.approx(6 * before["natural_accuracy"])

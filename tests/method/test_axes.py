@@ -14,7 +14,7 @@ from autolora.training.controllers import Measured, SlowStart
 from autolora.training.learner import Learner
 from autolora.training.loop import finetune, one_step
 from autolora.training.objectives import METHODS
-from autolora.training.phases import robust_head
+from autolora.training.phases import robust_head, twin
 from autolora.training.settings import Settings
 from stages.common.params import Finetune
 from stages.finetune import how
@@ -298,3 +298,37 @@ def test_the_axes_know_the_methods():
     assert set(axes.NO_ATTACK) == {name for name, method in METHODS.items() if not method.attacked}
     assert set(axes.APART) == {name for name, method in METHODS.items() if method.interpolated}
     assert set(axes.OWN_PARTS) == {name for name, method in METHODS.items() if method.parts or method.head_only}
+
+
+def test_weights_are_attacked_after_a_twentieth_of_the_epochs(monkeypatch):
+    steps, perturb = [], Learner.perturb_weights
+    monkeypatch.setattr(Learner, "perturb_weights", lambda self, *batch: steps.append(1) or perturb(self, *batch))
+    finetune(
+        network(), images(16), images(12, 1), THREAT, method="madry", weight_attack=0.005, **QUICK | {"epochs": 20}
+    )
+    assert len(steps) == 19  # one batch an epoch, and the first epoch is plain
+
+
+def test_most_hits_choose_a_head_alone_and_no_more():
+    def most(**changes):
+        part = tuple(torch.as_tensor(p) for p in images(24))
+        settings = Settings(THREAT, "madry", "best", precision="float32", **changes)
+        return Learner(network(), part, part, settings, torch.device("cpu")).controller.most
+
+    assert most(trains="head")
+    assert most(trains="blocks", blocks=())  # of a search for blocks, the try without any
+    assert not most(trains="blocks", blocks=("conv1",))
+    assert not most()
+
+
+def test_the_twin_computes_as_the_run_does():
+    """And none of the run's own axes is its own."""
+    own = {"precision": "float32", "compile": False, "channels_last": False, "epochs": 7, "batch_size": 12, "seed": 3}
+    found = twin(Settings(THREAT, "distill", "best", **own, smoothing=0.1, start="robust_head", eps_schedule="ramp"))
+    assert {key: getattr(found, key) for key in own} == own
+    assert (found.method, found.smoothing, found.start, found.eps_schedule) == (
+        "natural",
+        0.0,
+        "pretrained",
+        "constant",
+    )

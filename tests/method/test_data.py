@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as F
 
+from autolora.data import batches
 from autolora.data.batches import (
     AUGMENTATIONS,
     augmentation,
@@ -19,7 +20,9 @@ from autolora.data.batches import (
     stream,
     take,
 )
+from autolora.data.images import TestImages
 from autolora.data.ragged import moved, rectangles, sampled
+from autolora.data.sample import stratified
 from tests.oracle import sampling
 
 CPU = torch.device("cpu")
@@ -206,3 +209,26 @@ def test_images_beyond_the_memory_stay_in_their_file():
     images = np.zeros((2, 3, 8, 8), np.uint8)
     assert place(images, torch.device("cpu"), memory=3 * 8 * 8) is images
     assert isinstance(place(images[:1], torch.device("cpu"), memory=3 * 8 * 8), torch.Tensor)
+
+
+@pytest.mark.parametrize(("size", "most"), [(8, 1), (16, 2), (32, 4), (4, 1)])
+def test_crops_move_by_an_eighth_of_the_side(size, most):
+    draws = augmentation("crop", size, size).draw(1000, torch.Generator().manual_seed(0))
+    assert set(draws[:, :2].flatten().tolist()) == set(range(2 * most + 1))
+
+
+def test_images_may_take_a_quarter_of_what_is_free(monkeypatch):
+    images, device = np.zeros((2, 3, 8, 8), np.uint8), torch.device("cpu")
+    monkeypatch.setattr(batches, "free_memory", lambda device: 4 * images.nbytes)
+    assert isinstance(place(images, device), torch.Tensor)
+    monkeypatch.setattr(batches, "free_memory", lambda device: 4 * images.nbytes - 4)
+    assert place(images, device) is images
+
+
+def test_which_classes_have_a_last_turn_is_chance():
+    """Of ten classes seven have a turn: all seeds together, each of them."""
+    labels = np.arange(100) % 10
+    images = TestImages(np.zeros((100, 3, 1, 1), np.uint8), labels, [f"{i:03d}" for i in range(100)])
+    seen = [set(stratified(images, 7, seed).y.tolist()) for seed in range(20)]
+    assert {len(classes) for classes in seen} == {7}
+    assert set().union(*seen) == set(range(10))

@@ -153,3 +153,10 @@ def test_two_small_rises_are_chance() -> None:
 def test_auto_takes_the_most_accurate_of_those_that_earn_it() -> None:
     points = [point(0, [0, 300], [0, 200]), point(0.5, [0, 340], [0, 200]), point(1, [0, 320], [0, 200])]
     assert choose(points)[0].alpha == 0.5
+
+
+def test_of_equal_settings_of_the_dial_the_one_nearer_to_the_robust_network():
+    n = np.arange(1000)
+    start, better = n < 800, n < 850
+    points = [Point("natural", alpha, better if alpha else start, n < 500) for alpha in (0.0, 0.25, 0.5)]
+    assert choose(points)[0].alpha == 0.25

@@ -145,3 +145,13 @@ def test_training_attacks_with_one_gradient_where_that_serves():
 
     assert asked() == "auto"
     assert asked(reference="paper") == asked(threat=Threat("l2", 0.5)) == asked(method="natural") == "pgd"
+
+
+def test_distillation_that_diverges_keeps_its_decay(monkeypatch):
+    """That of the rate that was found, not the published one's, which goes with a rate of 0.01."""
+    monkeypatch.setattr("autolora.training.learner.first_rate", lambda power: 1e9)
+    monkeypatch.setattr(loop, "SLOWER", 1e11)
+    tuned = finetune(
+        network(), images(24), images(12, 1), THREAT, method="distill", teacher="first_pass", **FOUND | {"epochs": 2}
+    )
+    assert (tuned.settings.rate, tuned.settings.decay) == (0.01, 1e-4)

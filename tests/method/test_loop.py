@@ -20,7 +20,10 @@ from autolora.data.ragged import rectangles
 from autolora.threat import Threat
 from autolora.training import learner, objectives, speed
 from autolora.training import loop as training
+from autolora.training.averaging import following
 from autolora.training.controllers import StepRate
+from autolora.training.diverged import check_losses
+from autolora.training.learner import Learner
 from autolora.training.loop import Diverged, finetune
 from autolora.training.objectives import Losses, Method, cross_entropy
 from autolora.training.settings import Settings, as_split, decided
@@ -545,3 +548,42 @@ def test_either_memory_format_is_the_same_training(tmp_path):
     for name, value in first.model.state_dict().items():
         assert torch.allclose(last.model.state_dict()[name], value, atol=1e-3), name
     assert len(list(tmp_path.glob("*.pt"))) == 2  # rounding differs: neither goes on from where the other was
+
+
+def test_a_checkpoint_of_other_labels_is_not_picked_up(tmp_path):
+    x, y = images(48)
+    corrected = y.copy()
+    corrected[0] = 1
+    for labels in (y, corrected):
+        seen = []
+        finetune(
+            network(), (x, labels), images(12, 1), THREAT, method="madry", checkpoints=tmp_path,
+            on_epoch=lambda record, seen=seen: seen.append(record["epoch"]), **QUICK | {"epochs": 1},
+        )  # fmt: skip
+        assert seen == [1]
+
+
+def test_what_was_right_is_of_the_kept_state_and_not_of_a_later_one(monkeypatch):
+    """Planted: 8 of 12 withstand after the first epoch, one after each later one."""
+    planted = iter([8, 1, 1])
+    monkeypatch.setattr(Learner, "robust_hits", lambda self: torch.arange(12) < next(planted))
+    settings = QUICK | {"reference": "best", "attack": "pgd"}
+    tuned = finetune(network(), images(48), images(12, 1), THREAT, method="vanilla", **settings)
+    assert tuned.best_epoch == 1
+    assert tuned.right == [True] * 8 + [False] * 4
+
+
+@pytest.mark.parametrize("loss", [2e4, -2e4])
+def test_a_loss_beyond_all_bounds_is_divergence_too(loss):
+    check_losses(torch.tensor([[9e3, 1.0], [-9e3, 2e4]]), 3, None)  # of the total, no term of it
+    with pytest.raises(Diverged, match=f"the loss is {loss:g} in epoch 3, step 2; no state was kept"):
+        check_losses(torch.tensor([[1.0, 1.0], [loss, 1.0]]), 3, None)
+
+
+@pytest.mark.parametrize(("n", "stays"), [(1, 2 / 11), (8, 9 / 18), (1000, 0.9)])
+def test_an_average_starts_fast(n, stays):
+    """min(decay, (1 + n) / (10 + n)) of the average stays; a counter is the newest."""
+    averages, values = [torch.ones(2), torch.tensor(5)], [torch.zeros(2), torch.tensor(7)]
+    following(0.9)(averages, values, torch.tensor(n))
+    assert averages[0].tolist() == pytest.approx([stays] * 2)
+    assert averages[1] == 7

@@ -271,3 +271,17 @@ def test_the_dials_judge_takes_all_three(shown) -> None:
         "transfer": nuts._stands_transfer(mixture, x, y, STRONG),
     }
     assert np.array_equal(robust, np.logical_and.reduce(list(ways.values())))
+
+
+def test_a_hundred_images_are_enough_for_a_mixture():
+    assert search(planted(100))[0] is not None
+
+
+def test_no_image_is_given_up_where_fewer_than_five_hundred_stand():
+    found = planted(600)
+    assert 100 < found.stands.sum() < 500
+    mapping, _ = search(found)
+    assert mapping is not None
+    worst = found.attacked.clone().scatter_(1, found.y[:, None], -torch.inf)
+    left = mixed(found.attacked.float(), worst.float(), mapping).argmax(1) == found.y
+    assert (left | ~found.stands).all()

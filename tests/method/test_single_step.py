@@ -17,7 +17,10 @@ from autolora.training import judgement, loop
 from autolora.training import learner as learner_module
 from autolora.training.attack import TrainingAttack
 from autolora.training.controllers import AutoRate, Measured, PairedRate, between_looks
+from autolora.training.judgement import judge_epoch
+from autolora.training.learner import Learner
 from autolora.training.loop import finetune
+from autolora.training.resume import RunState
 from autolora.training.settings import Settings
 from autolora.training.single_step import Straight, bends, collapsed, single_step
 from stages.common.params import Finetune
@@ -360,3 +363,20 @@ def test_resuming_after_a_collapse_goes_on_with_pgd(tmp_path, monkeypatch):
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     assert [r["event"] for r in whole.history] == [r["event"] for r in resumed.history]
     assert "collapsed" in whole.history[0]["event"]
+
+
+def test_a_collapse_in_the_last_epoch_of_an_early_cooldown_ends_training(monkeypatch):
+    """Else it would go on at a rate of zero, and then below it."""
+    monkeypatch.setattr(Learner, "withstood", lambda self, count: ([True] * count, [False] * count))
+    part = tuple(torch.as_tensor(p) for p in images(12))
+    settings = Settings(THREAT, "madry", "best", attack="single", precision="float32", epochs=60)
+    learner = Learner(network(), part, part, settings, torch.device("cpu"))
+    learner.controller.cooling = 12  # a fifth of 60
+    done = RunState(30, 30, best_epoch=1, best=learner.state(), kept=[True] * 12)
+    assert judge_epoch(learner, done)[2] == "collapsed"
+    assert done.stopped
+
+
+@pytest.mark.parametrize(("one", "ten", "lost"), [(16, 8, False), (16, 7, True), (10, 4, False), (12, 4, True)])
+def test_most_and_eight_at_least_must_fall_to_ten_steps(one, ten, lost):
+    assert collapsed([], [], [True] * one + [False] * (32 - one), [True] * ten + [False] * (32 - ten)) == lost

@@ -353,3 +353,32 @@ def test_a_cell_whose_files_are_elsewhere_is_not_done(tmp_path):
     (marks.place(cell) / "reports").mkdir()
     marks.forget(cell)
     assert not marks.place(cell).exists()  # no report of an earlier commit passes for the next one's
+
+
+def test_what_a_search_found_goes_before_what_the_grid_says(tmp_path):
+    methods = {"vanilla": {"finetune.method": "vanilla", "finetune.rate": 0.01}}
+    search = SEARCH | {"axis": "recipe", "key": "finetune.rate"}
+    sweep = grid.parse({"grid": {"recipe": methods, "seed": [0, 1]}, "search": search}, "small")
+    cell = replace(sweep.cells[0], found={"finetune.rate": 0.3})
+    assert sweeping.parameters_of(sweep, cell, "c0ffee", [], Path("."))["overrides"]["finetune.rate"] == 0.3
+    (tmp_path / "params.yaml").write_text("finetune: {method: autolora, rate: 0.1}\nseed: 0\n")
+    assert sweeping.params_of(tmp_path, cell)["finetune"] == {"method": "vanilla", "rate": 0.3}
+
+
+def test_a_cell_is_finished_with_the_value_that_was_found_and_no_other(tmp_path):
+    marks, cell = Marks(tmp_path, "small", "c0ffee"), grid.parse(SMALL, "small").cells[0]
+    low, high = (replace(cell, found={"rate": rate}) for rate in (0.1, 0.3))
+    marks.place(low).mkdir(parents=True)
+    (marks.place(low) / "params.yaml").touch()
+    assert marks.finish(low) is None
+    assert marks.finished(low)
+    assert not marks.finished(high)
+    assert not marks.finished(cell)
+
+
+def test_cells_of_one_name_that_stand_for_other_settings_have_folders_of_their_own():
+    names = set()
+    for images in (100, 200):
+        sweep = grid.parse({"grid": {"data": {"A": {"preset": "a.yaml", "evaluate.images": images}}}}, "small")
+        names.add(sweep.cells[0].name())
+    assert len(names) == 2

@@ -218,3 +218,43 @@ def test_checks_that_nobody_made_did_not_pass(runs):
     record["checks"] = [row | {"verdict": "not run", "detail": NOT_RUN} for row in record["checks"]]
     write_json(path, record)
     assert refused(gate_findings(Evidence(evidence.folder), GATES)) == ["checks"]
+
+
+def test_the_very_threat_that_is_asked_for_is_enough(runs):
+    assert refused(gate_findings(runs("sound"), GATES.model_copy(update={"threat": "linf:16/255"}))) == []
+
+
+def test_labels_that_flip_within_rounding_are_no_fault_and_the_gate_may_allow_others(runs):
+    evidence = runs("rounding", flips=2)
+    record = read_json(evidence.path("reports/export.json"))
+    record["parity"] |= {"label_flips": 2, "label_flips_beyond_noise": 0}
+    write_json(evidence.path("reports/export.json"), record)
+    assert refused(gate_findings(Evidence(evidence.folder), GATES)) == []
+    two = runs("two", flips=2)
+    assert refused(gate_findings(two, GATES.model_copy(update={"label_flips": 2}))) == []
+    assert refused(gate_findings(two, GATES.model_copy(update={"label_flips": 1}))) == ["parity"]
+
+
+def test_one_clean_image_less_is_chance(runs):
+    findings, tests = champion_findings(runs("one less", robust=0.72, clean=0.895, seed=1), runs("champion"), GATES)
+    assert tests["clean"].only_old == tests["clean"].only_new + 1
+    assert refused(findings) == []
+
+
+def test_how_sure_better_must_be_is_the_gates_to_say(runs):
+    better, strict = runs("better", robust=0.72, seed=1), GATES.model_copy(update={"significance": 1e-12})
+    findings, tests = champion_findings(better, runs("champion"), strict)
+    assert 1e-12 < tests["robust"].p < 0.05
+    assert refused(findings) == ["robust, against the champion"]
+
+
+def test_a_record_may_differ_from_its_flags_by_rounding_alone(runs):
+    assert refused(gate_findings(edited(runs, "rounded", robust_accuracy=0.6000004), GATES)) == []
+    assert refused(gate_findings(edited(runs, "a tenth of a point", robust_accuracy=0.601), GATES)) == [
+        "evidence, robust accuracy"
+    ]
+
+
+def test_what_counts_for_another_attack_than_standard_is_that_attack_alone(runs):
+    for attack in ("rand", "strong"):
+        assert refused(gate_findings(runs("sound"), GATES.model_copy(update={"attack": attack}))) == ["attack"]

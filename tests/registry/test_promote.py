@@ -445,3 +445,21 @@ def test_a_server_that_refuses_is_not_a_model_that_is_missing(registry, monkeypa
     monkeypatch.setattr("mlflow.MlflowClient.set_registered_model_tag", denied)
     assert main(["synthetic", "1"]) == 1
     assert "refuses: no permission to write" in capsys.readouterr().err
+
+
+def test_a_rollback_to_a_network_that_was_changed_is_refused(registry, capsys):
+    assert [main(["synthetic", version]) for version in ("1", "2")] == [0, 0]
+    path = artifact(registry, "model.onnx")  # of version 1
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert main(["synthetic", "--rollback"]) == 1
+    assert "models/export/model.onnx changed afterwards" in capsys.readouterr().err
+    assert champion() == 2
+    assert len(log()) == 2
+
+
+def test_a_champion_from_before_the_log_can_be_gone_back_to(registry, client):
+    """Its alias was set by hand; the first entry of the log says that it was there."""
+    client.set_registered_model_alias("synthetic", "champion", "1")
+    assert main(["synthetic", "2"]) == 0
+    assert main(["synthetic", "--rollback"]) == 0
+    assert champion() == 1

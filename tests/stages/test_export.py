@@ -13,14 +13,19 @@ import torch
 import yaml
 
 from autolora import Threat
-from autolora.attacks.onnx_file import square
+from autolora.attacks.onnx_file import Replayed, square
 from autolora.backbones.classifier import save_classifier
 from autolora.common.files import file_sha256, read_json, write_json
+from autolora.data.examples import Examples
+from autolora.data.images import TestImages
 from autolora.export.notes import notes_in
 from autolora.export.quantise import int8
 from autolora.export.runtime import open_session
-from autolora.export.write import show
+from autolora.export.write import export_onnx, show
+from stages import export as stage
 from stages.common.runner import StageError, work_root
+from stages.evaluation import onnx_robustness
+from stages.evaluation.onnx_robustness import FileRobustness, with_gradients
 from tests.export.nets import tiny
 from tests.stages.evaluated import CLASSES, write_evaluated
 
@@ -185,3 +190,31 @@ def test_a_variant_that_does_not_work_is_not_written(evaluated: Run, monkeypatch
     evaluated(variants=["fp16"])
     record = read_json("reports/export.json")["variants"]["fp16"]
     assert record == {"written": False, "reason": "fp16 does not work on this network: no kernel for half floats"}
+
+
+def test_a_variant_that_is_more_robust_than_the_model_is_written(evaluated, monkeypatch) -> None:
+    measure = stage.measure
+
+    def poor(*given):
+        found = measure(*given)
+        return found._replace(right=np.zeros_like(found.right))
+
+    monkeypatch.setattr(stage, "measure", poor)  # of model.onnx, not of its variants
+    evaluated(variants=["fp16"], check_images=4)
+    record = read_json("reports/export.json")["variants"]["fp16"]
+    assert record["robust_accuracy"] > record["robust_accuracy_of_model"] == 0
+    assert record["written"]
+
+
+def test_after_the_white_box_what_stands_its_last_attack_counts(tmp_path, monkeypatch) -> None:
+    """Planted: of three images that Square left, one stands APGD-T."""
+    export_onnx(tiny(), tmp_path / "model.onnx")
+    after = {"APGD-CE": np.array([True, True, True]), "APGD-T": np.array([True, False, False])}
+    monkeypatch.setattr(onnx_robustness, "white_box", lambda *given, **how: after)
+    every, shown = np.ones(4, bool), TestImages.of(np.zeros((4, 3, 8, 8), np.float32), np.zeros(4, int))
+    before = FileRobustness(Replayed(every, every), np.arange(4), np.array([True, True, False, True]), {})
+    examples = Examples(shown, shown.floats, ~every)
+    found = with_gradients(tmp_path / "model.onnx", before, examples, Threat("linf", 0.1), 0)
+    assert found.right.tolist() == [True, False, False, False]
+    assert found.robust == 0.25
+    assert found.record["white_box"] == {"n": 3, "standing_after": {"APGD-CE": 3, "APGD-T": 1}, "broken": 2}

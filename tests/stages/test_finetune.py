@@ -25,6 +25,7 @@ from stages.common.errors import BUSY
 from stages.common.params import Finetune
 from stages.common.runner import StageError
 from stages.common.views import FinetuneParams, load
+from stages.finetune import member_seed
 from tests.method.kill_and_resume import compare
 from tests.method.small import THREAT, images
 
@@ -256,3 +257,10 @@ def test_the_stage_hands_on_what_params_and_library_both_know():
         assert key in Finetune.model_fields, key
         assert key in {field.name for field in dataclasses.fields(Settings)}, key
         assert getattr(Finetune(), key) == getattr(Settings(THREAT), key), key
+
+
+def test_the_first_member_is_the_run_of_params_itself():
+    """Its seed stands in finetuned.json: whoever repeats it must get it."""
+    seeds = [member_seed(3, member) for member in range(4)]
+    assert seeds[0] == 3
+    assert len(set(seeds)) == 4

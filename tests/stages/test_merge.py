@@ -170,3 +170,35 @@ def test_a_mixture_with_the_natural_twin(finetuned, capsys: pytest.CaptureFixtur
     clean = (merged(torch.from_numpy(x) / 255).argmax(1).numpy() == y).mean()
     assert float(notes["val_clean"]) == pytest.approx(clean, abs=1e-6)
     assert float(notes["val_robust"]) <= float(notes["val_clean"])
+
+
+def labels_of(network):
+    """The validation images get the labels that this network gives them."""
+    x = torch.from_numpy(np.load("data/prepared/val/images.npy")).float() / 255
+    y = network(x).argmax(1)
+    np.save("data/prepared/val/labels.npy", y.numpy())
+    return x, y
+
+
+def test_figures_of_one_soup_are_not_taken_for_those_of_another(finetuned) -> None:
+    """The second member answers 7 to everything, and so does the mean of three; greedy leaves it out."""
+    first, second, _ = members()
+    x, _ = labels_of(first)
+    second.body.fc.bias.data[7] += 100
+    save_classifier(second, "models/finetuned/members/2.safetensors")
+    y, found = first(x).argmax(1), []
+    assert not (y == 7).any()
+    for kind in ("uniform", "greedy"):
+        finetuned(alpha=0, toward="branch", soup=kind)
+        clean = (load_classifier("models/merged.safetensors")(x).argmax(1) == y).float().mean().item()
+        found.append(float(next(r for r in rows() if r["chosen"] == "1")["clean"]))
+        assert found[-1] == pytest.approx(clean, abs=1e-6)
+    assert found == [0, 1]
+
+
+def test_beside_the_critical_layer_the_natural_direction_leads_to_the_twin(finetuned, monkeypatch) -> None:
+    monkeypatch.setattr("autolora.training.criticality.LEAST_STEPS", 0)
+    labels_of(tiny(1))
+    finetuned(alpha=1, toward="critical")
+    ends = {row["toward"]: float(row["clean"]) for row in rows() if row["alpha"] == "1"}
+    assert ends["critical"] < ends["natural"] == 1

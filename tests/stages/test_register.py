@@ -18,6 +18,7 @@ from stages.evidence.files import Evidence
 from stages.evidence.provenance import _md5, provenance_of
 from stages.register import check_receipt, create, find, register, settle
 from stages.tracking.client import connect
+from stages.tracking.live_run import LIVE_STAGE
 from tests.registry.synthetic import make_run
 
 
@@ -254,3 +255,15 @@ def test_what_was_not_attacked_is_not_registered(tmp_path, monkeypatch, file, ch
     write_json(file, read_json(file) | change)
     with pytest.raises(StageError, match=message):
         register()
+
+
+def test_of_two_registered_at_once_a_run_that_was_seen_live_stays(registered, client, tmp_path, monkeypatch):
+    path = make_run(tmp_path / "a")
+    monkeypatch.chdir(path)
+    (path / "reports/card.html").write_text("card")
+    evidence, mlflow = Evidence("."), connect()
+    _, yours = (create(mlflow, "synthetic", evidence, provenance_of(path), {}) for _ in range(2))
+    client.set_tag(yours.run_id, "stage", LIVE_STAGE)
+    assert int(settle(client, "synthetic", evidence.key, yours).version) == 1
+    run = client.get_run(yours.run_id)
+    assert (run.info.lifecycle_stage, run.data.tags["duplicate_of_version"]) == ("active", "1")

@@ -387,3 +387,23 @@ def test_a_radius_beyond_all_numbers_is_said(tmp_path, eps):
     file.write_text(yaml.safe_dump(settings))
     with pytest.raises(StageError, match=r"threat\.eps is "):
         check(file)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.0, "auto"])
+def test_a_method_without_a_branch_may_say_that_it_ships_without_one(tmp_path, alpha):
+    path = changed(tmp_path, "finetune.method", "vanilla")
+    tree = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(tree | {"merge": {"alpha": alpha, "toward": "branch"}}))
+    assert check(path).merge.alpha == alpha
+
+
+def test_images_may_be_stored_as_large_as_they_are_used(tmp_path):
+    size = yaml.safe_load(changed(tmp_path, "seed", 0).read_text())["data"]["image_size"]
+    assert check(changed(tmp_path, "data.stored_size", size)).data.stored_size == size
+
+
+def test_corruptions_of_the_smallest_images_that_they_know(tmp_path):
+    path = changed(tmp_path, "evaluate.also", ["corruptions"])
+    tree = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(tree | {"data": tree["data"] | {"image_size": 16, "stored_size": "auto"}}))
+    assert check(path).evaluate.also == ["corruptions"]
