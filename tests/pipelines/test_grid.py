@@ -181,6 +181,16 @@ def test_at_once_is_a_number_of_cells(given, monkeypatch, capsys):
     assert f"--at-once: expected a whole number from 1, not {given}" in capsys.readouterr().err
 
 
+def test_a_search_is_over_a_key_that_its_tries_read():
+    """A try ends with `finetune`: of another stage's key all tries would come out the same."""
+    plan = grid.load("small-larger", ROOT)
+    assert plan.search is not None
+    sweeping.refuse_cells(ROOT, plan)
+    unread = replace(plan, search=replace(plan.search, key="evaluate.images"))
+    with pytest.raises(grid.GridError, match=r"search\.key is evaluate\.images: finetune does not read it"):
+        sweeping.refuse_cells(ROOT, unread)
+
+
 def test_a_title_may_be_left_empty():
     assert grid.parse(SMALL | {"title": None}, "small").title == "small"
 
