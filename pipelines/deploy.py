@@ -85,7 +85,7 @@ def deploy(name: str, alias: str, to: Path, how: How = AS_USUAL) -> str:
             raise Refused(f"{name} version {number} was refused here before ({why}): --retry tries it again")
         version = get_version(client, name, number)
         if how.key:
-            verify(version, how.key)
+            _verify_once(model, version, how.key)
         if record["current"] == number and _is(model, version):
             return f"{name} version {number} is served already"
         if not how.unlogged:
@@ -226,6 +226,14 @@ def rollback(name: str, to: Path, key: Path | None = None) -> str:
             _verify_served(model, get_version(connect().MlflowClient(), name, reached[-1]), key)
         repository.go_back(model, reached[-1], event(f"rolled back from {current}"), f"rolled back by {who()}")
     return f"{name} version {reached[-1]} is served again, instead of {current}"
+
+
+def _verify_once(model: Path, version: ModelVersion, key: Path) -> None:
+    """For each key: a look every few seconds does not fetch all files of the version that is served anew."""
+    number, digest = int(version.version), file_sha256(key) if key.is_file() else ""
+    if not (digest and repository.signed_by(model, number) == digest and _is(model, version)):
+        verify(version, key)
+        repository.note_signature(model, number, digest)
 
 
 def _verify_served(model: Path, version: ModelVersion, key: Path) -> None:

@@ -29,7 +29,7 @@ Event = dict[str, Any]
 
 
 def nothing() -> dict[str, Any]:
-    return {"current": None, "trial": None, "events": [], "refused": {}, "sha256": {}}
+    return {"current": None, "trial": None, "events": [], "refused": {}, "sha256": {}, "signed": {}}
 
 
 def state(model: Path) -> dict[str, Any]:
@@ -108,6 +108,17 @@ def refuse(model: Path, number: int, why: str) -> None:
     record = state(model)
     record["refused"][str(number)] = why
     save(model, record)
+
+
+def note_signature(model: Path, number: int, key: str) -> None:
+    """With which public key (its sha256) the version was found to be signed."""
+    record = state(model)
+    record["signed"][str(number)] = key
+    save(model, record)
+
+
+def signed_by(model: Path, number: int) -> str | None:
+    return state(model)["signed"].get(str(number))
 
 
 def go_back(model: Path, number: int, event: Event, why: str) -> None:

@@ -121,6 +121,17 @@ def test_a_signature_is_of_one_models_name(registry, client, keys, service, caps
     assert run(service, "--verify", str(keys / "ours.pub")) == 0
 
 
+def test_a_signature_is_looked_at_once_for_each_key(registry, keys, service, monkeypatch, capsys):
+    """A watch looks every few seconds; another key is another question."""
+    assert promote.main(["synthetic", "1", "--sign", str(keys / "ours.pem")]) == 0
+    verify, asked = deploy.verify, []
+    monkeypatch.setattr(deploy, "verify", lambda version, key: asked.append(key.name) or verify(version, key))
+    for _ in range(3):
+        assert run(service, "--verify", str(keys / "ours.pub")) == 0
+    assert run(service, "--verify", str(keys / "theirs.pub")) == 1
+    assert asked == ["ours.pub", "theirs.pub"]
+
+
 def test_with_a_key_the_way_back_is_checked_too(registry, client, keys, service, capsys):
     """Version 1 was served before there was a key: neither is it gone back to, nor called served."""
     assert promote.main(["synthetic", "1"]) == 0
