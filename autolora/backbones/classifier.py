@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from autolora.backbones.layers import first_convolutions, head_name, head_names, submodule
 from autolora.backbones.mixture import LogitMap, Mixture, View
-from autolora.common.errors import BadArgument
+from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import replacing, stored_apart, weights_sha256
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -325,12 +325,11 @@ def checked(model: Classifier) -> Classifier:
         with drawn_from(0):
             logits = torch.func.functional_call(model.train(), buffers, grey.to(model.mean))
     except (RuntimeError, ValueError, AssertionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadArgument(
             "image_size",
             spec.image_size,
-            f"{spec.arch} does not run on images of that size ({reason}): set `network_size` to the one that it was "
-            "made for; the model then enlarges them inside",
+            f"{spec.arch} does not run on images of that size ({first_line(error)}): set `network_size` to the one "
+            "that it was made for; the model then enlarges them inside",
         ) from None
     finally:
         for module, training in modes:

@@ -158,11 +158,13 @@ def file_sha256(path: str | Path) -> str:
 
 def weights_sha256(state: Mapping[str, Any]) -> str:
     """One hash of a state dict, over sorted (name, dtype, shape, bytes): what is evaluated is what is shipped."""
+    import torch  # only here: the rest of this module serves callers that never touch a tensor
+
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(_bytes_dtype()).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
 
 
@@ -175,9 +177,3 @@ def stored_apart(state: Mapping[str, Any]) -> dict[str, Any]:
         found[name] = value.clone() if place in seen else value
         seen.add(place)
     return found
-
-
-def _bytes_dtype():
-    import torch  # only here: the rest of this module serves callers that never touch a tensor
-
-    return torch.uint8

@@ -17,6 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from autolora.common.errors import first_line
 from autolora.export.runtime import logits, open_session
 
 # Two kernels add the same float32 products in another order. The bound is relative to the largest logit; where they
@@ -146,7 +147,7 @@ def _cause(error: BaseException) -> str:
     """The first line of the innermost cause: what the exporter stumbled over, without its advice on filing bugs."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return first_line(error)
 
 
 def _strip(exported: onnx.ModelProto) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -109,15 +110,15 @@ def _dynamic(prepared: Path, quantised: Path) -> None:
     )
 
 
-class _quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """The quantiser advises on the root logger."""
-
-    def __enter__(self) -> None:
-        self.level = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self.level)
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def finished(model: onnx.ModelProto, notes: Mapping[str, str]) -> bytes:

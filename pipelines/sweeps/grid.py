@@ -121,8 +121,7 @@ def parse(content: Any, name: str) -> Sweep:
         )
     over, baseline = content.get("over"), {str(k): str(v) for k, v in (content.get("baseline") or {}).items()}
     for axis in [*([over] if over else []), *baseline]:
-        if axis not in axes:
-            raise GridError(f"sweep {name}: {short(axis)} is no axis of the grid: the axes are {_listed(axes)}")
+        _refuse_unknown(name, axis, axes)
     for axis, value in baseline.items():
         _refuse_value(name, "baseline", axis, value, axes)
     if over in baseline:
@@ -151,6 +150,11 @@ def _refuse_overwritten(name: str, axes: Mapping[str, Any], cells: Iterable[Cell
                 raise GridError(f"sweep {name}: {said}")
 
 
+def _refuse_unknown(name: str, axis: str, axes: Iterable[str]) -> None:
+    if axis not in axes:
+        raise GridError(f"sweep {name}: {short(axis)} is no axis of the grid: the axes are {_listed(axes)}")
+
+
 def _refuse_value(name: str, what: str, axis: str, value: str, axes: Mapping[str, Iterable[str]]) -> None:
     if value not in axes[axis]:
         raise GridError(f"sweep {name}: {what} {short(axis)} is {short(value)}: the grid has {_listed(axes[axis])}")
@@ -168,8 +172,7 @@ def _search(name: str, content: Any, axes: Mapping[str, Iterable[str]]) -> Searc
     at = {str(axis): str(value) for axis, value in content["at"].items()}
     asked = [(content["axis"], str(value)) for value in content["values"]] + list(at.items())
     for axis, value in asked:
-        if axis not in axes:
-            raise GridError(f"sweep {name}: {short(axis)} is no axis of the grid: the axes are {_listed(axes)}")
+        _refuse_unknown(name, axis, axes)
         _refuse_value(name, "search", axis, value, axes)
     if content["axis"] in at:
         raise GridError(

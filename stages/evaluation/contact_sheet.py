@@ -22,7 +22,7 @@ class Row(NamedTuple):
     said_adversarial: str
 
 
-def contact_sheet(rows: Sequence[Row], title: str, note: str = "") -> Image.Image:
+def contact_sheet(rows: Sequence[Row], title: str) -> Image.Image:
     """One row per image; the perturbation is stretched until its largest value is full scale, and says by how much."""
     font = ImageFont.load_default(13)
     width = LEFT + 3 * (TILE + GAP)
@@ -31,7 +31,7 @@ def contact_sheet(rows: Sequence[Row], title: str, note: str = "") -> Image.Imag
     draw = ImageDraw.Draw(sheet)
     draw.text((LEFT, 4), title, fill="black", font=font)
     if not rows:
-        draw.text((LEFT, 4 + 2 * LINE), note or "no adversarial image was found", fill="black", font=font)
+        draw.text((LEFT, 4 + 2 * LINE), "no adversarial image was found", fill="black", font=font)
     for number, row in enumerate(rows):
         _row(sheet, draw, font, row, 2 * LINE + 8 + number * (TILE + 2 * LINE + GAP))
     return sheet
