@@ -251,8 +251,8 @@ def _again(source: dict[str, str]) -> str:
     if not source.get("git_revision"):
         return "No revision of the code is known, so nobody can make these files again from it."
     if source.get("git_dirty") != "no":
-        return "The code was not quite that of this revision: `dvc repro` may give other files."
-    return "With this revision and this dvc.lock, `dvc repro` gives back the same files on such a machine."
+        return "The code was not quite that of this revision: dvc repro may give other files."
+    return "With this revision and this dvc.lock, dvc repro gives back the same files on such a machine."
 
 
 def cost(evidence: Evidence) -> dict[str, Any]:

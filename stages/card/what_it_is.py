@@ -122,12 +122,9 @@ def _made_of(r: dict[str, Any]) -> str:
 
 
 def _gates(gates: dict[str, Any]) -> str:
+    lower = f" (the interval's lower end {percent(gates['lower'])})" if gates.get("lower") else ""
+    images = f" of {gates['images']:,} images or more" if gates.get("images") else ""
+    at = f" at {gates['threat']} or a larger radius" if gates.get("threat") else ""
+    asked = f"at least {percent(gates['clean'])} clean and {percent(gates['robust'])} robust{lower}{images}"
     more = "".join(f", {percent(least)} {short_name(what)}" for what, least in gates.get("also", {}).items())
-    if gates.get("lower"):
-        more += f", the interval from {percent(gates['lower'])}"
-    if gates.get("images"):
-        more += f", {gates['images']:,} images"
-    if gates.get("threat"):
-        more += f", trained for {gates['threat']} or more"
-    asked = f"at least {percent(gates['clean'])} clean and {percent(gates['robust'])} robust, {gates['attack']} attack"
-    return asked + more
+    return f"{asked}, by the {gates['attack']} attack{at}{more}"

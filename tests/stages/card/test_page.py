@@ -487,13 +487,10 @@ def test_all_gates_are_named():
     from stages.card.what_it_is import _gates
 
     asked = Gates(clean=0.8, robust=0.3, lower=0.25, images=5_000, threat="linf:32/255").model_dump()
-    for words in (
-        "at least 80 % clean and 30 % robust",
-        "from 25 %",
-        "5,000 images",
-        "trained for linf:32/255 or more",
-    ):
-        assert words in _gates(asked).replace("\u202f", " ")
+    assert _gates(asked).replace("\u202f", " ") == (
+        "at least 80 % clean and 30 % robust (the interval's lower end 25 %) of 5,000 images or more, "
+        "by the standard attack at linf:32/255 or a larger radius"
+    )
 
 
 def test_iat_is_not_called_plain_training():
