@@ -75,8 +75,9 @@ def load_backbone(
     extractor that does not fit stops with the keys; what was done with the rest is in `.loading`.
     """
     count, side = operator.index(classes), operator.index(image_size)  # of numpy too
+    _require_threat(trained_for)
     size = network_size if network_size != image_size else None
-    spec = Spec(arch, count, side, stem, options or {}, size, (0.0,), (1.0,), channels, _threat(trained_for))
+    spec = Spec(arch, count, side, stem, options or {}, size, (0.0,), (1.0,), channels, trained_for)
     body = build(spec, seed).body
     if weights is None:
         return checked(Classifier(body, _with_normaliser(spec, mean, std, None, None)[0]))
@@ -94,10 +95,10 @@ def load_backbone(
     return model
 
 
-def _threat(text: str | None) -> str | None:
-    """As this project writes it."""
+def _require_threat(text: str | None) -> None:
     try:
-        return None if text is None else str(Threat.parse(text))
+        if text is not None:
+            Threat.parse(text)
     except (BadArgument, AttributeError) as error:
         raise BadArgument("trained_for", text, f"expected a threat such as 'linf:8/255' ({error})") from None
 

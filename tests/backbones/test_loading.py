@@ -104,9 +104,9 @@ def test_what_cannot_be_meant_is_one_line(how, said):
         load_backbone("resnet18", None, 7, options=SMALL, **how)
 
 
-def test_numbers_of_numpy_and_a_threat_in_other_words():
-    model = load_backbone("resnet18", None, np.int64(7), np.int64(48), options=SMALL, trained_for="LINF:0.5/255")
-    assert (model.spec.image_size, model.spec.trained_for) == (48, "linf:0.5/255")
+def test_numbers_of_numpy_are_numbers():
+    model = load_backbone("resnet18", None, np.int64(7), np.int64(48), options=SMALL)
+    assert (model.spec.image_size, model.spec.classes) == (48, 7)
     Spec.from_json(model.spec.to_json())
 
 

@@ -90,8 +90,8 @@ def test_a_further_method_is_one_function_and_one_line(monkeypatch):
 
 
 def test_a_further_reference_is_one_line(monkeypatch):
-    """Another controller, and averaged weights: what `reference` chooses."""
-    entry = dataclasses.replace(objectives.REFERENCES["paper"], controller=StepRate, average=0.9)
+    """Another controller: what `reference` chooses."""
+    entry = dataclasses.replace(objectives.REFERENCES["paper"], controller=StepRate)
     monkeypatch.setitem(objectives.REFERENCES, "mine", entry)
     tuned = tune(reference="mine", epochs=6)
     assert [r["lr"] for r in tuned.history] == pytest.approx([0.01] * 3 + [0.001] * 2 + [0.0001])

@@ -167,7 +167,7 @@ def test_sweep_goes_on_past_a_failed_cell_and_resumes_it(server, toy):
     assert "2 of 4 cells failed" in first.stderr
     assert "train: method is 'broken'" in first.stdout + first.stderr
     table = toy / "reports" / "sweeps" / "toy"
-    assert [(row["n"], row["failed"]) for row in read(table / "table.csv")] == [("2", "0"), ("0", "2")]
+    assert [(row["n"], row["missing"]) for row in read(table / "table.csv")] == [("2", "0"), ("0", "2")]
     assert prepared(home) == before + 2  # once per seed, not once per cell
     (home / "mended").touch()
     second = call(server, toy, "pipelines.sweep", "toy", "--at-once", "2")
@@ -197,7 +197,7 @@ def test_cells_through_the_task_runner_of_dask_or_ray(server, toy, kind):
     assert "train: method is 'broken'" in done.stdout + done.stderr
     assert prepared(home) == before + 1
     rows = read(toy / "reports" / "sweeps" / "one-broken" / "table.csv")
-    assert [(row["n"], row["failed"]) for row in rows] == [("1", "0"), ("0", "1")]
+    assert [(row["n"], row["missing"]) for row in rows] == [("1", "0"), ("0", "1")]
 
 
 def prepared(home: Path) -> int:
