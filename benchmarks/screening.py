@@ -217,6 +217,7 @@ def rates(args: argparse.Namespace) -> None:
         if cells := list(grids(rows, change)):
             print(f"\n{change}\n")
             show_rates(cells, change)
+            show_each_seed(cells, change)
 
 
 def show_rates(cells: Sequence[tuple[str, str, int, dict[str, list[Row]]]], change: str) -> None:
@@ -238,6 +239,20 @@ def show_rates(cells: Sequence[tuple[str, str, int, dict[str, list[Row]]]], chan
         behind = " / ".join(f"{mine - theirs:+.1f}" for mine, theirs in zip(found, best))
         said = " / ".join(f"{rise:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (rise, _), p in zip(of_cell, adjusted))
         print(f"| {net}, {name}, {epochs} | {len(cell[change])} | {' | '.join(shown)} | {behind} | {said} |")
+
+
+def show_each_seed(cells: Sequence[tuple[str, str, int, dict[str, list[Row]]]], change: str) -> None:
+    """In how many figures of single seeds what is found is no more than a point below the best of the grid."""
+    behind: dict[tuple[str, int], list[float]] = {}
+    for net, _, epochs, cell in cells:
+        for at, found in enumerate(cell[change]):
+            for what in MEASURES:
+                best = max(getattr(cell[at_rate(change, rate)][at], what) for rate in RATES)
+                behind.setdefault((net, epochs), []).append(getattr(found, what) - best)
+    print()
+    for (net, epochs), some in behind.items():
+        near, worst = sum(one >= -1 for one in some), -min(some)
+        print(f"{net}, {epochs} epochs, seed by seed: {near} of {len(some)} within a point; at most {worst:.1f} below")
 
 
 def how_many_diverged(rows: Sequence[Row]) -> str:

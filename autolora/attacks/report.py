@@ -138,11 +138,18 @@ class Report:
 
 
 def by_class(report: Report, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each class that has images; a model may answer for more classes than have names."""
+    """Of each class that has images."""
     rows = []
     for label in report.y.unique().tolist():
         of = report.y == label
         shares = {"clean": report.clean[of], "robust": report.robust[of]}
-        name = names[label] if label < len(names) else str(label)
-        rows.append({"class": name, "n": int(of.sum())} | {k: v.double().mean().item() for k, v in shares.items()})
+        rows.append(
+            {"class": named(names, label), "n": int(of.sum())}
+            | {k: v.double().mean().item() for k, v in shares.items()}
+        )
     return rows
+
+
+def named(names: Sequence[str], label: int) -> str:
+    """A model may answer for more classes than have names."""
+    return names[label] if label < len(names) else str(label)

@@ -75,7 +75,7 @@ def load_backbone(
     extractor that does not fit stops with the keys; what was done with the rest is in `.loading`.
     """
     count, side = operator.index(classes), operator.index(image_size)  # of numpy too
-    _require_threat(trained_for)
+    _check_trained_for(trained_for)
     size = network_size if network_size != image_size else None
     spec = Spec(arch, count, side, stem, options or {}, size, (0.0,), (1.0,), channels, trained_for)
     body = build(spec, seed).body
@@ -85,7 +85,7 @@ def load_backbone(
     _refuse_other_stem(checkpoint, spec)
     fitted = _fit(checkpoint, body, spec)
     spec, origin = _with_normaliser(spec, mean, std, checkpoint, fitted)
-    spec = dataclasses.replace(spec, trained_for=spec.trained_for or _trained_for(checkpoint))
+    spec = dataclasses.replace(spec, trained_for=trained_for or _trained_for(checkpoint))
     stem_note = _fit_stem(body, fitted)
     head_note = _fit_head(body, fitted, keep=keep_head)
     _refuse_mismatch(fitted, checkpoint, body, spec, head_note)
@@ -95,7 +95,7 @@ def load_backbone(
     return model
 
 
-def _require_threat(text: str | None) -> None:
+def _check_trained_for(text: str | None) -> None:
     try:
         if text is not None:
             Threat.parse(text)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from autolora.attacks.report import named
 from autolora.backbones.classifier import IMAGENET_MEAN, IMAGENET_STD
 
 SURE = 1.64  # standard deviations: one in twenty
@@ -87,8 +88,3 @@ def another_order(found: Tensor, y: Tensor, names: list[str]) -> str:
     moved = [(label, answer) for label, answer in usual.items() if label != answer]
     shown = [f"images of {named(names, label)!r} are taken for class {answer}" for label, answer in moved[:2]]
     return ", ".join(shown)
-
-
-def named(names: list[str], label: int) -> str:
-    """A model may answer for more classes than have names."""
-    return names[label] if label < len(names) else str(label)

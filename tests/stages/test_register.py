@@ -188,13 +188,18 @@ def slow(arguments, timeout, **how):
     raise subprocess.TimeoutExpired(arguments, timeout)
 
 
-def test_registered_by_two_machines_at_the_same_moment_one_stays(registered, client, tmp_path, monkeypatch):
-    """Both have looked, both found nothing, both created: each settles, and they agree."""
+def created_twice(tmp_path, monkeypatch):
+    """The evidence of a run, and the two versions that two machines make of it at once."""
     path = make_run(tmp_path / "a")
     monkeypatch.chdir(path)
     (path / "reports/card.html").write_text("card")
     evidence, mlflow = Evidence("."), connect()
-    mine, yours = (create(mlflow, "synthetic", evidence, provenance_of(path), {}) for _ in range(2))
+    return evidence, *(create(mlflow, "synthetic", evidence, provenance_of(path), {}) for _ in range(2))
+
+
+def test_registered_by_two_machines_at_the_same_moment_one_stays(registered, client, tmp_path, monkeypatch):
+    """Both have looked, both found nothing, both created: each settles, and they agree."""
+    evidence, mine, yours = created_twice(tmp_path, monkeypatch)
     assert len(find(client, "synthetic", evidence.key)) == 2
     kept = [settle(client, "synthetic", evidence.key, version).version for version in (yours, mine)]
     assert [int(v) for v in kept] == [1, 1]
@@ -258,11 +263,7 @@ def test_what_was_not_attacked_is_not_registered(tmp_path, monkeypatch, file, ch
 
 
 def test_of_two_registered_at_once_a_run_that_was_seen_live_stays(registered, client, tmp_path, monkeypatch):
-    path = make_run(tmp_path / "a")
-    monkeypatch.chdir(path)
-    (path / "reports/card.html").write_text("card")
-    evidence, mlflow = Evidence("."), connect()
-    _, yours = (create(mlflow, "synthetic", evidence, provenance_of(path), {}) for _ in range(2))
+    evidence, _, yours = created_twice(tmp_path, monkeypatch)
     client.set_tag(yours.run_id, "stage", LIVE_STAGE)
     assert int(settle(client, "synthetic", evidence.key, yours).version) == 1
     run = client.get_run(yours.run_id)
