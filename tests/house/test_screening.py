@@ -28,6 +28,12 @@ def row(change: str, seed: int, robust: str) -> screening.Row:
     )  # fmt: skip
 
 
+def the_row(said: str) -> str:
+    """Of a table with one row."""
+    (one,) = [line for line in said.splitlines() if line.startswith("| shipped")]
+    return one
+
+
 def test_images_are_compared_over_the_seeds_that_both_have():
     """Ten images, two seeds: 8 are right more often by one seed, 1 less often; the third seed has no partner."""
     rows = [
@@ -80,7 +86,7 @@ def test_a_rate_that_was_found_stands_beside_the_grid_of_the_same_seeds(tmp_path
     assert {len(some) for some in cell.values()} == {2}
     monkeypatch.setattr(screening, "read", lambda: rows)
     screening.rates(argparse.Namespace())
-    said = capsys.readouterr().out.splitlines()[-3]
+    said = the_row(capsys.readouterr().out)
     assert said.startswith("| shipped, dtd10, 40 | 2 | 100.0 / 10.0 | 100.0 / 20.0 | 100.0 / 60.0 | 100.0 / 30.0 |")
     p = math.erfc(math.sqrt(3) / math.sqrt(2))  # three images more and none fewer
     assert said.endswith(f"| 100.0 / 50.0 | +0.0 / -10.0 | +0.0 (p 1) / +30.0 (p {min(1, 2 * p):.2g}) |")
@@ -117,7 +123,7 @@ def test_a_training_that_diverges_is_the_worst_answer(tmp_path, monkeypatch, cap
     for one in [row(which, 0, "1100000000") for which in ("default", "0.003", "0.01", "0.03")]:
         screening.added(one)
     screening.rates(asked)
-    assert "| 0.0 / 0.0 (1 diverged) | 100.0 / 20.0 | +0.0 / +0.0 |" in capsys.readouterr().out.splitlines()[-3]
+    assert "| 0.0 / 0.0 (1 diverged) | 100.0 / 20.0 | +0.0 / +0.0 |" in the_row(capsys.readouterr().out)
 
 
 def test_a_cost_is_a_ratio_of_the_same_seeds(monkeypatch, capsys):
@@ -179,3 +185,15 @@ def test_seed_by_seed_what_is_found_is_held_against_the_best_of_the_grid(capsys)
     ]
     screening.show_each_seed(list(screening.grids([*found, *grid], "default")), "default")
     assert "shipped, 40 epochs, seed by seed: 3 of 4 within a point; at most 20.0 below" in capsys.readouterr().out
+
+
+def test_a_search_is_judged_on_the_seed_that_it_has_not_seen(capsys):
+    """Two seeds always like 0.03 best, which has 4, 4 and at last 1 tenth: what is found has 2."""
+    found = [row("default", seed, "1100000000") for seed in (0, 1, 2)]
+    robust = {"0.003": "111", "0.01": "222", "0.03": "441", "0.1": "113"}  # tenths, by seed
+    grid = [
+        row(rate, seed, "1" * int(tenths) + "0" * (10 - int(tenths)))
+        for rate, some in robust.items() for seed, tenths in enumerate(some)
+    ]  # fmt: skip
+    screening.show_a_search(list(screening.grids([*found, *grid], "default")), "default")
+    assert ": +0.0 / -10.0; that one is within a point in 5 of 6" in capsys.readouterr().out
