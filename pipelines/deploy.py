@@ -35,12 +35,12 @@ from pipelines.registry import triton_repository as repository
 from pipelines.registry.decision_log import CONTENTS, entries, explaining, now, who
 from pipelines.registry.signature import verify
 from pipelines.registry.triton_server import Canaries, Silent, alive, ask
-from pipelines.registry.versions import alias_version, get_version, verified_onnx, where
+from pipelines.registry.versions import alias_version, get_version, registry, verified_onnx, where
 from stages.common.runner import StageError, only_one
 from stages.common.scrub import scrubbed
 from stages.evidence.canaries import disagreement
 from stages.register import CANARIES, quiet
-from stages.tracking.client import answering, connect, mlflow_module
+from stages.tracking.client import answering, mlflow_module
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -75,7 +75,7 @@ def deploy(name: str, alias: str, to: Path, how: How = AS_USUAL) -> str:
     model.mkdir(parents=True, exist_ok=True)
     with only_one(model):
         _repair(model)
-        client = connect().MlflowClient()
+        client = registry()
         number = alias_version(client, name, alias)
         if number is None:
             raise StageError(f"{where()} has no {name}@{alias}: promote a version first")
@@ -223,7 +223,7 @@ def rollback(name: str, to: Path, key: Path | None = None) -> str:
         if not reached or not repository.is_whole(model, reached[-1], record):
             raise StageError(f"{model}: no version before {current} is kept here (kept: {there})")
         if key:
-            _verify_served(model, get_version(connect().MlflowClient(), name, reached[-1]), key)
+            _verify_served(model, get_version(registry(), name, reached[-1]), key)
         repository.go_back(model, reached[-1], event(f"rolled back from {current}"), f"rolled back by {who()}")
     return f"{name} version {reached[-1]} is served again, instead of {current}"
 

@@ -26,13 +26,13 @@ from pipelines.registry import decision_log as history
 from pipelines.registry.gates import Finding, Paired, as_record, champion_findings, gate_findings
 from pipelines.registry.show import ALIASES, show, show_history, show_present
 from pipelines.registry.signature import sign
-from pipelines.registry.versions import NOT_THERE, alias_version, evidence_of, get_version, unknown_model
+from pipelines.registry.versions import NOT_THERE, alias_version, evidence_of, get_version, registry, unknown_model
 from stages.common.params import Gates, check
 from stages.common.runner import StageError
 from stages.common.scrub import scrubbed
 from stages.evidence.files import ONNX
 from stages.register import GATES, RECEIPT, check_receipt, read_receipt
-from stages.tracking.client import answering, connect
+from stages.tracking.client import answering
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,7 +53,7 @@ def promote(
     key: Path | None = None,
 ) -> dict[str, Any]:
     """The entry in the log: what was decided on this version, and on which evidence. Without gates: the version's."""
-    client = connect().MlflowClient()
+    client = registry()
     found = _version(client, name, version)
     number, gates = int(found.version), gates or gates_of(found)
     claim = _claim(client, name)
@@ -141,7 +141,7 @@ def examine(
 
 def rollback(name: str, alias: str = "champion", why: str | None = None, key: Path | None = None) -> dict[str, Any]:
     """Back to the version before, whose files must still be what they were; signed, where a key is given."""
-    client = connect().MlflowClient()
+    client = registry()
     claim = _claim(client, name)
     withdraw_cut_short(client, name, alias)
     present = alias_version(client, name, alias)

@@ -311,9 +311,14 @@ def show(name: str, revision: str, only: list[str] | None) -> None:
     wanted = chosen(plan, only)
     tries = tries_of(plan, wanted)
     for cell in [*tries.values(), *wanted]:
-        ready = cell if cell.name() in tries else marks.settled(plan, cell)
-        done = ready is not None and marks.finished(ready)
-        state = "done" if done else "diverged" if marks.lost(cell) else "to do" if ready else "after its search"
+        is_try = cell.name() in tries
+        ready = cell if is_try else marks.settled(plan, cell)
+        if ready is not None and marks.finished(ready):
+            state = "done"
+        elif marks.lost(cell) or (not (is_try or ready) and marks.hopeless(plan, cell)):
+            state = "diverged"
+        else:
+            state = "to do" if ready else "after its search"
         print(state, cell.name(), cell.preset or "", (ready or cell).overrides | (ready or cell).found)
 
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from pipelines.registry import decision_log as history
 from pipelines.registry.gates import Finding
-from pipelines.registry.versions import alias_version, get_version, require_model
-from stages.tracking.client import connect
+from pipelines.registry.versions import alias_version, get_version, registry, require_model
 
 ALIASES = ("champion", "challenger")
 NOT_EXPLAINED = "!! no entry of the log explains it: the alias was moved by other means"
@@ -23,7 +22,7 @@ def show(entry: dict[str, Any]) -> None:
 
 def show_present(name: str) -> None:
     """Who holds each alias, since when, and how good it is."""
-    client = connect().MlflowClient()
+    client = registry()
     require_model(client, name)
     log = history.entries(client, name)
     for alias in ALIASES:
@@ -43,7 +42,7 @@ def show_present(name: str) -> None:
 
 
 def show_history(name: str) -> None:
-    client = connect().MlflowClient()
+    client = registry()
     require_model(client, name)
     log = history.entries(client, name)
     print("\n".join(history.lines(log)) or f"{name}: no decision yet")

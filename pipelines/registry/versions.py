@@ -16,7 +16,7 @@ from stages.common.runner import StageError
 from stages.common.scrub import scrubbed
 from stages.evidence.files import ONNX, Evidence, content_key, same_weights
 from stages.register import CANARIES, fetch_onnx, quiet, version_tags
-from stages.tracking.client import mlflow_module, shown_uri
+from stages.tracking.client import SQLITE, connect, database_file, mlflow_module, shown_uri, tracking_uri
 from stages.tracking.mirror import EVIDENCE
 
 if TYPE_CHECKING:
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 NOT_THERE = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+
+
+def registry() -> MlflowClient:
+    """Of the registry that is there: nobody looks one up, or moves an alias, in an empty one made for it."""
+    uri = tracking_uri()
+    if uri.startswith(SQLITE) and not database_file(uri).exists():
+        raise StageError(
+            f"there is no registry at {shown_uri()}: go where it was registered, or set MLFLOW_TRACKING_URI"
+        )
+    return connect().MlflowClient()
 
 
 def get_version(client: MlflowClient, name: str, number: str | int) -> ModelVersion:

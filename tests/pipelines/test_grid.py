@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -152,6 +153,25 @@ def test_where_every_try_diverged_nothing_is_found(tmp_path):
     assert marks.hopeless(sweep, vanilla)
     assert marks.settled(sweep, vanilla) is None
     assert not marks.hopeless(sweep, autolora)
+
+
+def test_the_list_says_of_every_cell_where_it_stands(tmp_path, monkeypatch, capsys):
+    """Of two tries that a cell waits for one diverged, then both: there is nothing more to wait for."""
+    sweep = grid.parse(SMALL | {"search": SEARCH}, "small")
+    marks = Marks(tmp_path, "small", "c0ffee")
+    monkeypatch.setattr(sweeping.grid, "load", lambda name, source: sweep)
+    monkeypatch.setattr(sweeping.commits, "resolve", lambda source, revision: "c0ffee")
+    monkeypatch.setattr(sweeping.rebuild, "work_root", lambda source: tmp_path)
+
+    def states():
+        sweeping.show("small", "HEAD", ["vanilla-0*", "autolora-0*"])
+        return [re.split(r" (?=vanilla|autolora)", line)[0] for line in capsys.readouterr().out.splitlines()]
+
+    low, high = search.tries_for(sweep, sweep.cells[0])
+    marks.lose(high, {})
+    assert states() == ["to do", "diverged", "after its search", "to do"]
+    marks.lose(low, {})
+    assert states() == ["diverged", "diverged", "diverged", "to do"]
 
 
 def test_a_cell_is_told_as_soon_as_it_ends():

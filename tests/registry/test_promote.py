@@ -418,6 +418,15 @@ def test_a_name_with_a_slip_of_the_pen_is_no_model_without_a_champion(registry, 
         assert "has no model named synthetc" in capsys.readouterr().err
 
 
+def test_a_folder_without_a_registry_gets_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--history"], ["1"], ["--rollback"]):
+        assert main(["synthetic", *more]) == 1
+        assert "there is no registry at sqlite:///" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_alias_that_was_removed_by_hand_is_seen(registry, client, capsys):
     assert main(["synthetic", "1"]) == 0
     client.delete_registered_model_alias("synthetic", "champion")
