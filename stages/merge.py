@@ -89,6 +89,8 @@ def _read_ends(params: MergeParams, validation: Validation) -> Ends:
     deltas, notes = load_deltas(FINETUNED / "branch.safetensors"), dict[str, str]()
     if params.merge.soup != "none":
         robust, deltas, notes = cooked(params.merge.soup, params.finetune.members, validation)
+    elif params.finetune.members > 1:
+        print(f"merge: merge.soup is none: the first of {params.finetune.members} members ships", file=sys.stderr)
     if params.merge.toward != "critical":
         return Ends(robust, natural, deltas, None, notes)
     tuned, layer = tuned_layer(robust, validation, params.seed, params.finetune.augmentation)

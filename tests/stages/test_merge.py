@@ -142,6 +142,14 @@ def test_a_soup_takes_the_robust_networks_place(finetuned, monkeypatch: pytest.M
     assert Path("models/merged.safetensors").read_bytes() == first
 
 
+def test_members_without_a_soup_are_told_of(finetuned, capsys) -> None:
+    members()
+    finetuned(alpha=0, toward="branch")
+    assert "merge: merge.soup is none: the first of 3 members ships\n" in capsys.readouterr().err
+    first = load_classifier("models/finetuned/members/1.safetensors").state_dict()
+    assert all(torch.equal(v, first[n]) for n, v in load_classifier("models/merged.safetensors").state_dict().items())
+
+
 def test_a_soup_of_members_that_are_not_there(finetuned) -> None:
     members()
     Path("models/finetuned/members/2-branch.safetensors").unlink()
