@@ -26,6 +26,8 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
+from autolora.attacks.also import Also
+from autolora.attacks.also_flags import WORD
 from autolora.attacks.autoattack import autoattack_of
 from autolora.attacks.checks import curve_agrees
 from autolora.attacks.engine.prepare import device_of
@@ -45,12 +47,10 @@ from autolora.data.images import TestImages
 from autolora.data.sample import ids_sha256, read_images, stratified
 from autolora.threat import Threat
 from stages.common.command_line import takes_no_arguments
-from stages.common.params import CORRUPTIONS
 from stages.common.processes import processes
 from stages.common.runner import StageError, main, timed, work_dir
 from stages.common.views import EvaluateParams, load
 from stages.evaluation import beyond
-from stages.evaluation.beyond import Beyond
 from stages.evaluation.contact_sheet import Row, contact_sheet
 from stages.evaluation.provenance_checks import nothing_chosen, read_manifest, splits_apart, weights_match
 
@@ -68,7 +68,7 @@ class Evaluated(NamedTuple):
     notes: dict[str, str]
     report: Report
     curve: list[Point]
-    beyond: Beyond  # what evaluate.also asks for
+    also: Also  # what evaluate.also asks for
 
 
 def evaluate() -> None:
@@ -143,9 +143,9 @@ def evaluate_network(params: EvaluateParams, images: TestImages, path: Path) -> 
         say(f"{path.stem} at {threat}")
         reports[str(threat)] = autoattack_of(model, images, threat, settings(threat, device))
     corrupted = None
-    if CORRUPTIONS in params.evaluate.also:
-        corrupted = under_corruptions(model, images, settings(CORRUPTIONS, device))
-    return Evaluated(notes, report, curve, Beyond(reports, corrupted))
+    if WORD in params.evaluate.also:
+        corrupted = under_corruptions(model, images, settings(WORD, device))
+    return Evaluated(notes, report, curve, Also(reports, corrupted))
 
 
 def settings_of(
@@ -230,7 +230,7 @@ def record_of(images: TestImages, robust: Evaluated, natural: Evaluated) -> dict
 
 def also(images: TestImages, robust: Evaluated, natural: Evaluated) -> dict[str, Any]:
     """What params.yaml asks for beyond its threat; nothing where it asks for nothing."""
-    found = beyond.rows(robust.beyond, natural.beyond, (robust.report, natural.report), min(images.x.shape[2:]))
+    found = beyond.rows(robust.also, natural.also, (robust.report, natural.report), min(images.x.shape[2:]))
     if not found:
         return {}
     most = 2 * robust.report.threat.eps
@@ -262,7 +262,7 @@ def flags(images: TestImages, robust: Evaluated, natural: Evaluated) -> np.ndarr
     ours, twin = robust.report, natural.report
     kept = {"clean": ours.clean, "robust": ours.robust, "baseline_clean": twin.clean, "baseline_robust": twin.robust}
     found = {field: values.numpy() for field, values in kept.items()}
-    found |= beyond.columns(robust.beyond, natural.beyond)
+    found |= beyond.columns(robust.also, natural.also)
     kinds = [(field, "?" if values.dtype == bool else "i8") for field, values in found.items()]
     table = np.zeros(len(images), dtype=[("id", "S64"), ("label", "i8"), *kinds])
     table["id"], table["label"] = [i.encode() for i in images.ids], images.y

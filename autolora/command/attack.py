@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from autolora.attacks.also_flags import WORD
 from autolora.attacks.autoattack import autoattack_of, black_box
 from autolora.attacks.checks import known_labels, logits_are_numbers, logits_not_softmax, shuffled
 from autolora.attacks.engine.answers import require_logits
@@ -37,8 +38,7 @@ from autolora.attacks.under_corruptions import under_corruptions
 from autolora.attacks.verdicts import CheckFailed, require
 from autolora.attacks.versions import VERSIONS
 from autolora.command import options, result
-from autolora.command.also import measured, words
-from autolora.command.also_flags import WORD
+from autolora.command.also import measured, of_threat, words
 from autolora.command.budget import within
 from autolora.command.images import Data, read
 from autolora.command.models import Asked, Target, no_gradients, target
@@ -172,7 +172,7 @@ def attack(chosen: argparse.Namespace) -> Done:
             )
         notes = {"agreement": agreed.agreement.as_record()} if agreed.agreement else {}
         record = result.record_of(model, data, report, notes | ({"left_out": left_out} if left_out else {}))
-        record |= {"also": found.rows(report, min(data.images.x.shape[2:]))} if also else {}
+        record |= {"also": found.rows(report, min(data.images.x.shape[2:]), of_threat)} if also else {}
         record |= {"seconds": round(time.perf_counter() - begin, 1)}
         if _first():
             result.write(out, record, (report, found), data)

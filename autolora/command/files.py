@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from autolora.command.also_flags import accuracy_of
+from autolora.attacks.also_flags import accuracy_of
 from autolora.command.models import read_onnx
 from autolora.command.result import EXAMPLES, FLAGS, REPORT
 from autolora.common.errors import BadArgument, first_line

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from autolora.attacks.also import Also
 from autolora.attacks.report import Report, by_class
-from autolora.command.also import Also
 from autolora.command.card import page
 from autolora.command.images import Data
 from autolora.command.models import Target

@@ -1,4 +1,4 @@
-"""How many processes there are, and that none outlives the one that started it, however that one ends.
+"""How many processes there are, what this one holds, and that none outlives the one that started it, however that ends.
 
     end_with_parent()                 # the first line of a worker
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
@@ -40,3 +41,8 @@ def _watch(parent: int) -> None:
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

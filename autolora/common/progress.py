@@ -123,3 +123,11 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02} min"
     return f"{minutes // 1440} days {minutes % 1440 // 60} h"
+
+
+def size(count: float) -> str:
+    """Of so many bytes, as coarse."""
+    megabytes = count / 2**20
+    if megabytes >= 1024:
+        return f"{megabytes / 1024:.1f} GB"
+    return f"{megabytes:.0f} MB" if megabytes >= 10 else f"{megabytes:.1f} MB"

@@ -10,7 +10,6 @@ has no way in.
 from __future__ import annotations
 
 import copy
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from autolora.backbones.classifier import Spec
 from autolora.backbones.frozen import evaluating
 from autolora.common import distributed
 from autolora.common.malloc import freed_memory_kept
+from autolora.common.processes import peak_memory
 from autolora.common.progress import bar as progress_bar
 from autolora.data.batches import moved, stream, to_pixels
 from autolora.threat import Threat
@@ -284,7 +284,7 @@ def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) ->
         "event": event,
         "seconds": seconds,
         "images_per_second": len(learner.labels) / seconds,
-        "peak_memory_mb": peak_memory(learner.device),
+        "peak_memory_mb": megabytes(learner.device),
     }
     done.history.append(record)
     return record
@@ -391,7 +391,7 @@ def shown(record: Record) -> dict[str, str]:
     return {short: f"{record[name]:.3g}" for short, name in names.items() if record[name] is not None}
 
 
-def peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10))
+def megabytes(device: torch.device) -> int:
+    """That were held at most."""
+    held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    return round(held / 2**20)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from autolora.attacks.also_flags import accuracy_of, columns_of
 from autolora.attacks.verdicts import NAMES, NOT_RUN
-from autolora.command.also_flags import accuracy_of, columns_of
 from autolora.common.statistics import mcnemar, wilson
 from autolora.data.sample import ids_sha256
 from autolora.threat import Threat

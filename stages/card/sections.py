@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from autolora.attacks.also_flags import UNION, WORD
 from autolora.attacks.verdicts import NAMES
 from autolora.common.files import file_sha256, read_json
 from autolora.training.axes import NO_ATTACK
 from stages.card.svg import percent
-from stages.common.params import CORRUPTIONS, UNION
 from stages.evidence.checks import sixteen
 from stages.evidence.files import FINETUNED, ONNX, Evidence
 
@@ -61,7 +61,7 @@ def beyond(evidence: Evidence) -> dict[str, Any] | None:
         return None
     main = {"accuracy": r["robust_accuracy"], "ci95": r["ci95"], "baseline": {"accuracy": _of_twin(r)}}
     rows = [(radius(r), main), *((what_is_meant(row), row) for row in r["also"])]
-    corrupted = next((row for row in r["also"] if row["what"] == CORRUPTIONS), None)
+    corrupted = next((row for row in r["also"] if row["what"] == WORD), None)
     return {
         "rows": [
             (name, percent(row["accuracy"]), _interval(row["ci95"]), _share(row["baseline"]["accuracy"]))
@@ -104,7 +104,7 @@ def what_is_meant(row: dict[str, Any]) -> str:
 
 
 def short_name(what: str) -> str:
-    return {CORRUPTIONS: "under corruptions", UNION: "under all threats"}.get(what, f"at {what}")
+    return {WORD: "under corruptions", UNION: "under all threats"}.get(what, f"at {what}")
 
 
 def _share(value: float | None) -> str:

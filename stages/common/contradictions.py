@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autolora.command.also_flags import UNION
-from autolora.command.also_flags import WORD as CORRUPTIONS
+from autolora.attacks.also_flags import UNION, WORD
 from autolora.training.axes import NO_ATTACK, TEACHERS, clashes
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ def contradictions(params: Params) -> Iterator[str]:
     also, size = params.evaluate.also, params.data.image_size
     if str(params.threat) in also:
         yield f"evaluate.also is {also}: {params.threat} is the threat itself"
-    if CORRUPTIONS in also and size < SMALLEST:
-        need = f"{CORRUPTIONS} need images of at least {SMALLEST} pixels a side"
+    if WORD in also and size < SMALLEST:
+        need = f"{WORD} need images of at least {SMALLEST} pixels a side"
         yield f"evaluate.also is {also}: {need}, and data.image_size is {size}"
     measured = {*also, *([UNION] if params.evaluate.also_threats else [])}
     for word in params.register.gates.also:

@@ -25,6 +25,7 @@ from pydantic import (
     field_validator,
 )
 
+from autolora.attacks.also_flags import UNION, WORD
 from autolora.common.command_line import nearest
 from autolora.common.errors import BadArgument
 from autolora.threat import Threat
@@ -167,17 +168,14 @@ class Merge(Section):
     mix: Literal["none", "nuts"] = "none"
 
 
-CORRUPTIONS, UNION = "corruptions", "union"  # words that stand beside threats
-
-
 def other_threat(text: str) -> str:
     """A word of evaluate.also as everybody writes it."""
-    if text == CORRUPTIONS:
+    if text == WORD:
         return text
     try:
         return str(Threat.parse(text))
     except BadArgument as error:
-        raise ValueError(f"{text!r} is neither a threat such as l2:0.5 nor {CORRUPTIONS} ({error})") from None
+        raise ValueError(f"{text!r} is neither a threat such as l2:0.5 nor {WORD} ({error})") from None
 
 
 class Evaluate(Section):
@@ -188,7 +186,7 @@ class Evaluate(Section):
 
     @property
     def also_threats(self) -> list[Threat]:
-        return [Threat.parse(text) for text in self.also if text != CORRUPTIONS]
+        return [Threat.parse(text) for text in self.also if text != WORD]
 
     @field_validator("also")
     @classmethod

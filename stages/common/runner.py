@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from autolora.common.errors import BadArgument
 from autolora.common.files import AtWork, file_sha256, locked, write_json
+from autolora.common.processes import peak_memory
 from autolora.common.progress import named
 from stages.common.clone import seen_from_clone
 from stages.common.endings import forget, tell
@@ -124,11 +125,10 @@ def timed(stage: str, made: str | Path | None = None) -> Iterator[dict[str, Any]
     record: dict[str, Any] = {}
     start, before = time.perf_counter(), _processor_seconds()
     yield record
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     record |= {
         "seconds": round(time.perf_counter() - start, 2),
         "processor_seconds": round(_processor_seconds() - before, 2),
-        "peak_memory_mb": round(peak / 2**20),
+        "peak_memory_mb": round(peak_memory() / 2**20),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         **_accelerators(time.perf_counter() - start),

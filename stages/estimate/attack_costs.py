@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from autolora.attacks.also_flags import WORD
 from autolora.attacks.engine.network import Network
 from autolora.attacks.eps_curve import SHARES, STEPS
 from autolora.attacks.versions import STANDARD, Step, plan_of, work
 from autolora.threat import Threat
-from stages.common.params import CORRUPTIONS, Evaluate, Export
+from stages.common.params import Evaluate, Export
 from stages.estimate.costs import Price
 
 CURVE = (len(SHARES) + 1) * (STEPS + 1)  # gradients of one image: its radii, and one that nothing survives
@@ -33,7 +34,7 @@ def evaluate(price: Price, images: int, classes: int, norm: str, section: Evalua
     twice = 2 if mixed else 1  # networks in the one that ships
     one = sum(each.gradient for each in (of_a_pair(price), *again(price))) if mixed else price.gradient
     curves = CURVE * images * (one + price.gradient)
-    corrupted = (twice + 1) * CORRUPTED * images * price.forward if CORRUPTIONS in section.also else 0.0
+    corrupted = (twice + 1) * CORRUPTED * images * price.forward if WORD in section.also else 0.0
     plans = [plan_of(section.version, each, classes)[0] for each in (norm, *(t.norm for t in section.also_threats))]
     return curves + corrupted + sum(both(price, images, plan, mixed=mixed) for plan in plans)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,8 +10,8 @@ import torch
 
 from autolora.backbones.layers import weight_layers
 from autolora.backbones.loading import load_backbone
-from autolora.common.processes import cores
-from autolora.common.progress import duration
+from autolora.common.processes import cores, peak_memory
+from autolora.common.progress import duration, size
 from autolora.training.subtuning import blocks_of
 from stages.common import processes
 from stages.common.params import Evaluate, Params
@@ -84,7 +82,7 @@ def _peak() -> int:
     """GPU memory where there is a GPU, else what this process holds at most."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_memory()
 
 
 def lines(e: Estimate) -> Iterator[str]:
@@ -141,10 +139,6 @@ def disk(e: Estimate) -> int:
     adversarial = attacked(p.evaluate, c.test) * 3 * p.data.image_size**2 * 5
     weights = 4 * e.parameters
     return 3 * pixels + 2 * adversarial + 14 * weights  # five files twice, and two checkpoints with momentum
-
-
-def size(count: float) -> str:
-    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{max(1, count / 2**20):.0f} MB"
 
 
 def shorter(e: Estimate, whole: float) -> Iterator[str]:

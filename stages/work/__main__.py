@@ -10,6 +10,7 @@ Downloads and the results of rebuilds stay. Outputs are not here: DVC has them i
 from __future__ import annotations
 
 from autolora.common.command_line import Command
+from autolora.common.progress import size
 from stages.common.runner import main, work_root
 from stages.work.folders import KEPT, MADE_AGAIN, Work, found, others, prune
 
@@ -36,10 +37,6 @@ def row(one: Work) -> str:
 
 def total(works: list[Work]) -> str:
     return f"{size(sum(one.size for one in works))} of progress in {len(works)} folders of {work_root()}"
-
-
-def size(count: int) -> str:
-    return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.1f} MB"
 
 
 main(work)

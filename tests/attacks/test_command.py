@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import write_png
 
+from autolora.attacks.also import Also
 from autolora.attacks.autoattack import autoattack_of
 from autolora.attacks.engine.file_network import FileNetwork
 from autolora.attacks.evaluation import Settings
 from autolora.command import budget, result
 from autolora.command import images as pictures
-from autolora.command.also import Also
 from autolora.command.main import main
 from autolora.data.examples import read_examples
 from autolora.data.images import TestImages
@@ -251,7 +251,7 @@ def test_corruptions_count_each_image_once() -> None:
     right[0] = False
     right[1, 3, 2:] = False
     also = Also({}, right)
-    (row,) = also.rows(None, 32)  # type: ignore[arg-type]  # no threat, no union
+    (row,) = also.rows(None, 32, dict)  # type: ignore[arg-type]  # no threat, no union
     assert row["what"] == "corruptions"
     assert row["accuracy"] == 1 - (75 + 3) / 300
     assert row["kinds"][3] == {"name": "defocus_blur", "accuracy": 0.6, "by_severity": [0.75, 0.75, 0.5, 0.5, 0.5]}

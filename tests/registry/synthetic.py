@@ -24,6 +24,7 @@ import torch
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from autolora.attacks.also import Also
 from autolora.attacks.autoattack import autoattack
 from autolora.attacks.checks import enough_images
 from autolora.attacks.report import Report
@@ -32,7 +33,7 @@ from autolora.common.files import file_sha256, read_json, write_json
 from autolora.common.statistics import mcnemar
 from autolora.data.sample import ids_sha256
 from autolora.threat import Threat
-from stages.evaluation.beyond import Beyond, columns, rows
+from stages.evaluation.beyond import columns, rows
 from stages.evaluation.provenance_checks import nothing_chosen, splits_apart, weights_match
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -297,7 +298,7 @@ def add_also(folder: Path) -> Path:
     for key in ("robust", "baseline_robust"):
         report = report_of(flags, "clean", key, 16, "standard")
         other = replace(report, threat=Threat("l2", 0.5), robust=report.robust & torch.from_numpy(rng.random(n) < 0.9))
-        found[key] = report, Beyond({"l2:0.5": other}, torch.from_numpy(rng.random((n, 15, 5)) < 0.7))
+        found[key] = report, Also({"l2:0.5": other}, torch.from_numpy(rng.random((n, 15, 5)) < 0.7))
     (main, ours), (natural, twin) = found.values()
     record["also"] = rows(ours, twin, (main, natural), side=32)
     record["expected_robustness"] = {"up_to": 32 / 255, "accuracy": 0.5, "baseline": 0.1, "attack": "apgd-ce-20"}
