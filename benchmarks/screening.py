@@ -262,8 +262,9 @@ def show_a_search(cells: Sequence[tuple[str, str, int, dict[str, list[Row]]]], c
     for net, _, epochs, cell in cells:
         grid = [cell[at_rate(change, rate)] for rate in RATES]
         for at, found in enumerate(cell[change] if len(cell[change]) > 1 else ()):
-            choice = max(grid, key=lambda rows, at=at: mean_of_others(rows, at))
-            searched.setdefault((net, epochs), []).append((found, choice[at], [rows[at] for rows in grid]))
+            liked = [mean_of_others(rows, at) for rows in grid]
+            here = [rows[at] for rows in grid]
+            searched.setdefault((net, epochs), []).append((found, here[liked.index(max(liked))], here))
     for (net, epochs), some in searched.items():
         rises = [fmean(getattr(found, what) - getattr(one, what) for found, one, _ in some) for what in MEASURES]
         near = sum(
