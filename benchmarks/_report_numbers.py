@@ -190,6 +190,21 @@ def price(rows: Iterable[Row], group: Group, name: str) -> float | None:
     return None if None in values else float(sum(values))
 
 
+def seconds_by_machine(rows: Iterable[Row], group: Group, name: str) -> dict[str, float]:
+    """Of one network, as a price is; no mean is over machines that are not alike."""
+    searched = [row for row in tries(rows, group) if row.epochs] if name == "processor_seconds" else []
+    machines = sorted({row.machine or "" for row in searched or group.rows})
+    if searched:
+        total = price(searched, group, name)
+        return {machines[0]: total} if len(machines) == 1 and total is not None else {}
+    found = {machine: on(group, machine).mean(name) for machine in machines}
+    return {machine: value for machine, value in found.items() if value is not None}
+
+
+def on(group: Group, machine: str) -> Group:
+    return replace(group, rows=tuple(row for row in group.rows if (row.machine or "") == machine))
+
+
 def front(some: Sequence[Group], cost: Callable[[Group], float | None]) -> list[tuple[Group, float | None]]:
     """From the cheapest on, those that withstand surely more than the dearest step before them, with that test's p."""
     priced = [(price, group) for group in some if (price := cost(group)) is not None]

@@ -18,6 +18,7 @@ from benchmarks._report_numbers import (
     diverged,
     front,
     price,
+    seconds_by_machine,
     tries,
 )
 from benchmarks._report_pictures import panels
@@ -42,12 +43,13 @@ from benchmarks._report_words import (
     setting,
     span,
     table,
+    told_of_machines,
 )
 
 CLAIM = ("autolora2024-paper", "autolora2024-released", "best")  # AutoLoRa, three ways
 NOT_POSSIBLE = (
-    "**Another kind of machine.** None was at hand: how far numbers of a processor with other instructions lie from "
-    "these is not known.",
+    "**Another kind of machine.** All rows are of x86-64 processors, some with bfloat16 and some without, which round "
+    "otherwise (see above). GPUs and other architectures are not measured.",
 )
 
 
@@ -226,8 +228,8 @@ def costs(facts: Facts) -> list[str]:
     lines = [
         [
             group.data, group.recipe, millions(price(facts.main, group, "forwards")),
-            seconds(price(facts.main, group, "processor_seconds")), tried(facts.main, group),
-            seconds(group.mean("attack_seconds")), percent(group.mean("robust")),
+            seconds(seconds_by_machine(facts.main, group, "processor_seconds")), tried(facts.main, group),
+            seconds(seconds_by_machine(facts.main, group, "attack_seconds")), percent(group.mean("robust")),
         ]
         for group in some
     ]  # fmt: skip
@@ -240,6 +242,7 @@ def costs(facts: Facts) -> list[str]:
         "costs all its tries, but for those that diverged, which are not counted; the best of them is the network. "
         "Seconds are left out of what came from DVC's cache or went on after a break. In the picture all recipes of a "
         "set have the same seeds, and those that lack one are left out.",
+        told_of_machines(lines),
         table(["set", "recipe", "forwards, millions", "`finetune`, s", "tries", "`evaluate`, s", "robust"], lines),
         picture(facts, "results-cost", "Robust accuracy over the cost of training"),
         *(knee(facts, data, of) for data, of in by_data(some).items()),
@@ -263,9 +266,8 @@ def knee(facts: Facts, data: str, there: Sequence[Group]) -> str:
     )
     where = f"On {data}, {seeds_in_words(some[0].seeds())}{left_out(there, some)}"
     return (
-        f"{where}, more forwards buy more robust accuracy along these: {words}. "
-        "p is of the step from the one before, not corrected. What costs more than the last of them gains nothing "
-        "with p < 0.05."
+        f"{where}, robust accuracy rises with the forwards along these: {words}. Each step from the one before has "
+        "p < 0.05 before any correction, which is less than sure; what costs more than the last of them has not."
     )
 
 

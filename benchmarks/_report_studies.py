@@ -7,9 +7,19 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from autolora.common.statistics import holm
-from benchmarks._report_numbers import Comparison, Group, comparison, of_study, price, with_seeds
+from benchmarks._report_numbers import Comparison, Group, comparison, of_study, price, seconds_by_machine, with_seeds
 from benchmarks._report_pictures import panels
-from benchmarks._report_words import STANDARD, Facts, millions, not_yet, percent, seconds, setting, table
+from benchmarks._report_words import (
+    STANDARD,
+    Facts,
+    millions,
+    not_yet,
+    percent,
+    seconds,
+    setting,
+    table,
+    told_of_machines,
+)
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,8 @@ def further(facts: Facts, study: Study) -> list[str]:
         [
             group.data, group.setting.rpartition("=")[2], group.recipe, str(len(group.rows)),
             percent(group.mean("clean"), group.sd("clean")), percent(group.mean("robust"), group.sd("robust")),
-            millions(price(rows, group, "forwards")), seconds(price(rows, group, "processor_seconds")),
-            seconds(group.mean("attack_seconds")), said,
+            millions(price(rows, group, "forwards")), seconds(seconds_by_machine(rows, group, "processor_seconds")),
+            seconds(seconds_by_machine(rows, group, "attack_seconds")), said,
         ]
         for group, said in zip(some, column, strict=True)
     ]  # fmt: skip
@@ -55,6 +65,7 @@ def further(facts: Facts, study: Study) -> list[str]:
         f"## {study.title}",
         f"{study.question} {left(facts, study.sweep)}",
         setting(rows),
+        told_of_machines(lines),
         table([*names, head], lines),
         f"![{study.title}]({study.picture}.png)" if shown else "",
     ]

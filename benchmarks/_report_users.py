@@ -9,6 +9,7 @@ from benchmarks._report_numbers import (
     Group,
     compared,
     comparison,
+    seconds_by_machine,
 )
 from benchmarks._report_studies import STUDIES, further
 from benchmarks._report_words import (
@@ -30,6 +31,7 @@ from benchmarks._report_words import (
     setting,
     span,
     table,
+    told_of_machines,
 )
 
 LEADING = ("natural", "vanilla", "best")  # without which the README says nothing
@@ -77,15 +79,16 @@ def paid(facts: Facts) -> list[str]:
         one = comparison(plain, ours, "clean")
         lines.append([
             plain.data, percent(plain.mean("clean")), percent(ours.mean("clean")), f"{100 * one.difference:.1f}",
-            f"{one.only_ours}:{one.only_theirs} (p {one.p:.2g})",
+            f"{one.only_ours}:{one.only_theirs} (p {one.p:.2g}{which_seeds(plain, ours)})",
             percent(plain.mean("robust")), percent(ours.mean("robust")),
         ])  # fmt: skip
     if not lines:
         return [not_yet(MAIN)]
     head = ["set", "natural: clean", "default: clean", "points paid", "right by one alone", "natural: robust"]
     return [
-        "Images that the one reads rightly and the other does not are counted in the fifth column (McNemar, exact, not "
-        "corrected).",
+        "Images that the one reads rightly and the other does not are counted in the fifth column (McNemar, exact, "
+        "over images and not over seeds, not corrected). Where it names seeds, the points are of those, and the means "
+        "of all.",
         table([*head, "default: robust"], lines),
     ]
 
@@ -94,8 +97,9 @@ def duration(facts: Facts) -> list[str]:
     chosen = [group for group in facts.groups() if group.recipe in ("best", "natural")]
     lines = [
         [group.data, group.recipe, str(group.rows[0].side), span(row.train for row in group.rows),
-         str(max(row.epochs for row in group.rows)), seconds(group.mean("processor_seconds")),
-         seconds(group.mean("attack_seconds"))]
+         str(max(row.epochs for row in group.rows)),
+         seconds(seconds_by_machine(facts.main, group, "processor_seconds")),
+         seconds(seconds_by_machine(facts.main, group, "attack_seconds"))]
         for group in chosen if group.mean("processor_seconds") is not None
     ]  # fmt: skip
     if not lines:
@@ -104,6 +108,7 @@ def duration(facts: Facts) -> list[str]:
         "Processor seconds on one core, the natural twin's among them: to train, and to attack all test images "
         "(APGD-CE and APGD-T). Time grows with images, epochs and pixels; for your own images "
         "`uv run python -m stages.estimate` says it beforehand.",
+        told_of_machines(lines),
         table(["set", "recipe", "side", "training images", "epochs", "`finetune`, s", "`evaluate`, s"], lines),
     ]
 
@@ -119,9 +124,8 @@ def not_worth(facts: Facts) -> list[str]:
     for _, ours in pairs(facts):
         clean, robust = ours.mean("clean") or 0.0, ours.mean("robust") or 0.0
         head = heads.get(ours.data)
-        shared = head is not None and set(head.seeds()) & set(ours.seeds())
-        one = comparison(ours, head, "robust") if head and shared else None
-        where = "" if shared == set(ours.seeds()) else f", {seeds_in_words(sorted(shared or []))}"
+        one = comparison(ours, head, "robust") if head and shared_seeds(head, ours) else None
+        where = which_seeds(head, ours) if head else ""
         lines.append([
             ours.data, percent(guess(facts, ours.data)), percent(clean), percent(robust),
             percent(robust / clean if clean else None),
@@ -147,6 +151,16 @@ def not_worth(facts: Facts) -> list[str]:
             lines,
         ),
     ]
+
+
+def shared_seeds(some: Group, others: Group) -> list[int]:
+    return sorted(set(some.seeds()) & set(others.seeds()))
+
+
+def which_seeds(theirs: Group, ours: Group) -> str:
+    """A comparison is of those that both have: said where they are not all that a row's means are of."""
+    shared = shared_seeds(theirs, ours)
+    return "" if shared == sorted(ours.seeds()) == sorted(theirs.seeds()) else f", {seeds_in_words(shared)}"
 
 
 def guess(facts: Facts, data: str) -> float | None:

@@ -7,7 +7,7 @@ is kept as it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ IN_WORDS = {
     "roli2024": "the head first, alone and under attack",
     "mart2020": "MART, which weighs images by how wrongly they are read",
 }
+BFLOAT16, QUICK = "bfloat16", " (bf16)"  # in a machine's name, and beside its seconds
 BY_HAND, END = "<!-- written by hand -->", "<!-- end of what is written by hand -->"
 
 
@@ -75,8 +76,14 @@ def millions(value: float | None) -> str:
     return "" if value is None else f"{value / 1e6:.2f}"
 
 
-def seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
+def seconds(found: Mapping[str, float]) -> str:
+    """By machine."""
+    return ", ".join(f"{value:.0f}{QUICK if BFLOAT16 in machine else ''}" for machine, value in found.items())
+
+
+def told_of_machines(lines: Sequence[Sequence[str]]) -> str:
+    said = f"Seconds with{QUICK} are of processors that have AVX-512 and bfloat16, the others of some with neither."
+    return said if any(QUICK in cell for line in lines for cell in line) else ""
 
 
 def listed(words: Iterable[object]) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import random
 import shutil
 import signal
@@ -34,6 +33,7 @@ from autolora.common.files import read_json, write_json
 from benchmarks import _hurts as hurts
 from benchmarks._hurts import Place
 from benchmarks._project import ROOT, STAGES, TRIES, Project, different
+from stages.common.runner import this_machine
 
 SHARE = {"prepare": 2, "validate": 3, "finetune": 8, "merge": 3, "evaluate": 8, "export": 3, "register": 3}  # of 30
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
@@ -217,7 +217,7 @@ def keep(path: Path, chosen: argparse.Namespace, found: Sequence[Fault]) -> None
     record = {
         "command": f"python -m benchmarks.chaos --kills {chosen.kills} --seed {chosen.seed}"
         + (" --small" if chosen.small else ""),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": this_machine(),
         "threads": os.environ.get("OMP_NUM_THREADS", "torch's own choice"),
         "summary": summary(found),
         "faults": [asdict(fault) for fault in found],

@@ -12,7 +12,6 @@ any (prepare, validate, evaluate, register); training and export add in the orde
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import yaml
 from autolora.common.command_line import Command
 from autolora.common.files import write_json
 from benchmarks._project import ROOT, STAGES, Ended, Project, different
+from stages.common.runner import this_machine
 
 FREE = ("prepare", "validate", "evaluate", "register")  # of the number of processes and threads
 SETTING = {"TZ": "Pacific/Kiritimati", "LC_ALL": "C", "LANG": "C", "PYTHONHASHSEED": "12345", "COLUMNS": "40"}
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("DIFFERENT" if path in wrong else "equal    ", path)
     record = {
         "command": "python -m benchmarks.determinism" + (" --small" if chosen.small else ""),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": this_machine(),
         "epochs": epochs,
         "outputs": len(expected),
         "different": wrong,

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 from autolora.common.command_line import Command
 from autolora.common.files import write_json
 from benchmarks import _fuzz_served as served
+from stages.common.runner import this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 EACH = 2_400
@@ -281,7 +281,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(
                 f"  {found['kind']} ({found['count']} times): {found['what']}\n    {found['example'][:300]}", flush=True
             )
-        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+        machine = this_machine()
         command = f"python -m benchmarks.fuzz --inputs {chosen.inputs} --seed {chosen.seed}{only}"
         said = {"command": command, "machine": machine, "summary": summary(records), "doors": records}
         if results:

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 from autolora.common.command_line import Command
 from autolora.common.files import read_json, write_json
 from benchmarks._load_cases import CASES
+from stages.common.runner import this_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 1800  # seconds of one size
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
                 points.append(one(name, size))
                 print(f"{name} {size}: {points[-1]}", flush=True)
         records.append({"case": name, "slope": slope(points), "points": points})
-        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+        machine = this_machine()
         write_json(chosen.results, {"command": "python -m benchmarks.load", "machine": machine, "cases": records})
     if chosen.plot:
         draw(records, chosen.plot)

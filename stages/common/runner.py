@@ -129,13 +129,27 @@ def timed(stage: str, made: str | Path | None = None) -> Iterator[dict[str, Any]
         "seconds": round(time.perf_counter() - start, 2),
         "processor_seconds": round(_processor_seconds() - before, 2),
         "peak_memory_mb": round(peak_memory() / 2**20),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": this_machine(),
         "python": platform.python_version(),
         **_accelerators(time.perf_counter() - start),
     }
     if made:
         record["made"] = {str(made): file_sha256(made)}
     write_json(f"reports/timing/{stage}.json", record)
+
+
+def this_machine() -> str:
+    """Linux x86_64, 2 cores, AVX512 with bfloat16: what decides how long a stage takes, and how it rounds. Of the
+    instructions torch knows; a stage that does without it says nothing of them."""
+    said = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    if "torch" not in sys.modules:
+        return said
+    import torch
+
+    from autolora.backbones.fold_batchnorm import has_bfloat16
+
+    low = " with bfloat16" if has_bfloat16(torch.device("cpu")) else ""
+    return f"{said}, {torch.backends.cpu.get_cpu_capability()}{low}"
 
 
 def _processor_seconds() -> float:

@@ -197,3 +197,14 @@ def test_a_search_is_judged_on_the_seed_that_it_has_not_seen(capsys):
     ]  # fmt: skip
     screening.show_a_search(list(screening.grids([*found, *grid], "default")), "default")
     assert ": +0.0 / -10.0; that one is within a point in 5 of 6" in capsys.readouterr().out
+
+
+def test_a_set_is_one_value_however_many_seeds_it_has(monkeypatch, capsys):
+    """Three sets rise by 1, 3 and 5 tenths; the first has two seeds, 0 and 2 tenths, and they count as one."""
+    rises = {("dtd10", 0): 0, ("dtd10", 1): 2, ("trashnet", 0): 3, ("cifar100-20", 0): 5}
+    rows = [replace(row("default", seed, "1" + "0" * 9), data=name) for name, seed in rises]
+    rows += [replace(row("pgd", s, ("1" * (1 + n)).ljust(10, "0")), data=name) for (name, s), n in rises.items()]
+    monkeypatch.setattr(screening, "read", lambda: rows)
+    screening.table(argparse.Namespace(on="select"))
+    half = 4.303 * 20 / math.sqrt(3)  # t of two degrees of freedom; 10, 30 and 50 points have a deviation of 20
+    assert f"| shipped | pgd | 3 | +0.0 ± 0.0 | +30.0 ± {half:.1f} | 1.00 |" in capsys.readouterr().out
