@@ -9,9 +9,10 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +36,7 @@ from autolora.training.teachers import Balance, Teachers
 Record = dict[str, Any]
 PARTS = {"modules", "optimiser", "controller", "attacker", "weights", "balance", "progress"}  # of a saved state
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE}
-PLAIN = (int, float, str, tuple, type(None))  # attributes of a network that say how it computes
+ASIDE = {*vars(nn.Module()), "loading"}  # attributes of modules: torch's own, and where weights were found
 LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their version, or by the files here
 
 
@@ -67,11 +68,10 @@ def checkpoint_file(
     if folder is None:
         return None
     digest = hashlib.sha256(f"{code_sha256()} {settings} {speed(settings, device)} {device.type}".encode())
-    digest.update(written_elsewhere(model, settings))
-    digest.update(f"{layers(model)} {getattr(model, 'spec', None)}".encode())
-    digest.update(weights_sha256(model.state_dict() | dict(model.named_buffers())).encode())
-    for network in teachers.networks() if teachers else ():
-        digest.update(f"{layers(network)} {weights_sha256(network.state_dict())}".encode())
+    networks = [model, *(teachers.networks() if teachers else ())]
+    digest.update(written_elsewhere(networks, settings))
+    for network in networks:
+        digest.update(computed_by(network).encode())
     for images, labels in (train, val):
         for start in range(0, len(images), 1024):
             chunk: Any = images[start : start + 1024]
@@ -82,27 +82,31 @@ def checkpoint_file(
     return Path(folder) / f"{settings.method}-{digest.hexdigest()[:16]}.pt"
 
 
+def computed_by(model: nn.Module) -> str:
+    """Its layers, what each of them holds, weights and constants: two networks that differ in it may answer otherwise.
+
+    No layer need print what it holds: torch's TransformerEncoderLayer tells neither its heads nor where it normalises.
+    """
+    held = [(name, {k: v for k, v in sorted(vars(m).items()) if k not in ASIDE}) for name, m in model.named_modules()]
+    return f"{layers(model)} {_told(held)} {weights_sha256(model.state_dict() | dict(model.named_buffers()))}"
+
+
 def layers(model: nn.Module) -> str:
     """As it prints itself, but for where functions lie in memory: another place in each process."""
     return _without_places(model)
 
 
-def written_elsewhere(model: nn.Module, settings: Settings) -> bytes:
-    """What others wrote: the network's own layers, the method's objective, the rule of the rate. With the files they
+def written_elsewhere(networks: Sequence[nn.Module], settings: Settings) -> bytes:
+    """What others wrote: the networks' own layers, the method's objective, the rule of the rate. With the files they
     lie in, whose functions they may call, and the numbers that they hold."""
     method, reference = METHODS[settings.method], REFERENCES[settings.reference]
     rules = [method.objective, chosen_objective(settings), method.controller, reference.controller]
-    written: list[Any] = [*{type(module) for module in model.modules()}, *(rule for rule in rules if rule)]
+    kinds = {type(module) for network in networks for module in network.modules()}
+    written: list[Any] = [*kinds, *(rule for rule in rules if rule)]
     digest = hashlib.sha256(f"{method.rate} {method.decay} {method.parts}".encode())
     for thing in sorted(filter(_foreign, written), key=_name):
-        digest.update(f"{_name(thing)} {_held(thing)}".encode())
+        digest.update(_told(thing).encode())
         digest.update(_source(thing))
-    for name, module in model.named_modules():
-        if _foreign(type(module)):
-            plain = {
-                key: value for key, value in vars(module).items() if isinstance(value, PLAIN) and key != "training"
-            }
-            digest.update(f"{name} {_without_places(sorted(plain.items()))}".encode())
     return digest.digest()
 
 
@@ -123,7 +127,7 @@ def _source(thing: Any) -> bytes:
     return b""
 
 
-def _held(thing: Any) -> str:
+def _held(thing: Any, *above: int) -> str:
     """By a function made within another one, or by functools.partial."""
     made = getattr(thing, "func", thing)
     cells = [cell.cell_contents for cell in getattr(made, "__closure__", None) or ()]
@@ -133,7 +137,24 @@ def _held(thing: Any) -> str:
         getattr(thing, "args", None),
         getattr(thing, "keywords", None),
     ]
-    return _without_places(values)
+    return _told(values, *above)
+
+
+def _told(value: Any, *above: int) -> str:
+    """By value, in the same words in each process; `above` are the places of what it lies in, which may be itself."""
+    if isinstance(value, Tensor):
+        return weights_sha256({"": value.detach().to_dense()})
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return f"{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if id(value) in above:
+        return "itself"
+    above = (id(value), *above)
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        told = [_told(part, *above) for part in (value.items() if isinstance(value, dict) else value)]
+        return f"[{', '.join(sorted(told) if isinstance(value, set | frozenset) else told)}]"
+    if inspect.isroutine(value) or isinstance(value, type | partial):
+        return f"{_name(getattr(value, 'func', value))} {_held(value, *above)}"
+    return _without_places(value)
 
 
 def _without_places(values: Any) -> str:

@@ -239,9 +239,9 @@ def digest(tuned):
     return weights_sha256(tuned.model.state_dict())
 
 
-def small(classes=3):
+def small(classes=3, **changes):
     options = {"channels": [4, 4, 8, 8], "stem_width": 4}
-    return load_backbone("resnet10t", None, classes, image_size=16, options=options)
+    return load_backbone("resnet10t", None, classes, image_size=16, options=options, **changes)
 
 
 def test_a_first_pass_is_autolora_and_the_same_as_its_file(tmp_path):
@@ -290,6 +290,17 @@ def test_another_teacher_is_another_run(tmp_path):
         save_classifier(teacher, tmp_path / "teacher.safetensors")
         tune(epochs=1, teacher=tmp_path / "teacher.safetensors", checkpoints=tmp_path)
     assert len(list(tmp_path.glob("distill-*.pt"))) == 2
+
+
+def test_a_teacher_that_normalises_otherwise_is_another_one(tmp_path):
+    """With the same weights, in the same file."""
+    trained = []
+    for mean in (0.0, 0.5, 0.5):
+        torch.manual_seed(0)
+        save_classifier(small(mean=[mean], std=[1.0]), tmp_path / "teacher.safetensors")
+        taught = {"teacher": tmp_path / "teacher.safetensors", "checkpoints": tmp_path / "kept"}
+        tune(epochs=1, **taught, on_epoch=lambda record, mean=mean: trained.append(mean))
+    assert trained == [0.0, 0.5]
 
 
 @pytest.mark.parametrize("model", [partial(transformer, 16), without_batch_norm])

@@ -26,6 +26,7 @@ from autolora.training.diverged import check_losses
 from autolora.training.learner import Learner
 from autolora.training.loop import Diverged, finetune
 from autolora.training.objectives import Losses, Method, cross_entropy
+from autolora.training.resume import computed_by
 from autolora.training.settings import Settings, as_split, decided
 from tests.method.small import QUICK, THREAT, images, network, wide_enough
 
@@ -292,6 +293,82 @@ def test_a_checkpoint_of_another_network_with_the_same_weights_is_not_picked_up(
             on_epoch=lambda r, seen=seen: seen.append(r["epoch"]),
         )
         assert seen == ([1] if changes else [])
+
+
+class Holding(nn.Module):
+    """What it computes by is no weight, and it prints nothing of it."""
+
+    def __init__(self, held):
+        super().__init__()
+        torch.manual_seed(0)
+        self.held, self.stem, self.head = held, nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        held = self.held["scale"] if isinstance(self.held, dict) else self.held
+        scaled = held(x) if callable(held) else x * torch.as_tensor(held, dtype=x.dtype).view(1, -1, 1, 1)
+        return self.head(self.stem(scaled).relu().mean((2, 3)))
+
+
+class Encoding(nn.Module):
+    """torch's own layer prints neither its heads nor where it normalises."""
+
+    def __init__(self, **changes):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.encoder = nn.TransformerEncoderLayer(8, dim_feedforward=8, dropout=0.0, batch_first=True, **changes)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(self.stem(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+def times(factor):
+    return lambda x: x * factor
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda on: Holding([1.0, 2.0 if on else 1.0, 1.0]),
+        lambda on: Holding(torch.tensor([1.0, 2.0 if on else 1.0, 1.0])),
+        lambda on: Holding(np.array([1.0, 2.0 if on else 1.0, 1.0])),
+        lambda on: Holding({"scale": (1.0, 2.0 if on else 1.0, 1.0)}),
+        lambda on: Holding(torch.tanh if on else torch.relu),
+        lambda on: Holding(times(2.0 if on else 1.0)),
+        lambda on: Encoding(nhead=4 if on else 2),
+        lambda on: Encoding(nhead=2, norm_first=on),
+    ],
+    ids=["list", "tensor", "array", "dictionary", "function", "closure", "heads", "order"],
+)
+def test_a_checkpoint_of_another_network_that_prints_the_same_is_not_picked_up(tmp_path, made):
+    assert repr(made(False)) == repr(made(True))
+    assert weights_sha256(made(False).state_dict()) == weights_sha256(made(True).state_dict())
+    seen = []
+    for on in (False, True, False, True):
+        tune(
+            "madry",
+            model=made(on),
+            epochs=1,
+            train=images(12),
+            checkpoints=tmp_path,
+            on_epoch=lambda record, on=on: seen.append(on),
+        )
+    assert seen == [False, True]  # and each is found again
+
+
+def test_what_a_network_holds_is_told_in_the_same_words_wherever_it_lies():
+    """Whatever lies in itself, has no order, or says its place in memory; where its weights were found is no part."""
+
+    def told(order, place):
+        model = network()
+        model.some, model.ring, model.own, model.loading = set(order), [], object(), place
+        model.ring.append(model.ring)
+        model.mask = torch.eye(3).to_sparse()
+        return computed_by(model)
+
+    assert [*{0, 8}] != [*{8, 0}]
+    assert told([0, 8], "here") == told([8, 0], "there") != told([0, 7], "here")
 
 
 @pytest.mark.parametrize("what", ["spectral", "tied", "alone"])
