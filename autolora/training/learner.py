@@ -46,7 +46,7 @@ from autolora.training.single_step import single_step
 from autolora.training.speed import contiguous_alone, crashes_in_channels_last, speed
 from autolora.training.teachers import Balance, Teachers
 from autolora.training.twins import Norms
-from autolora.training.weight_attack import weights_of_layers, worst_direction
+from autolora.training.weight_attack import trained_weights, worst_direction
 
 
 class Learner:
@@ -211,7 +211,7 @@ class Learner:
 
     def perturb_weights(self, x: Tensor, attacked: Tensor, y: Tensor) -> None:
         """From here on the plain view has the weights that raise this batch's loss most."""
-        gamma, layers = self.settings.weight_attack, weights_of_layers(self.model)
+        gamma, layers = self.settings.weight_attack, trained_weights(self.model)
         assert gamma is not None
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             self.shift, self.scratch = {}, Statistics(self.model).values()
@@ -229,7 +229,7 @@ class Learner:
 
     def _prominent(self) -> dict[str, Tensor]:
         """The weights that prominence is asked of."""
-        return {name: weight for name, weight in weights_of_layers(self.model).items() if name not in self.head}
+        return {name: weight for name, weight in trained_weights(self.model).items() if name not in self.head}
 
     def revised(self, attacked: Tensor, y: Tensor) -> Tensor:
         """Of the passes just made: how far they are from the revision's. Finds which weights are prominent, too."""

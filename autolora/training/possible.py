@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 
+from autolora.backbones.layers import head_names
 from autolora.common import distributed
 from autolora.common.errors import BadArgument
 from autolora.training import subtuning
@@ -14,7 +17,7 @@ from autolora.training.low_rank import check_low_rank
 from autolora.training.objectives import METHODS, REFERENCES
 from autolora.training.settings import Settings
 from autolora.training.twins import check_norms
-from autolora.training.weight_attack import weights_of_layers
+from autolora.training.weight_attack import computed_layers, weights_of_layers
 
 
 def check_possible(model: nn.Module, settings: Settings, images: int) -> None:
@@ -26,8 +29,12 @@ def check_possible(model: nn.Module, settings: Settings, images: int) -> None:
         check_norms(model)
     if settings.trains == "lora":
         check_low_rank(layers)
-    if settings.trains == "prominent" and not weights_of_layers(model).keys() - head_parameters(model):
-        raise BadArgument("trains", "prominent", "the network has no convolution or linear layer but its head")
+    if settings.weight_attack is not None:
+        check_plain("weight_attack", settings.weight_attack, computed_layers(model))
+    if settings.trains == "prominent":
+        check_plain("trains", "prominent", set(computed_layers(model)) - set(head_names(model)))
+        if not weights_of_layers(model).keys() - head_parameters(model):
+            raise BadArgument("trains", "prominent", "the network has no convolution or linear layer but its head")
     if settings.trains == "blocks":
         subtuning.check_blocks(model, settings.blocks or ())
     if not batches(settings, torch.arange(images)):
@@ -35,6 +42,13 @@ def check_possible(model: nn.Module, settings: Settings, images: int) -> None:
             f"no batch to train on: {images} images in batches of {settings.batch_size} for "
             f"{distributed.process_count()} process(es), of which each needs at least two images (four for twins)"
         )
+
+
+def check_plain(axis: str, value: object, computed: Collection[str]) -> None:
+    """These layers would be left out without a word."""
+    if computed:
+        cure = "make it a plain one first, by torch.nn.utils.parametrize.remove_parametrizations for instance"
+        raise BadArgument(axis, value, f"the weight of layer {min(computed)!r} is computed from others: {cure}")
 
 
 def batches(settings: Settings, order: Tensor) -> list[Tensor]:

@@ -19,9 +19,24 @@ WAITS = 20  # the first epochs / WAITS are plain: early learning is slowed by it
 
 
 def weights_of_layers(model: nn.Module) -> dict[str, Tensor]:
-    """Of convolutions and linear layers that are trained, by the name under which a call replaces them."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)}
-    return {f"{name}.weight": m.weight for name, m in layers.items() if m.weight.requires_grad}
+    """Of convolutions and linear layers, by the name under which a call replaces them: one that layers share once."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    weights = [p for _, layer in _layers(model) for n, p in layer.named_parameters(recurse=False) if n == "weight"]
+    return {names[id(weight)]: weight for weight in weights}
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight for name, weight in weights_of_layers(model).items() if weight.requires_grad}
+
+
+def computed_layers(model: nn.Module) -> list[str]:
+    """Those whose weight is made of others in each call (weight norm, spectral norm): nothing can move or keep it."""
+    own = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    return [name for name, _ in _layers(model) if f"{name}.weight".lstrip(".") not in own]
+
+
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, nn.modules.conv._ConvNd | nn.Linear)]
 
 
 def worst_direction(total: Tensor, weights: Mapping[str, Tensor], gamma: float) -> dict[str, Tensor]:

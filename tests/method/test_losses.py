@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from autolora.training import objectives
 from autolora.training.controllers import Scalars
@@ -98,11 +99,12 @@ def test_smoothed_labels(given):
 # --- the weight attack -----------------------------------------------------------------------------------------------
 
 
-def learner(method="vanilla", **changes):
+def learner(method="vanilla", model=None, **changes):
     torch.manual_seed(0)
     images, labels = torch.rand(6, 3, 8, 8, dtype=torch.float64), torch.arange(6) % 3
     settings = Settings(THREAT, method, "best", batch_size=6, precision="float32", **changes)
-    made = Learner(network().double(), (images, labels), (images, labels), settings, torch.device("cpu"))
+    model = (model or network()).double()
+    made = Learner(model, (images, labels), (images, labels), settings, torch.device("cpu"))
     made.weights, made.perturbs = WEIGHTS, changes.get("weight_attack") is not None
     made.model.train()
     return made, images, labels
@@ -206,3 +208,31 @@ def test_v_does_not_depend_on_the_loss_scale():
     layers = {"head.weight": made.model.head.weight}
     small, large = (worst_direction(k * F.cross_entropy(made.model(x), y), layers, 0.01) for k in (1, 10))
     assert torch.allclose(small["head.weight"], large["head.weight"])
+
+
+class Tied(nn.Module):
+    """Two layers share a weight, and a third one is a parameter of the network itself."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.own, self.c, self.head = nn.Parameter(torch.randn(8, 8, 1, 1)), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+        self.b.weight, self.c.weight = self.a.weight, self.own
+
+    def forward(self, x):
+        return self.head(self.c(self.b(self.a(self.stem(x)).relu()).relu()).mean((2, 3)))
+
+
+def test_a_weight_that_layers_share_is_moved_once_and_in_all_of_them():
+    made, x, y = learner(weight_attack=0.05, model=Tied())
+    for seed in range(2):
+        made.begin(seed, len(y))
+        one_step(made, x, made.attack(x, y), y)
+    made.perturb_weights(x, made.attack(x, y), y)
+    assert made.shift.keys() == {"own", "stem.weight", "a.weight", "head.weight"}
+    moved = copy.deepcopy(made.model)
+    for name, v in made.shift.items():
+        moved.get_parameter(name).data += v
+    assert moved.b.weight is moved.a.weight
+    assert torch.allclose(made.plain(x), moved(x), rtol=1e-12)

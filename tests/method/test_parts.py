@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 
 from autolora.common.files import weights_sha256
 from autolora.training import loop, prominence, subtuning
@@ -252,6 +254,12 @@ def test_a_prominent_run_that_is_killed_ends_as_one_that_was_not(tmp_path):
     assert set(whole.model.state_dict()) == set(network().state_dict())
 
 
+def test_a_network_whose_weights_the_caller_has_frozen_has_prominent_ones():
+    """As one that was tuned before, which comes back frozen."""
+    frozen = network().requires_grad_(False)
+    assert digest(tune(model=frozen, trains="prominent", epochs=1)) == digest(tune(trains="prominent", epochs=1))
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -273,3 +281,28 @@ def test_a_prominent_run_that_is_killed_ends_as_one_that_was_not(tmp_path):
 def test_refused_before_the_first_step(changes, message):
     with pytest.raises(ValueError, match=message):
         tune(**changes)
+
+
+def normed(*which):
+    """A network in which the weights of some layers are computed."""
+    layers = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)]
+    for at in which:
+        weight_norm(layers[at])
+    return nn.Sequential(*layers)
+
+
+@pytest.mark.parametrize("axis", [{"weight_attack": 0.01}, {"trains": "prominent"}], ids=str)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_whose_weight_is_computed_are_named_and_not_left_out(axis, frozen):
+    ((key, value),) = axis.items()
+    model = normed(1, 4).requires_grad_(not frozen)
+    with pytest.raises(ValueError, match=f"{key} is {value!r}: the weight of layer '1' is computed from others: make"):
+        tune(model=model, **axis)
+    remove_parametrizations(model[1], "weight")
+    if key == "trains":  # of the head no weight stays
+        assert tune(model=model, epochs=1, **axis).history
+    else:
+        with pytest.raises(ValueError, match="the weight of layer '4' is computed"):
+            tune(model=model, **axis)
+    remove_parametrizations(model[4], "weight")
+    assert tune(model=model, epochs=1, **axis).history
