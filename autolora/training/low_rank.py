@@ -6,6 +6,8 @@ folded into one dense weight. What else is trained: the affine parameters of nor
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -47,7 +49,10 @@ def check_low_rank(layers: Layers) -> None:
 
 
 def dense(model: nn.Module) -> nn.Module:
-    """In place: W0 + BA / r as one weight, under the name that it had."""
-    for module in [m for m in model.modules() if parametrize.is_parametrized(m)]:
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    """In place: W0 + BA / r as one weight, under the name that it had. Whose weights are computed otherwise stay so:
+    to remove that would take the weight from the caller's own network, too, of whose class the copy is."""
+    for module in list(model.modules()):
+        computed: Any = getattr(module, "parametrizations", {})
+        if "weight" in computed and isinstance(computed["weight"][0], LowRank):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     return model

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.utils.parametrizations import weight_norm
 
 from autolora.common.files import weights_sha256
 from autolora.threat import Threat
@@ -148,6 +149,19 @@ def test_low_rank_runs_end_to_end_as_a_plain_network():
     tuned = tune("madry", trains="lora")
     assert set(tuned.model.state_dict()) == set(network().state_dict())
     assert tuned.branch is None
+
+
+@pytest.mark.parametrize("trains", ["all", "lora"])
+def test_a_weight_that_the_caller_computes_stays_computed(trains):
+    """In what comes back, and in the caller's own network."""
+    model = network()
+    weight_norm(model.conv2)
+    before, x = weights_sha256(model.state_dict()), torch.rand(2, 3, 8, 8)
+    tuned = finetune(model, images(48), images(12, 1), THREAT, method="madry", trains=trains, **QUICK | {"epochs": 1})
+    assert weights_sha256(model.state_dict()) == before
+    assert tuned.model.state_dict().keys() == model.state_dict().keys()
+    model.load_state_dict(tuned.model.state_dict())
+    assert torch.equal(model.eval()(x), tuned.model(x))
 
 
 # --- the threat and the rate at the beginning ------------------------------------------------------------------------
