@@ -85,8 +85,7 @@ class Learner:
         self.folded_shipped = self.folded if self.average is None else Folded(self.average.module, example)
         self.attack_view, self.call = self._views()
         self.teachers, self.balance = teachers, Balance() if settings.natural_teacher else None
-        for network in teachers.networks() if teachers else ():
-            network.to(device, self.dtype, memory_format=self.speed.layout)  # type: ignore[call-overload]
+        self.layouts = teachers.place(val[0], device, self.dtype, self.speed.layout) if teachers else {}
         self.first_rate = self.controller.rate
         self.asked: tuple[Tensor, Tensor] | None = None  # the last batch that the teacher saw, and its answers
         self.weights = scalars(0.0)  # of the coming epoch
@@ -281,7 +280,7 @@ class Learner:
 
     @torch.no_grad()
     def _taught(self, network: nn.Module, x: Tensor) -> Tensor:
-        return self._in(self.speed.train, network, x)
+        return self._in(self.speed.train, network, x.contiguous(memory_format=self.layouts[network]))
 
     def balance_of_teachers(self) -> float:
         assert self.balance is not None

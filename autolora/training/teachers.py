@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from autolora.backbones.classifier import load_classifier
 from autolora.common.errors import BadArgument, first_line
+from autolora.data.batches import StoredImages
 from autolora.training.axes import FIRST_PASS, TWIN
 from autolora.training.settings import Settings, Split, count_classes
+from autolora.training.speed import contiguous_alone
 
 SPEED = 0.025  # of the balance, at the first learning rate
 SMALLEST = 1e-12  # what a first divergence counts at least
@@ -32,6 +35,17 @@ class Teachers:
 
     def networks(self) -> Iterator[nn.Module]:
         return (network for network in (self.robust, self.natural) if network is not None)
+
+    def place(
+        self, images: StoredImages, device: torch.device, dtype: torch.dtype, layout: torch.memory_format
+    ) -> dict[nn.Module, torch.memory_format]:
+        """Beside the student. In its memory format, but where one views its features as rows: which they are in."""
+        layouts = {}
+        for network in self.networks():
+            own = torch.contiguous_format if contiguous_alone(network, images) else layout
+            layouts[network] = own
+            network.to(device, dtype, memory_format=own)  # type: ignore[call-overload]
+        return layouts
 
 
 def from_files(settings: Settings, model: nn.Module, val: Split) -> dict[str, nn.Module]:

@@ -15,7 +15,7 @@ from autolora.training.loop import finetune, one_step
 from autolora.training.resume import layers
 from autolora.training.settings import Settings
 from autolora.training.teachers import Balance, Teachers
-from tests.method.small import QUICK, THREAT, images, network, transformer, without_batch_norm
+from tests.method.small import QUICK, THREAT, images, network, transformer, wide_enough, without_batch_norm
 from tests.oracle import steps as oracle
 
 WEIGHTS = Scalars(0.5, 3.0)
@@ -301,6 +301,32 @@ def test_a_teacher_that_normalises_otherwise_is_another_one(tmp_path):
         taught = {"teacher": tmp_path / "teacher.safetensors", "checkpoints": tmp_path / "kept"}
         tune(epochs=1, **taught, on_epoch=lambda record, mean=mean: trained.append(mean))
     assert trained == [0.0, 0.5]
+
+
+class Viewing(torch.nn.Module):
+    """As an ordinary LeNet: a view knows one order in memory alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Linear(8 * 64, 3)
+
+    def forward(self, x):
+        return self.head(self.stem(x).relu().view(len(x), -1))
+
+
+@pytest.mark.parametrize("viewing", ["robust", "natural"])
+def test_a_teacher_that_views_its_features_as_rows_teaches_one_in_channels_last(viewing):
+    torch.manual_seed(0)
+    rows, other = Viewing().requires_grad_(False).eval(), wide_enough().requires_grad_(False).eval()
+    taught = Teachers(rows, other) if viewing == "robust" else Teachers(other, rows)
+    part = tuple(torch.as_tensor(p) for p in images(12))
+    settings = Settings(THREAT, "distill", "best", batch_size=6, precision="float32", attack="pgd", **TWO)
+    learner = Learner(wide_enough(), part, part, settings, torch.device("cpu"), teachers=taught)
+    assert learner.speed.layout == torch.channels_last
+    assert other.stem.weight.is_contiguous(memory_format=torch.channels_last)
+    x, y = loop.prepare(learner, part[0][:6], torch.arange(6), 1, 0)
+    assert torch.equal(learner._taught(rows, x), rows(x.contiguous()))
+    one_step(learner, x, learner.attack(x, y), y)
 
 
 @pytest.mark.parametrize("model", [partial(transformer, 16), without_batch_norm])
