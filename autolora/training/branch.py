@@ -20,7 +20,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from autolora.backbones.layers import block_layers, head_names
 from autolora.common.errors import BadArgument, Words
@@ -31,11 +31,12 @@ Layers = list[tuple[str, nn.Conv2d | nn.Linear]]
 
 
 class Statistics(nn.Module):
-    """Batch-norm statistics of one's own: they replace the network's in a call, and move in its place."""
+    """Running statistics of one's own: they replace the network's in a call, and move in its place. Of batch norm, and
+    of instance norm where it tracks some."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, norm: type[nn.Module] = _NormBase) -> None:
         super().__init__()
-        norms = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        norms = [(n, m) for n, m in model.named_modules() if isinstance(m, norm)]
         self.names = [f"{n}.{b}" for n, m in norms for b, _ in m.named_buffers(recurse=False)]
         for i, name in enumerate(self.names):
             self.register_buffer(str(i), model.get_buffer(name).clone())

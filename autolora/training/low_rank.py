@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers import RmsNorm, RmsNorm2d, RmsNorm2dFp32, RmsNormFp32
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 from autolora.common.errors import BadArgument
 from autolora.training.axes import RANK
 from autolora.training.branch import Layers, change, factor_shapes
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, RmsNorm, RmsNorm2d, RmsNormFp32, RmsNorm2dFp32)
 
 
 class LowRank(nn.Module):

@@ -21,7 +21,7 @@ class Norms(nn.Module):
         norms = [(n, m) for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
         self.names = [f"{n}.{p}" for n, m in norms for p, _ in m.named_parameters(recurse=False)]
         self.affine = nn.ParameterList([model.get_parameter(n).detach().clone() for n in self.names])
-        self.pretrained = Statistics(model)
+        self.pretrained = Statistics(model, _BatchNorm)
 
     def weights(self) -> dict[str, Tensor]:
         return {**dict(zip(self.names, self.affine)), **self.pretrained.values()}

@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
+from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from autolora.common.files import weights_sha256
@@ -149,6 +151,31 @@ def test_low_rank_runs_end_to_end_as_a_plain_network():
     tuned = tune("madry", trains="lora")
     assert set(tuned.model.state_dict()) == set(network().state_dict())
     assert tuned.branch is None
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d(8),
+        nn.InstanceNorm2d(8, affine=True),
+        nn.GroupNorm(2, 8),
+        nn.RMSNorm([8, 6, 6]),
+        timm.layers.LayerNorm2d(8),
+        timm.layers.RmsNorm(6),
+        timm.layers.RmsNorm2d(8),
+        timm.layers.RmsNormFp32(6),
+        timm.layers.RmsNorm2dFp32(8),
+    ],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_the_norms_are_trained_beside_a_low_rank_change(norm):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*layers, nn.Linear(8, 3))
+    settings = QUICK | {"method": "madry", "epochs": 1, "trains": "lora"}
+    after = finetune(model, images(16), images(6, 1), THREAT, **settings).model.get_submodule("1")
+    for name, weight in norm.named_parameters():
+        assert not torch.equal(after.get_parameter(name), weight), name
 
 
 @pytest.mark.parametrize("trains", ["all", "lora"])

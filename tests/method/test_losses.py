@@ -110,6 +110,14 @@ def learner(method="vanilla", model=None, **changes):
     return made, images, labels
 
 
+def tracking():
+    """Instance norm with running statistics, beside batch norm."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True, track_running_stats=True), nn.ReLU()]
+    body += [nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(8, 3))
+
+
 def after_a_step(**changes):
     made, x, y = learner(**changes)
     made.begin(1, len(y))
@@ -118,8 +126,9 @@ def after_a_step(**changes):
 
 
 @pytest.mark.parametrize("method", ["autolora", "vanilla"])
-def test_a_gamma_of_zero_is_the_plain_method_to_the_bit(method):
-    plain, perturbed = after_a_step(method=method), after_a_step(method=method, weight_attack=0.0)
+@pytest.mark.parametrize("made", [network, tracking])
+def test_a_gamma_of_zero_is_the_plain_method_to_the_bit(method, made):
+    plain, perturbed = (after_a_step(method=method, model=made(), weight_attack=gamma) for gamma in (None, 0.0))
     for name, value in plain.model.state_dict().items():
         assert torch.equal(value, perturbed.model.state_dict()[name]), name
 
