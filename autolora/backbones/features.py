@@ -23,3 +23,13 @@ def features_seen(model: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         hook.remove()
+
+
+def features(model: nn.Module, seen: list[Tensor], x: Tensor) -> Tensor:
+    """What the head is given of these images, inside `features_seen`."""
+    seen.clear()
+    model(x)
+    if not seen:
+        way = 'without them there is reference="paper", or a rate of your own with eps_schedule="constant"'
+        raise ValueError(f"the head, {head_name(model)!r}, is not called as a layer: its features are unknown; {way}")
+    return seen[0]

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from autolora.backbones.features import features_seen
+from autolora.backbones.features import features, features_seen
 from autolora.backbones.frozen import frozen
 from autolora.backbones.layers import head_name
 
@@ -38,6 +38,5 @@ def feature_power(model: nn.Module, batches: Iterable[Tensor]) -> float:
     lengths: list[Tensor] = []
     with frozen(model), features_seen(model) as seen:
         for x in batches:
-            model(x)
-            lengths.append(seen.pop().double().square().sum(channels).flatten())
+            lengths.append(features(model, seen, x).double().square().sum(channels).flatten())
     return float(torch.cat(lengths).mean())

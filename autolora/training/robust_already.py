@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from autolora.attacks.pgd import ascent_direction, project, random_in_ball
-from autolora.backbones.features import features_seen
+from autolora.backbones.features import features, features_seen
 from autolora.backbones.frozen import frozen
-from autolora.backbones.layers import head_name
 from autolora.common import distributed
 from autolora.data.batches import centre, take, to_pixels
 from autolora.threat import Threat
@@ -58,11 +57,7 @@ def features_moved(model: nn.Module, x: Tensor, threat: Threat, seed: int = 0) -
     with frozen(model), features_seen(model) as seen:
 
         def f(images: Tensor) -> Tensor:
-            seen.clear()
-            model(images)
-            if not seen:
-                raise ValueError(f"the head, {head_name(model)!r}, is not called as a layer: its features are unknown")
-            return seen[0].flatten(1).float()
+            return features(model, seen, images).flatten(1).float()
 
         with torch.no_grad():
             before = f(x)

@@ -129,8 +129,14 @@ def test_progress_is_of_what_was_asked_for(tmp_path, monkeypatch: pytest.MonkeyP
 def test_a_head_that_gives_no_logits_is_named() -> None:
     with pytest.raises(ValueError, match="the layer registered last, 'mid', gives 8 values and the network 3 logits"):
         tuned(Disordered())
-    with pytest.raises(ValueError, match="the head, 'out', is not called as a layer"):
-        tuned(Uncalled())
+
+
+@pytest.mark.parametrize("way", [{"reference": "paper"}, {"rate": 0.01, "eps_schedule": "constant"}])
+def test_a_head_that_is_not_called_as_a_layer_is_named_with_a_way_out(way: dict[str, Any]) -> None:
+    for half in ({}, {"eps_schedule": "constant"}, {"rate": 0.01}):
+        with pytest.raises(ValueError, match=r"'out', is not called as a layer: .* there is reference=.paper"):
+            tuned(Uncalled(), method="madry", **half)
+    assert tuned(Uncalled(), method="madry", **way).history
 
 
 def test_numbers_of_numpy_are_numbers_and_progress_made_with_them_is_kept(tmp_path) -> None:
