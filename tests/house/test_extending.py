@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from autolora.attacks.autoattack import run_plan
 from autolora.attacks.evaluation import Settings, opened
 from autolora.data.images import TestImages
 from autolora.training import objectives
+from autolora.training.controllers import Measured, Verdict
 from stages.dataset import sources
 from tests.house.imports import ROOT, own_imports
 from tests.house.test_graph import PLUMBING
@@ -64,6 +67,51 @@ def test_the_method_trains(monkeypatch, digits):
     losses = [record["loss"] for record in tuned.history]
     assert losses[-1] < losses[0]
     assert 0 < tuned.history[-1]["loss_adversarial"] < losses[-1]
+
+
+class EveryOther:
+    """A rule of the learning rate with what the page asks for, and no more: a tenth after each epoch that was seen."""
+
+    heard: ClassVar[list] = []
+
+    def __init__(self, rate: float, epochs: int) -> None:
+        self.rate = rate
+
+    def wants(self, epoch: int) -> bool:
+        return epoch % 2 == 0
+
+    def observe(self, measured: Measured) -> Verdict:
+        self.heard.append((measured.epoch, measured.right is not None))
+        self.rate /= 10 if measured.right is not None else 1
+        return Verdict(best=measured.right is not None)
+
+    def state(self) -> dict:
+        return {"rate": self.rate}
+
+    def load(self, state: dict) -> None:
+        self.rate = state["rate"]
+
+
+def test_the_rule_of_the_learning_rate_trains_and_resumes(monkeypatch, digits, tmp_path):
+    sentence = TEXT.split("A learning-rate rule is a class with ")[1].split("(")[0]
+    own = {name for name in vars(EveryOther) if not name.startswith("_")} - {"heard"}
+    assert set(re.findall(r"`(\w+)`", sentence)) == {"rate", *own}
+    monkeypatch.setattr(EveryOther, "heard", [])
+    mine = dataclasses.replace(objectives.REFERENCES["best"], controller=EveryOther)
+    monkeypatch.setitem(objectives.REFERENCES, "mine", mine)
+    model, threat = Small(), autolora.Threat("linf", 0.05)
+    run = {"method": "madry", "epochs": 8, "batch_size": 16, "augmentation": "none", "rate": 0.1, "reference": "mine"}
+    run |= {"eps_schedule": "ramp", "checkpoints": tmp_path}
+
+    def stop(record: dict) -> None:
+        if record["epoch"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        autolora.finetune(model, digits, digits, threat, **run, on_epoch=stop)
+    tuned = autolora.finetune(model, digits, digits, threat, **run)
+    assert EveryOther.heard == [(epoch, epoch in (6, 8)) for epoch in range(1, 9)]  # eps is whole from epoch 6 on
+    assert [record["lr"] for record in tuned.history] == pytest.approx([0.1] * 6 + [0.01] * 2)
 
 
 def test_the_source_finds_images_in_order(monkeypatch, tmp_path):
