@@ -168,6 +168,8 @@ def as_split(split: tuple[Any, Any], name: str) -> Split:
     labels = torch.as_tensor(labels)
     if isinstance(images, list | tuple):
         images = torch.as_tensor(np.array(images))
+    if isinstance(images, Tensor):
+        images = images.detach()  # of a caller who attacked them: no slope is asked of stored images
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
         cure = _other_shape(tuple(images.shape))
         raise ValueError(f"{name} images have the shape {tuple(images.shape)}: expected [n, 3, side, side]{cure}")

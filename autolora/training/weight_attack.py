@@ -44,4 +44,5 @@ def worst_direction(total: Tensor, weights: Mapping[str, Tensor], gamma: float) 
     found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
     gradients = {name: gradient for name, gradient in zip(weights, found) if gradient is not None}
     distributed.add(gradients.values())  # before any norm
-    return {n: gamma * weights[n].detach().norm() * g / (g.norm() + 1e-20) for n, g in gradients.items()}
+    least = {n: torch.finfo(g.dtype).tiny for n, g in gradients.items()}  # of a layer without any slope
+    return {n: gamma * weights[n].detach().norm() * g / g.norm().clamp_min(least[n]) for n, g in gradients.items()}

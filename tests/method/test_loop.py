@@ -475,6 +475,17 @@ def test_floats_and_bytes_are_the_same_images():
     assert digest(tune(train=(x, y))) == digest(tune(train=(torch.from_numpy(x).float() / 255, y)))
 
 
+@pytest.mark.filterwarnings("error:Converting a tensor")
+def test_images_that_ask_for_a_gradient_are_images_with_checkpoints_too(tmp_path):
+    x, y = images(48)
+    floats = torch.from_numpy(x).float() / 255
+    plain, asking = (
+        tune(train=(f, y), epochs=1, checkpoints=tmp_path) for f in (floats, floats.clone().requires_grad_())
+    )
+    assert digest(plain) == digest(asking)
+    assert len(list(tmp_path.glob("*.pt"))) == 1
+
+
 def test_images_stored_larger_are_cropped_at_random_and_validated_as_given():
     tuned = tune(train=images(48, size=12), augmentation="auto", epochs=2)
     assert tuned.best["val_clean"] >= 0

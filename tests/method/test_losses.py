@@ -12,6 +12,7 @@ from autolora.training.controllers import Scalars
 from autolora.training.learner import Learner
 from autolora.training.loop import one_step
 from autolora.training.settings import Settings
+from autolora.training.weight_attack import worst_direction
 from tests.method.small import THREAT, network
 
 WEIGHTS = Scalars(0.5, 3.0)
@@ -211,12 +212,18 @@ def test_a_step_without_rate_and_decay_leaves_the_attacked_weights_to_the_bit():
 
 
 def test_v_does_not_depend_on_the_loss_scale():
-    from autolora.training.weight_attack import worst_direction
-
     made, x, y = learner(weight_attack=0.01)
     layers = {"head.weight": made.model.head.weight}
     small, large = (worst_direction(k * F.cross_entropy(made.model(x), y), layers, 0.01) for k in (1, 10))
     assert torch.allclose(small["head.weight"], large["head.weight"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_layer_without_a_slope_is_not_moved(dtype):
+    weights = {name: torch.ones(3, 2, dtype=dtype, requires_grad=True) for name in ("flat", "steep")}
+    v = worst_direction((0 * weights["flat"] + 2 * weights["steep"]).sum(), weights, 0.01)
+    assert not v["flat"].any()
+    assert v["steep"].norm().item() == pytest.approx(0.01 * 6**0.5, rel=1e-2)
 
 
 class Tied(nn.Module):
