@@ -12,4 +12,4 @@ if [ ! -f .git/index ]; then  # git writes it when all files are there
   rm -f .git/index.lock
   git reset --quiet --hard
 fi
-exec prefect worker start --pool "$pool" --name "${WORKER_NAME:-$(hostname)}" --limit "${WORKER_LIMIT:-1}"
+exec prefect worker start --pool "$pool" --type process --name "${WORKER_NAME:-$(hostname)}" --limit "${WORKER_LIMIT:-1}"

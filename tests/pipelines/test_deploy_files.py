@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -166,6 +167,81 @@ def test_a_run_cannot_leave_its_container(name):
     assert ("no-new-privileges" if name.startswith("docker") else '"allowPrivilegeEscalation": false') in job
 
 
+def prefect_takes(*arguments: str) -> dict:
+    """What Prefect's own command line makes of them: an unknown option is an error."""
+    from prefect.cli._app import _app
+
+    _, bound, _ = _app.parse_args(list(arguments), exit_on_error=False, print_error=False)
+    return bound.arguments
+
+
+def test_the_kubernetes_worker_is_one_of_that_type_also_before_the_pool_is_made():
+    deployment = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "worker.yaml").read_text()))[-1]
+    program, *arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert program == "prefect"
+    taken = prefect_takes(*arguments)
+    assert (taken["work_pool_name"], taken["worker_type"]) == ("kubernetes", "kubernetes")
+    assert not taken["create_pool_if_not_found"]  # it would be one of Prefect's template, without ours
+
+
+def test_documented_workers_of_other_pools_than_processes_say_their_type():
+    for file in [*(ROOT / "docs").glob("*.md"), *DEPLOY.rglob("*.sh"), ROOT / "prefect.yaml"]:
+        for start in re.findall(r"worker start --pool (?:docker|kubernetes)[^`]*", file.read_text()):
+            assert "--type " in start, f"{file.name}: {start}"
+
+
+def setup(tmp_path: Path, pools: dict[str, str], *arguments: str) -> tuple[int, str, list[str]]:
+    """deploy/setup.sh beside a Prefect that has these pools: its status, what it says, and what it changes."""
+    programs = tmp_path / "bin"
+    programs.mkdir(exist_ok=True)
+    for name, kind in pools.items():
+        (tmp_path / name).write_text(json.dumps({"type": kind}))
+    prefect = f"""#!/bin/sh
+shift
+if [ "$2" = inspect ]; then cat "{tmp_path}/$3" 2>/dev/null; exit $?; fi
+echo "$@" >> "{tmp_path}/log"
+"""
+    python = f'#!/bin/sh\ncase "$2" in *json*) exec "{sys.executable}" "$@";; esac\n'
+    for name, text in {"prefect": prefect, "python": python}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (tmp_path / "log").write_text("")
+    done = subprocess.run(
+        ["bash", str(DEPLOY / "setup.sh"), *arguments],
+        env={"PATH": f"{programs}:{os.environ['PATH']}", "PREFECT_API_URL": "http://example.org/api"},
+        capture_output=True,
+        text=True,
+    )
+    return done.returncode, done.stdout + done.stderr, (tmp_path / "log").read_text().splitlines()
+
+
+POOLS = {"gpu": "process", "control": "process", "docker": "docker", "kubernetes": "kubernetes"}
+
+
+def test_setup_makes_what_is_missing_and_leaves_the_rest(tmp_path):
+    status, _, changes = setup(tmp_path, {"gpu": "process", "docker": "docker"})
+    assert status == 0
+    assert [line.split()[:3] for line in changes] == [
+        ["work-pool", "create", "control"], ["work-pool", "create", "kubernetes"], ["deploy", "--all"]
+    ]  # fmt: skip
+    status, _, changes = setup(tmp_path, POOLS, "--templates")
+    assert status == 0
+    assert [line.split()[1:3] for line in changes[:-1]] == [["update", "docker"], ["update", "kubernetes"]]
+
+
+def test_setup_refuses_a_pool_of_another_type(tmp_path):
+    """A worker that was started before the pool, and told no type, has made it a pool of processes."""
+    status, said, changes = setup(tmp_path, POOLS | {"kubernetes": "process"})
+    assert (status, changes) == (1, [])
+    assert said.splitlines()[-1].startswith("setup.sh: pool kubernetes is of type process, not kubernetes:")
+
+
+def test_setup_knows_one_argument(tmp_path):
+    status, said, changes = setup(tmp_path, {}, "--overwrite")
+    assert (status, changes) == (2, [])
+    assert "--templates is the only one" in said
+
+
 @pytest.mark.parametrize("killed", ["never", "in the clone", "in the checkout"])
 def test_the_worker_script_makes_its_clone_whole(tmp_path, killed):
     """Prefect's own program is another here: what it is called with, and where, is what counts."""
@@ -192,7 +268,7 @@ def test_the_worker_script_makes_its_clone_whole(tmp_path, killed):
             capture_output=True,
             text=True,
         )
-        assert started.stdout == "worker start --pool a-pool --name w --limit 1\n", started.stderr
+        assert started.stdout == "worker start --pool a-pool --type process --name w --limit 1\n", started.stderr
         assert (clone / "file").read_text() == "content"
         (clone / "mine").touch()
     assert sorted(path.name for path in clone.iterdir()) == [".git", "file", "mine"]

@@ -19,7 +19,7 @@ import yaml
 
 from tests.pipelines.conftest import ROOT, git
 from tests.registry.synthetic import make_run
-from tools.rehearse_failover import ENDS, Server, wait_for
+from tools.rehearse_failover import ENDS, PREFECT, Server, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +90,23 @@ def test_prefect_yaml_is_deployed_by_prefect_itself(deployed):
     assert one_at_a_time == {"rebuild/gpu", "rebuild/docker", "deploy/control"}
     names = {automation["name"] for automation in server.ask("automations/filter", {})}
     assert names == {"autolora: silent runs have crashed", "autolora: crashed runs are scheduled again"}
+
+
+def test_setup_again_leaves_what_users_have_set(deployed):
+    server = deployed
+    server.run(*PREFECT, "work-pool", "set-concurrency-limit", "docker", "3")
+    server.run(*PREFECT, "work-pool", "pause", "docker")
+    said = server.run("bash", str(ROOT / "deploy" / "setup.sh"))
+    assert "pool docker is there already, and stays as it is" in said
+    docker = server.ask("work_pools/docker")
+    assert (docker["concurrency_limit"], docker["is_paused"]) == (3, True)
+
+
+def test_a_worker_that_is_told_so_makes_no_pool(deployed):
+    server = deployed
+    start = ["worker", "start", "--pool", "nobody", "--type", "process", "--run-once"]
+    server.run(*PREFECT, *start, "--no-create-pool-if-not-found")
+    assert "nobody" not in {pool["name"] for pool in server.ask("work_pools/filter", {})}
 
 
 def test_a_pool_without_workers_says_so_and_how_to_start_one(deployed, toy):
