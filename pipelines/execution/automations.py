@@ -7,6 +7,9 @@
 2. "autolora: crashed runs are scheduled again": a crashed run of our deployments goes back to its work pool, where any
    other worker takes it up. It goes on from the last checkpoint if AUTOLORA_WORK is storage that both machines see.
 
+Both look at runs of our deployments alone, by their tag: a run in somebody's shell or of another team has no worker to
+lose, and heartbeats of its own rhythm.
+
 A run that crashes its worker again and again gives itself up (`rebuild.MOST_RUNS`). One that was taken for dead (the
 server was away for longer than --silence) notices that it goes on elsewhere, and ends.
 """
@@ -27,6 +30,10 @@ from autolora.common.command_line import Command
 HEARTBEAT = "prefect.flow-run.heartbeat"
 ENDS = {f"prefect.flow-run.{end}" for end in ("Completed", "Failed", "Cancelled", "Crashed")}
 RUN = {"prefect.resource.id"}
+EVERY_RUN = ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]})
+OURS = ResourceSpecification(
+    {"prefect.resource.role": ["tag"], "prefect.resource.id": ["prefect.tag.autolora"]}
+)  # prefect.yaml
 FLOWS = ("rebuild", "sweep")  # what may safely be done twice: DVC repeats nothing, a training resumes
 
 
@@ -35,7 +42,8 @@ def silent_runs_have_crashed(seconds: float) -> Automation:
     trigger = EventTrigger(
         after={HEARTBEAT},
         expect={HEARTBEAT, *ENDS},
-        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+        match=EVERY_RUN,
+        match_related=OURS,
         for_each=RUN,
         posture=Posture.Proactive,
         threshold=1,
@@ -46,10 +54,11 @@ def silent_runs_have_crashed(seconds: float) -> Automation:
 
 
 def crashed_runs_are_scheduled_again() -> Automation:
+    repeatable = ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": list(FLOWS)})
     trigger = EventTrigger(
         expect={"prefect.flow-run.Crashed"},
-        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
-        match_related=ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": list(FLOWS)}),
+        match=EVERY_RUN,
+        match_related=[OURS, repeatable],
         for_each=RUN,
         posture=Posture.Reactive,
         threshold=1,
