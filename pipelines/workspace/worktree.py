@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from autolora.common.files import AtWork, locked
 from pipelines.workspace import dvc_graph as graph
@@ -118,6 +119,7 @@ def use_storage(folder: Path) -> None:
 
     AUTOLORA_CACHE: DVC's cache on shared storage. AUTOLORA_REMOTE: a DVC remote (s3://..., ssh://..., a folder), with
     AUTOLORA_REMOTE_ENDPOINT for an S3 that is not Amazon's. All go into .dvc/config.local, which git does not see.
+    There they stay when the variables go: nobody can tell them from what was set by hand.
     """
     cache, remote, endpoint = (os.environ.get(f"AUTOLORA_{name}") for name in ("CACHE", "REMOTE", "REMOTE_ENDPOINT"))
     if not cache and not remote:
@@ -126,7 +128,10 @@ def use_storage(folder: Path) -> None:
     if cache:
         wanted["cache"] = {"dir": cache}
     if remote:
-        wanted["remote"] = {"shared": {"url": remote} | ({"endpointurl": endpoint} if endpoint else {})}
+        _require_package(remote)
+        wanted["remote"] = {
+            "shared": {"url": remote, "endpointurl": endpoint or None}
+        }  # None: none of an earlier run's
         wanted["core"] = {"remote": "shared"}
     with graph.opened(folder) as repo:
         present = repo.config.read("local")
@@ -137,7 +142,21 @@ def use_storage(folder: Path) -> None:
                 for key, value in values.items():
                     if isinstance(value, dict):  # a remote may have a user and a key file beside
                         value = settings[part].get(key, {}) | value
+                        value = {name: one for name, one in value.items() if one is not None}
                     settings[part][key] = value
+
+
+def _require_package(remote: str) -> None:
+    """DVC would say so at the first stage's end, after hours of work."""
+    from dvc.fs import registry
+
+    scheme = urlsplit(remote).scheme
+    try:
+        registry[scheme]
+    except ImportError:
+        package = f"dvc-{scheme}".replace("webdavs", "webdav")
+        how = "uv sync --group workers" if scheme == "s3" else f"uv pip install {package}"
+        raise WorkspaceError(f"AUTOLORA_REMOTE is on {scheme}, and {package} is not installed: `{how}`") from None
 
 
 def _within(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> bool:

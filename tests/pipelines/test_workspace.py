@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -261,18 +263,49 @@ def test_an_override_that_is_given_twice_is_refused():
 
 
 def test_settings_of_a_remote_stay_beside_its_address(project, tmp_path, monkeypatch):
-    """A user and a key file were set by hand: the next run must reach the remote too."""
+    """A user was set by hand: the next run must reach the remote too."""
     config = project / ".dvc/config.local"
-    config.write_text("['remote \"shared\"']\n    url = ssh://old/place\n    user = jo\n    keyfile = /keys/jo\n")
-    monkeypatch.setenv("AUTOLORA_REMOTE", "ssh://new/place")
+    config.write_text("['remote \"shared\"']\n    url = http://old/place\n    user = jo\n    auth = basic\n")
+    monkeypatch.setenv("AUTOLORA_REMOTE", "http://new/place")
     workspace.use_storage(project)
     text = config.read_text()
-    assert "ssh://new/place" in text
+    assert "http://new/place" in text
     assert "user = jo" in text
-    assert "keyfile = /keys/jo" in text
+    assert "auth = basic" in text
     before = config.stat().st_mtime_ns
     workspace.use_storage(project)
     assert config.stat().st_mtime_ns == before
+
+
+def test_the_address_of_an_s3_goes_with_its_variable(project, tmp_path, monkeypatch):
+    """Amazon's, or a folder, would else be looked for there."""
+    config = project / ".dvc/config.local"
+    config.write_text("['remote \"shared\"']\n    url = s3://bucket\n    endpointurl = http://minio.example.org\n")
+    monkeypatch.setenv("AUTOLORA_REMOTE", str(tmp_path / "remote"))
+    workspace.use_storage(project)
+    assert "endpointurl" not in config.read_text()
+
+
+@pytest.mark.parametrize(
+    ("remote", "module", "says"),
+    [
+        ("s3://bucket", "dvc_s3", "s3, and dvc-s3 is not installed: `uv sync --group workers`"),
+        (
+            "webdavs://jo:secret@host/place",
+            "dvc_webdav",
+            "webdavs, and dvc-webdav is not installed: `uv pip install dvc-webdav`",
+        ),
+    ],
+)
+def test_a_remote_whose_package_is_missing_is_refused_at_once(project, monkeypatch, remote, module, says):
+    """Group `workers` is not among those that `uv sync` installs."""
+    if importlib.util.find_spec(module):
+        pytest.skip(f"{module} is installed here")
+    monkeypatch.setenv("AUTOLORA_REMOTE", remote)
+    with pytest.raises(commits.WorkspaceError, match=re.escape(f"AUTOLORA_REMOTE is on {says}")) as refused:
+        workspace.use_storage(project)
+    assert "secret" not in str(refused.value)
+    assert not (project / ".dvc/config.local").exists()
 
 
 def test_a_project_below_the_top_of_its_repository_gets_no_workspace(project, tmp_path):
