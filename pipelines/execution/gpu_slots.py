@@ -4,23 +4,30 @@
 
 Each GPU is a global concurrency limit of one, named by the GPU's UUID: hosts and containers need no numbering. A stage
 with `meta: {gpu: true}` takes the first free slot of its machine and sees that GPU only (CUDA_VISIBLE_DEVICES). A slot
-is a lease: whoever dies stops renewing it, and it is free again after LEASE seconds.
+is a lease: whoever dies stops renewing it, and it is free again after LEASE seconds. One that ran out while the server
+was away is taken again. (Prefect's own `concurrency` gives up its renewal after a minute without an answer, for good.)
 """
 
 from __future__ import annotations
 
+import contextvars
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from uuid import UUID
+
+import httpx
 
 from autolora.common.command_line import Command
 
 LEASE = 300.0
+RENEWAL = 30.0  # seconds between two renewals, whatever the last one came to
 PATIENCE = (2.0, 10.0)  # seconds between two looks at slots that are all taken
 PREFIX = "gpu:"
 NO_GPU = 6  # nvidia-smi's exit status where it works and finds none
@@ -86,27 +93,81 @@ def _take(count: int, devices: Sequence[str], stack: ExitStack) -> list[str]:
 
 
 def take_slot(device: str, stack: ExitStack) -> bool:
-    """strict: a slot that does not exist is an error, not a GPU without a limit.
+    """A slot that does not exist is an error, not a GPU without a limit."""
+    lease = leased(PREFIX + device)
+    if lease:
+        stack.enter_context(kept(PREFIX + device, lease))
+    return lease is not None
 
-    The lease outlives a server that restarts (docs/prefect.md: lease storage on disk), so a renewal that fails is no
-    reason to throw a training away.
-    """
-    from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
-    from prefect.concurrency.sync import concurrency
 
-    slot = concurrency(
-        PREFIX + device, timeout_seconds=1, lease_duration=LEASE, strict=True, raise_on_lease_renewal_failure=False
-    )
-    try:
-        stack.enter_context(slot)
-    except TimeoutError:
-        return False
-    except ConcurrencySlotAcquisitionError as error:
+def leased(slot: str) -> UUID | None:
+    """None where somebody has it."""
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        try:
+            answer = client.increment_concurrency_slots_with_lease([slot], 1, "concurrency", LEASE).json()
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.LOCKED:
+                return None
+            raise
+    if not answer["limits"]:
         raise SlotError(
-            f"no slot {PREFIX}{device} on the server: `python -m pipelines.execution.gpu_slots` on this machine "
-            f"creates it ({error})"
-        ) from None
-    return True
+            f"no slot {slot} on the server: `python -m pipelines.execution.gpu_slots` on this machine creates it"
+        )
+    return UUID(answer["lease_id"])
+
+
+@contextmanager
+def kept(slot: str, lease: UUID) -> Iterator[None]:
+    """Renewed beside the work, which a server that is away does not end; given back at the end."""
+    from prefect import get_client
+
+    over, now = threading.Event(), [lease]
+
+    def renew() -> None:
+        while not over.wait(RENEWAL):
+            now[0] = renewed(slot, now[0])
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(renew,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=2)
+        with (
+            suppress(Exception),
+            get_client(sync_client=True) as client,
+        ):  # a lease that is not given back ends by itself
+            client.release_concurrency_slots_with_lease(now[0])
+
+
+def renewed(slot: str, lease: UUID) -> UUID:
+    """The same, also where the server is away; another where it ran out."""
+    from prefect import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.renew_concurrency_lease(lease, LEASE)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.GONE:
+            return taken_again(slot) or lease
+    except Exception:  # whatever the way to the server raises: at the next turn
+        pass
+    return lease
+
+
+def taken_again(slot: str) -> UUID | None:
+    """None while another run has it, which took it meanwhile; the work goes on beside that one."""
+    from prefect.logging import get_logger
+
+    lease = None
+    with suppress(Exception):
+        lease = leased(slot)
+    so = "taken again" if lease else "another run has it now, and this one goes on until it is free again"
+    get_logger("gpu_slots").warning("the lease of %s has run out: %s", slot, so)
+    return lease
 
 
 def create(devices: Sequence[str]) -> None:

@@ -155,6 +155,42 @@ def test_slots_are_strict_one_training_a_gpu(server, monkeypatch, tmp_path):
     assert "no slot gpu:gpu-y on the server" in done.stderr
 
 
+def test_a_slot_that_ran_out_while_the_server_was_away_is_taken_again(server):
+    """Its renewals fail until the server is back; there the lease is gone, as one that has run out."""
+    code = (
+        "import sys; from pipelines.execution import gpu_slots as slots\n"
+        "slots.RENEWAL = 0.1\n"
+        "with slots.held(1, ['gpu-z']):\n"
+        "    print('held', flush=True); sys.stdin.readline()"
+    )
+
+    def leases() -> set[str]:
+        return {file.stem for file in (Path(server.environment["PREFECT_HOME"])).glob("concurrency_leases/*-*.json")}
+
+    def active() -> int:
+        return server.ask("v2/concurrency_limits/gpu:gpu-z")["active_slots"]
+
+    before = leases()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=server.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    (lost,) = leases() - before
+    server.restart()
+    release = (
+        f"from prefect import get_client\nget_client(sync_client=True).release_concurrency_slots_with_lease('{lost}')"
+    )
+    server.run(sys.executable, "-c", release)
+    wait_for("another lease", lambda: leases() - before - {lost}, 30)
+    assert active() == 1
+    process.communicate("\n", timeout=120)
+    assert (process.returncode, active(), leases()) == (0, 0, before)
+
+
 def test_the_server_restarts_during_a_run(server, template, tmp_path):
     project = clone(template, tmp_path / "project", epochs=20, seconds=0.5)
     env = server.environment

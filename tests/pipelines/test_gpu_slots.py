@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from pipelines.execution import gpu_slots as slots
 
@@ -45,3 +48,10 @@ def test_a_driver_that_is_down_is_no_machine_without_a_gpu(nvidia_smi, monkeypat
         slots.main()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert slots.gpus() == []
+
+
+def test_a_server_that_is_away_does_not_end_the_renewal():
+    """Nobody listens on port 9; on a real server: test_flows.py."""
+    lease = uuid4()
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert slots.renewed("gpu:x", lease) == lease
