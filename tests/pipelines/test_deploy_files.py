@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,27 @@ def test_docker_asks_for_gpus_as_docker_s_client_wants_them():
     """device_requests are handed to the Docker SDK as they are: driver, count, and a list of lists of capabilities."""
     variables = json.loads((DEPLOY / "docker-job-template.json").read_text())["variables"]["properties"]
     assert variables["device_requests"]["default"] == [{"driver": "nvidia", "count": -1, "capabilities": [["gpu"]]}]
+
+
+def test_a_run_in_docker_knows_the_addresses_of_compose_s_network(monkeypatch):
+    """What Prefect's worker makes of template and deployment; the server's address that it has itself is the host's."""
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.workers.base import BaseJobConfiguration
+
+    template = json.loads((DEPLOY / "docker-job-template.json").read_text())
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    given = next(d["work_pool"]["job_variables"] for d in deployments if d["name"] == "docker-cell")
+    monkeypatch.setenv("WORKER_S3_PASSWORD", "of the worker's shell")
+    with temporary_settings({PREFECT_API_URL: "http://localhost:4200/api"}):
+        job = asyncio.run(BaseJobConfiguration.from_template_and_values(template, {"env": given["env"], "name": "run"}))
+        job.prepare_for_flow_run(FlowRun(flow_id=uuid.uuid4(), name="run"))
+    clients = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["x-clients"]
+    same = [*(name for name in clients if name.startswith("AUTOLORA_REMOTE")), "PREFECT_API_URL", "MLFLOW_TRACKING_URI"]
+    assert {name: job.env.get(name) for name in same} == {name: clients[name] for name in same}
+    assert job.env["AWS_ACCESS_KEY_ID"] == clients["AWS_ACCESS_KEY_ID"]
+    assert job.env["AWS_SECRET_ACCESS_KEY"] == "of the worker's shell"
+    assert job.env["AUTOLORA_WORK"] == given["env"]["AUTOLORA_WORK"]  # and what the deployment says beside them
 
 
 # By these a run would leave its container: they are the pool's, and no variable of a run reaches them.
