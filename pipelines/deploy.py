@@ -279,7 +279,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--unlogged", action="store_true", help="also a version that no decision in the log explains")
     parser.add_argument("--verify", type=Path, metavar="KEY", help="only what was signed; the public key, in PEM")
     parser.add_argument("--rollback", action="store_true")
-    return parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
+    of_the_alias = [f"--{name}" for name in ("watch", "server", "retry", "gpu", "unlogged") if getattr(chosen, name)]
+    if chosen.rollback and of_the_alias:
+        parser.error(f"--rollback serves the version before, once: it takes no {', '.join(of_the_alias)}")
+    return chosen
 
 
 def seconds(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,12 @@ def started_by_a_worker() -> bool:
     return "PREFECT__FLOW_RUN_ID" in os.environ
 
 
-def service(named: str) -> Path:
-    """Where deployments go on this worker: AUTOLORA_SERVICE, or `service` in its clone."""
-    return inside(Path(os.environ.get("AUTOLORA_SERVICE") or "service"), str(Path(named).resolve()), "to")
+def service(named: str | None) -> Path:
+    """Where deployments go on this worker: AUTOLORA_SERVICE, or `service` in its clone; or a folder inside.
+
+    A path from the clone that leads inside is taken as such, any other relative one is from that root.
+    """
+    root = Path(os.environ.get("AUTOLORA_SERVICE") or "service").resolve()
+    with suppress(ParameterError):
+        return inside(root, str(Path.cwd() / (named or root)), "to")
+    return inside(root, named or ".", "to")

@@ -1,9 +1,9 @@
 """Promotion and deployment as flows, for a schedule, a webhook or a button: the same commands that people give.
 
 prefect deployment run promote/control --param name=robust-digits --param version=3
-prefect deployment run deploy/control --param model=robust-digits@champion --param to=service
+prefect deployment run deploy/control --param model=robust-digits@champion
 
-Deployments go to AUTOLORA_SERVICE on the worker (`service` in its clone), or into a folder inside.
+Deployments go to AUTOLORA_SERVICE on the worker (`service` in its clone), or into a folder inside: --param to=FOLDER.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def promote(
 
 
 @flow(name="deploy", flow_run_name="deploy {model}")
-def deploy(model: NameAndAlias, to: str = "service") -> None:
+def deploy(model: NameAndAlias, to: str | None = None) -> None:
     """What the alias names now, verified and tried on its canaries."""
     run_module("pipelines.deploy", "--to", str(service(to)), "--", model)
 

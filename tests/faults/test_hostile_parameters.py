@@ -59,11 +59,15 @@ def test_a_worker_works_in_its_own_clone(clone, tmp_path, monkeypatch):
 def test_deployments_go_where_the_worker_says(clone, to, monkeypatch, tmp_path):
     with pytest.raises(ParameterError, match=r"to .* is not inside"):
         parameters.service(to)
-    assert parameters.service("service/a") == clone / "service/a"
+    assert parameters.service(None) == clone / "service"
+    for named in ("service/a", "a"):
+        assert parameters.service(named) == clone / "service/a"
     monkeypatch.setenv("AUTOLORA_SERVICE", str(tmp_path / "triton"))
-    assert parameters.service(str(tmp_path / "triton")) == tmp_path / "triton"
+    for named in (None, str(tmp_path / "triton"), "."):
+        assert parameters.service(named) == tmp_path / "triton"
+    assert parameters.service("service") == tmp_path / "triton/service"
     with pytest.raises(ParameterError):
-        parameters.service("service")
+        parameters.service(to)
 
 
 HOSTILE = [
@@ -83,6 +87,7 @@ SOUND = [
     (scheduled.promote, {"name": "robust-digits", "version": "registered", "to": "challenger"}),
     (scheduled.promote, {"name": "robust-digits", "version": "3"}),
     (scheduled.deploy, {"model": "robust-digits@champion", "to": "service"}),
+    (scheduled.deploy, {"model": "robust-digits"}),
     (rebuild, {"stages": ["merge"], "revision": "v1.0^{commit}", "overrides": {"seed": 1}}),
     (rebuild, {"revision": "feature/some-thing", "keep": "sweeps/a"}),
     (sweep, {"name": "digits", "pool": "gpu"}),
@@ -106,6 +111,6 @@ def test_what_is_no_option_stays_none(monkeypatch, clone):
     monkeypatch.setattr(scheduled.commands, "run", lambda command, *rest: commands.append(command[3:]))
     monkeypatch.setattr(scheduled, "get_run_logger", lambda: type("", (), {"info": print}))
     scheduled.promote.fn("m", 3)
-    scheduled.deploy.fn("m@champion", "service")
+    scheduled.deploy.fn("m@champion")
     assert commands == [["--to", "champion", "--", "m", "3"], ["--to", str(clone / "service"), "--", "m@champion"]]
     assert os.getcwd() == str(clone)

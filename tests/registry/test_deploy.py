@@ -42,6 +42,17 @@ def test_the_alias_is_followed_and_the_last_k_stay(registry, champion, service, 
     assert served(service) == 3
 
 
+@pytest.mark.parametrize(
+    "more", [["--watch", "30"], ["--server", "http://localhost:8000"], ["--retry"], ["--gpu"], ["--unlogged"]]
+)
+def test_a_rollback_refuses_what_it_would_pass_over(more, tmp_path, capsys):
+    """With --watch it deployed what the alias names."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["synthetic", "--to", str(tmp_path / "service"), "--rollback", *more])
+    assert f"it takes no {more[0]}" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "service").exists()
+
+
 def test_a_file_that_answers_otherwise_is_not_served(registered, champion, service, monkeypatch, capsys):
     registered("a")
 
