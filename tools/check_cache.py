@@ -10,6 +10,7 @@ checkout` and `dvc repro` bring back wrong bytes without a word. Exit code 1 whe
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from pathlib import Path
 import yaml
 
 from autolora.common.command_line import Command
+
+# Others are DVC's temporary files, which another process may be writing.
+NAME = re.compile(r"[0-9a-f]{30}(\.dir)?")
 
 
 def cache() -> Path:
@@ -34,7 +38,8 @@ def md5(path: Path) -> str:
 
 def damaged(folder: Path) -> dict[str, Path]:
     """By the hash that the name promises."""
-    named = {file.parent.name + file.name: file for file in sorted(folder.glob("??/*")) if file.is_file()}
+    files = [file for file in sorted(folder.glob("??/*")) if NAME.fullmatch(file.name) and file.is_file()]
+    named = {file.parent.name + file.name: file for file in files}
     return {name: file for name, file in named.items() if md5(file) != name.removesuffix(".dir")}
 
 

@@ -10,6 +10,7 @@ from prefect.settings import get_current_settings
 from autolora.common.errors import first_line
 
 POLL = 5.0  # seconds between two looks at a run on another machine
+FOLLOW = "prefect flow-run watch"
 
 
 class PoolError(RuntimeError):
@@ -22,7 +23,7 @@ def submit(deployment: str, parameters: dict[str, Any]) -> str:
 
     require_workers(deployment)
     run: Any = run_deployment(name=deployment, parameters=parameters, timeout=0)
-    return f"{run.name}: {run.id}\nprefect flow-run logs --follow {run.id}"
+    return f"{run.name}: {run.id}\n{FOLLOW} {run.id}"
 
 
 def run_and_wait(deployment: str, parameters: dict[str, Any]) -> None:

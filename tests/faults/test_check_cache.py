@@ -60,3 +60,11 @@ def test_what_dvc_does_not_see_is_found_and_made_again(project, capsys):
     dvc("repro", "-q")
     assert Path("many/2").read_text() == "many 2"
     assert check_cache.main([]) == 0
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path):
+    folder = tmp_path / "ab"
+    folder.mkdir()
+    for name in ("f0" * 15, "f1" * 15 + ".dir", "hjtRXF4mu4Su6pbHTLZ2iZ.tmp"):
+        (folder / name).write_text("half of it")
+    assert sorted(check_cache.damaged(tmp_path)) == ["ab" + "f0" * 15, "ab" + "f1" * 15 + ".dir"]

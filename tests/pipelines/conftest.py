@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,14 @@ def make_project(folder: Path) -> Path:
     git(folder, "add", ".")
     git(folder, "commit", "--quiet", "-m", "toy")
     return folder
+
+
+def prefect_takes(*arguments: str) -> dict[str, Any]:
+    """What Prefect's own command line makes of them: an unknown option is an error."""
+    from prefect.cli._app import _app
+
+    _, bound, _ = _app.parse_args(list(arguments), exit_on_error=False, print_error=False)
+    return bound.arguments
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.pipelines.conftest import ROOT
+from tests.pipelines.conftest import ROOT, prefect_takes
 
 DEPLOY = ROOT / "deploy"
 TOOLS = Path(sys.executable).parent
@@ -190,14 +190,6 @@ def test_a_run_cannot_leave_its_container(name):
     assert ("no-new-privileges" if name.startswith("docker") else '"allowPrivilegeEscalation": false') in job
 
 
-def prefect_takes(*arguments: str) -> dict:
-    """What Prefect's own command line makes of them: an unknown option is an error."""
-    from prefect.cli._app import _app
-
-    _, bound, _ = _app.parse_args(list(arguments), exit_on_error=False, print_error=False)
-    return bound.arguments
-
-
 def test_the_kubernetes_worker_is_one_of_that_type_also_before_the_pool_is_made():
     deployment = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "worker.yaml").read_text()))[-1]
     program, *arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
@@ -211,6 +203,19 @@ def test_documented_workers_of_other_pools_than_processes_say_their_type():
     for file in [*(ROOT / "docs").glob("*.md"), *DEPLOY.rglob("*.sh"), ROOT / "prefect.yaml"]:
         for start in re.findall(r"worker start --pool (?:docker|kubernetes)[^`]*", file.read_text()):
             assert "--type " in start, f"{file.name}: {start}"
+
+
+def test_documented_commands_in_compose_name_services_and_their_profiles():
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    command = re.compile(r"docker compose --file deploy/compose\.yaml( --profile \w+)? exec ([\w-]+) git pull")
+    named = command.findall((ROOT / "docs" / "prefect.md").read_text())
+    assert {service for _, service in named} == {
+        "worker",
+        "worker-gpu",
+        "control",
+    }  # two clones: one is of both workers
+    for profile, service in named:
+        assert services[service].get("profiles", []) == profile.split()[1:]
 
 
 def setup(tmp_path: Path, pools: dict[str, str], *arguments: str) -> tuple[int, str, list[str]]:
