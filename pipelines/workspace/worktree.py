@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from autolora.common.files import AtWork, locked
+from autolora.common.files import AtWork, locked, read_json
 from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace.commits import PARAMS_FILE, WorkspaceError, git, resolve
 from pipelines.workspace.params_file import override, use_preset
@@ -36,6 +36,7 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         with locked(file):
             owner.write_text(str(os.getpid()))
+            remove_half_written_rwlock(file.parent)
             yield
     except AtWork:
         known = owner.read_text() if owner.is_file() else "unknown"
@@ -43,6 +44,31 @@ def alone(folder: Path) -> Iterator[None]:
             f"{folder} is being rebuilt by process {known}: wait for it, or give --revision HEAD to work in a fresh "
             "workspace beside it"
         ) from None
+
+
+def remove_half_written_rwlock(folder: Path) -> None:
+    """DVC's list of who is at work: a full disk leaves it without content, and no command of DVC works here any more.
+
+    Under DVC's guard of that file: a plain `dvc repro` beside this may be writing it.
+    """
+    from dvc.lock import make_lock
+
+    file = folder / "rwlock"
+    if not _broken(file):
+        return
+    with make_lock(str(folder / "rwlock.lock"), tmp_dir=str(folder)):
+        if _broken(file):
+            file.unlink()
+
+
+def _broken(file: Path) -> bool:
+    try:
+        read_json(file)
+    except FileNotFoundError:
+        return False
+    except ValueError:  # no JSON, or no text
+        return True
+    return False
 
 
 @contextmanager

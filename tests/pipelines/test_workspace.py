@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc.fs import localfs
+from dvc.rwlock import RWLockFileCorruptedError, rwlock
 
 from pipelines import rebuild
 from pipelines.execution import commands
@@ -260,6 +262,24 @@ def test_an_override_of_a_whole_section_is_refused():
 def test_an_override_that_is_given_twice_is_refused():
     with pytest.raises(commits.WorkspaceError, match="override seed is given twice"):
         params_file.parse_overrides(["seed=1", "seed=2"])
+
+
+@pytest.mark.parametrize("left", ["", '{"read": {"/a"', "\x00\x00"])
+def test_what_a_full_disk_has_left_of_dvc_s_list_blocks_nobody(project, left):
+    folder = project / ".dvc/tmp"
+    folder.mkdir(exist_ok=True)
+    (folder / "rwlock").write_text(left)
+
+    def at_work():
+        return rwlock(str(folder), localfs, "repro", [str(project / "raw")], [], hardlink=False)
+
+    with pytest.raises(RWLockFileCorruptedError), at_work():
+        pass
+    with workspace.alone(project), at_work():
+        listed = (folder / "rwlock").read_text()
+        workspace.remove_half_written_rwlock(folder)
+        assert (folder / "rwlock").read_text() == listed  # a whole one stays: somebody is at work
+        assert "repro" in listed
 
 
 def test_settings_of_a_remote_stay_beside_its_address(project, tmp_path, monkeypatch):
