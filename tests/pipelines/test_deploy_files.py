@@ -199,6 +199,18 @@ def test_the_kubernetes_worker_is_one_of_that_type_also_before_the_pool_is_made(
     assert not taken["create_pool_if_not_found"]  # it would be one of Prefect's template, without ours
 
 
+def test_jobs_on_kubernetes_name_the_secret_of_prefect_s_password():
+    """And do not hold it: by two settings of prefect-kubernetes, of the secret that the head of the file makes."""
+    text = (DEPLOY / "kubernetes" / "worker.yaml").read_text()
+    worker = list(yaml.safe_load_all(text))[-1]["spec"]["template"]["spec"]["containers"][0]
+    auth = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET_"
+    told = {one["name"].removeprefix(auth): one["value"] for one in worker["env"] if one["name"].startswith(auth)}
+    secrets = [source["secretRef"]["name"] for source in worker["envFrom"] if "secretRef" in source]
+    assert [told["NAME"]] == secrets
+    assert f"create secret generic {told['NAME']} " in text
+    assert f"--from-literal={told['KEY']}=" in text
+
+
 def test_documented_workers_of_other_pools_than_processes_say_their_type():
     for file in [*(ROOT / "docs").glob("*.md"), *DEPLOY.rglob("*.sh"), ROOT / "prefect.yaml"]:
         for start in re.findall(r"worker start --pool (?:docker|kubernetes)[^`]*", file.read_text()):
