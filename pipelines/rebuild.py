@@ -204,19 +204,21 @@ def rebuild(
     keep: where in `.work` (AUTOLORA_WORK) a fresh workspace leaves its reports; by default in rebuilds/<run's name>.
     """
     source, overrides = own_clone(folder), overrides or {}
-    kept_in = inside(work_root(source), keep, "keep") if keep else None
+    work = work_root(source)
+    kept = inside(work, keep, "keep") if keep else work / "rebuilds" / workspace.slug(run_name())
     leave_no_orphans()
     workspace.use_storage(source)
-    refuse(source, stages or [], revision, uncommitted=uncommitted and not (overrides or revision or preset))
+    fresh = bool(overrides or revision or preset)
+    refuse(source, stages or [], revision, uncommitted=uncommitted and not fresh)
+    if fresh:
+        results.require_writable(kept)
     with place(source, revision, overrides, preset) as here, workspace.alone(here):
         env = environment(source, here)
         rows = [outcome(stage, here, env, gpus) for stage in graph.stages(here, stages or [])]
-        kept = here
-        if here != source:
-            kept = kept_in or work_root(source) / "rebuilds" / workspace.slug(run_name())
+        if fresh:
             results.collect(here, kept)
             get_run_logger().info("the workspace goes; its reports stay in %s", kept)
-        publish(kept, rows)
+        publish(kept if fresh else here, rows)
     return rows
 
 

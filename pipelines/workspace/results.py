@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from autolora.common.files import read_json
+from pipelines.workspace.commits import WorkspaceError
 
 
 def rows(folder: Path, done: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -72,6 +75,25 @@ def summary(folder: Path, name: str, done: list[dict[str, Any]]) -> str:
             f"on `{receipt.get('tracking_uri')}`"
         )
     return "\n".join([f"# {name}", "", *head, *table, "", *where])
+
+
+def require_writable(to: Path) -> None:
+    """Before anything is built: a pod that may not write where a sweep collects would say so after its last stage."""
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=to):
+            pass
+    except OSError as error:
+        raise WorkspaceError(f"{_not_ours(to)} ({error.strerror}): results are kept in {to}") from None
+
+
+def _not_ours(folder: Path) -> str:
+    """The innermost folder that is there decides."""
+    there = next(
+        each for each in (folder, *folder.parents) if os.path.exists(each)
+    )  # also where nobody may look inside
+    mine = os.geteuid() if hasattr(os, "geteuid") else "unknown"
+    return f"{there} belongs to uid {there.stat().st_uid}, and this run of uid {mine} cannot write there"
 
 
 def collect(folder: Path, to: Path) -> None:

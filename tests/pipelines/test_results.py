@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,7 @@ from pipelines.execution import commands
 from pipelines.execution.commands import CommandFailed
 from pipelines.workspace import dvc_graph as graph
 from pipelines.workspace import results
+from pipelines.workspace.commits import WorkspaceError
 from stages.common.errors import AGAIN, BUSY, INTERRUPTED, MEND
 from tests.pipelines.conftest import ROOT
 
@@ -195,3 +200,33 @@ def test_refusals_come_before_a_server_is_started(project, monkeypatch, capsys, 
     (project / "train.py").write_text("# changed")
     with pytest.raises(SystemExit, match=message):
         rebuild.main()
+
+
+@pytest.fixture
+def another_s() -> Iterator[Path]:
+    """A folder of root, seen by somebody else; for a user who is not root, one that is closed."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755 if os.geteuid() == 0 else 0o555)
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(was)
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_folder_of_another_user_is_refused_before_anything_is_built(another_s):
+    """Sweeps and pods share one: it says which folder, and whose it is."""
+    says = (
+        f"{another_s} belongs to uid {another_s.stat().st_uid}, and this run of uid {os.geteuid()} cannot write there"
+    )
+    with pytest.raises(WorkspaceError, match=re.escape(says)):
+        results.require_writable(another_s / "sweeps/digits/a cell")
+    with pytest.raises(WorkspaceError, match=re.escape(says)):
+        results.require_writable(another_s)
+
+
+def test_a_folder_of_one_s_own_is_made(tmp_path):
+    results.require_writable(tmp_path / "sweeps/digits/a cell")
+    assert list((tmp_path / "sweeps/digits/a cell").iterdir()) == []
