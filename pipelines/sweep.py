@@ -51,7 +51,7 @@ from stages.common.scrub import scrubbed
 def build(what: str, cell: str, parameters: dict[str, Any], pool: str | None) -> None:
     """One rebuild in a fresh workspace: here as a flow within the flow, or on whichever worker of the pool is free."""
     if pool:
-        pools.run_and_wait(f"rebuild/{pool}-cell", parameters)
+        pools.run_and_wait(f"rebuild/{pool}-cell", parameters, f"{what} {parameters['keep']}")
     else:
         rebuild.rebuild(**parameters)
 

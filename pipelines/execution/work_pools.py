@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
+from prefect.logging import get_logger
 from prefect.settings import get_current_settings
 
 from autolora.common.errors import first_line
 
 POLL = 5.0  # seconds between two looks at a run on another machine
+LIVE = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED"]
 FOLLOW = "prefect flow-run watch"
 
 
@@ -26,13 +29,41 @@ def submit(deployment: str, parameters: dict[str, Any]) -> str:
     return f"{run.name}: {run.id}\n{FOLLOW} {run.id}"
 
 
-def run_and_wait(deployment: str, parameters: dict[str, Any]) -> None:
+def run_and_wait(deployment: str, parameters: dict[str, Any], what: str) -> None:
     """As part of the flow that calls; a run that does not complete is an error with its message."""
-    from prefect.deployments import run_deployment
+    from prefect import get_client
 
-    run: Any = run_deployment(name=deployment, parameters=parameters, timeout=None, poll_interval=POLL)
+    run = live_run(parameters, what) or new_run(deployment, parameters, what)
+    with get_client(sync_client=True) as client:
+        while not run.state.is_final():
+            time.sleep(POLL)
+            run = client.read_flow_run(run.id)
     if not run.state.is_completed():
         raise PoolError(f"{run.name}: {run.state.name}: {run.state.message}")
+
+
+def new_run(deployment: str, parameters: dict[str, Any], what: str) -> Any:
+    """Its tag says what it makes."""
+    from prefect.deployments import run_deployment
+
+    return run_deployment(name=deployment, parameters=parameters, timeout=0, tags=[what])
+
+
+def live_run(parameters: dict[str, Any], what: str) -> Any:
+    """What a sweep that was stopped has left on the workers: a second run would collect into the same folder."""
+    from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    wanted = FlowRunFilter.model_validate({"tags": {"all_": [what]}, "state": {"type": {"any_": LIVE}}})
+    with get_client(sync_client=True) as client:
+        run = next(iter(client.read_flow_runs(flow_run_filter=wanted)), None)
+    if run and any(run.parameters.get(key) != value for key, value in parameters.items()):
+        raise PoolError(
+            f"run {run.name} still makes this {what} otherwise: wait, or `prefect flow-run cancel {run.id}`"
+        )
+    if run:
+        get_logger("work_pools").info("%s: run %s is at work on it already: waiting for it", what, run.name)
+    return run
 
 
 def require_workers(deployment: str) -> None:

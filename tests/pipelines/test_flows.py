@@ -16,7 +16,10 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from pipelines.execution import work_pools
+from pipelines.execution.work_pools import PoolError
 from tests.pipelines.conftest import ROOT, git
 from tests.registry.synthetic import make_run
 from tools.rehearse_failover import ENDS, PREFECT, Server, wait_for
@@ -116,6 +119,21 @@ def test_a_pool_without_workers_says_so_and_how_to_start_one(deployed, toy):
     assert "no worker is online in pool gpu" in done.stderr
     assert "prefect worker start --pool gpu" in done.stderr
     assert not server.ask("flow_runs/filter", {})
+
+
+def test_a_cell_that_is_at_work_is_not_started_twice(deployed):
+    """A sweep that was stopped and is given again: its runs go on without it. No worker takes this one."""
+    cell, what = {"stages": ["report"], "overrides": {"seed": 1}, "revision": "a" * 40}, "cell sweeps/toy/1"
+    with temporary_settings({PREFECT_API_URL: deployed.url}):
+        assert work_pools.live_run(cell, what) is None
+        run = work_pools.new_run("rebuild/kubernetes-cell", cell, what)
+        assert work_pools.live_run(cell, what).id == run.id
+        assert work_pools.live_run(cell, "first sweeps/toy/1") is None
+        with pytest.raises(PoolError, match=f"otherwise: wait, or `prefect flow-run cancel {run.id}`"):
+            work_pools.live_run(cell | {"revision": "b" * 40}, what)
+        deployed.ask(f"flow_runs/{run.id}/set_state", {"state": {"type": "FAILED"}, "force": True})
+        assert work_pools.live_run(cell, what) is None
+        deployed.run(*PREFECT, "flow-run", "delete", str(run.id))
 
 
 def test_a_stage_that_hangs_is_killed_with_its_child_and_the_run_fails(server, template, tmp_path):
