@@ -3,10 +3,10 @@
     autolora attack model.onnx --data FOLDER --eps 8/255 --out attacked
     autolora attack model.onnx --data FOLDER --eps 8/255 --normalised --require-robust 0.5     # in a CI job
 
-MODEL: an ONNX file (float32, float16, static or dynamic 8 bits), a torch.export archive (.pt2), package.module:factory,
-timm:NAME, hf:ID, or models:/NAME@alias of an MLflow server. An attack runs on a torch copy of the file; each success
-counts once onnxruntime is fooled by it on the file itself. DATA: a folder with one folder for each class, an .npz, a
-.csv of paths and labels, or data/prepared/test.
+MODEL: an ONNX file (float32, float16, static or dynamic 8 bits), a torch.export archive (.pt2, with --trust),
+package.module:factory, timm:NAME, hf:ID, or models:/NAME@alias of an MLflow server. An attack runs on a torch copy of
+the file; each success counts once onnxruntime is fooled by it on the file itself. DATA: a folder with one folder for
+each class, an .npz, a .csv of paths and labels, or data/prepared/test.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--size", type=at_least_one, metavar="N", help="pixels a side, where the model takes any")
     parser.add_argument("--classes", help="names in the model's order: a,b,c or a file with one a line or a JSON list")
     parser.add_argument("--weights", help="of package.module:factory or timm:NAME: a file, a URL or hf:ID/FILE")
+    parser.add_argument("--trust", action="store_true", help="read a .pt2, which can run code: you know who made it")
     parser.add_argument("--budget", type=float, metavar="MINUTES", help="at most so long: fewer images, which is said")
     parser.add_argument("--require-robust", type=float, metavar="SHARE", help="exit code 1 where fewer stand")
     parser.add_argument(

@@ -46,6 +46,7 @@ class Asked(NamedTuple):
     before_softmax: bool = False
     scores_only: bool = False
     size: int | None = None
+    trust: bool = False
 
 
 @dataclass
@@ -265,6 +266,10 @@ class Archive(nn.Module):
 
 
 def _archive(path: Path, asked: Asked) -> Target:
+    """Parts of an archive may be pickles, which torch.export.load runs: it is code, as a factory is."""
+    if not asked.trust:
+        cure = "--trust, if you know who made it, or give an ONNX file, which runs none"
+        raise BadArgument("model", asked.model, f"an archive of torch.export can run code on this machine: {cure}")
     try:
         module = torch.export.load(str(path)).module()
     except Exception as error:

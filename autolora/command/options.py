@@ -45,6 +45,7 @@ def of_model(chosen: argparse.Namespace) -> Asked:
         before_softmax=chosen.before_softmax,
         scores_only=chosen.version == "square",
         size=chosen.size,
+        trust=chosen.trust,
     )
 
 

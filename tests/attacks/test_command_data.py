@@ -236,7 +236,7 @@ def test_an_archive_that_takes_one_image_at_a_time(capfd: pytest.CaptureFixture,
     torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 8, 8),)), tmp_path / "m.pt2")
     np.savez(tmp_path / "d.npz", x=X, y=Y)
     where = ["--data", tmp_path / "d.npz", "--out", tmp_path / "out"]
-    assert run("attack", tmp_path / "m.pt2", *where, "--eps", "8/255") == 2
+    assert run("attack", tmp_path / "m.pt2", *where, "--eps", "8/255", "--trust") == 2
     assert "does not take several images [3, 8, 8] at once (export it for any batch): " in capfd.readouterr().err
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import onnx
@@ -141,6 +143,53 @@ def test_weights_beside_a_file_are_part_of_it(tmp_path: Path, *, held_by_nodes: 
     (tmp_path / "m.data").unlink()
     with pytest.raises(ValueError, match="is no ONNX file, or it is damaged"):
         target(Asked(str(tmp_path / "m.onnx")))
+
+
+# --- archives of torch.export -----------------------------------------------------------------------------------------
+
+
+class Payload:
+    """What a stranger may put where weights are expected."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return open, (str(self.mark), "w")
+
+
+def hostile(folder: Path, mark: Path) -> Path:
+    """An archive whose settings say that a weight is a pickle."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+    torch.export.save(torch.export.export(network, (torch.zeros(2, 3, 2, 2),)), folder / "good.pt2")
+    torch.save(Payload(mark), pickled := io.BytesIO())
+    with ZipFile(folder / "good.pt2") as good, ZipFile(folder / "bad.pt2", "w") as bad:
+        contents = {name: good.read(name) for name in good.namelist()}
+        settings = next(name for name in contents if name.endswith("_weights_config.json"))
+        said = json.loads(contents[settings])
+        weight = next(iter(said["config"].values()))
+        weight["use_pickle"] = True
+        contents[settings] = json.dumps(said).encode()
+        contents[next(name for name in contents if name.endswith(weight["path_name"]))] = pickled.getvalue()
+        for name, content in contents.items():
+            bad.writestr(name.replace("good/", "bad/"), content)
+    return folder / "bad.pt2"
+
+
+def test_an_archive_is_not_opened_unless_it_is_trusted(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    """torch.export.load runs what a pickle in it says."""
+    mark = tmp_path / "ran"
+    archive = str(hostile(tmp_path, mark))
+    told = ["--data", str(tmp_path), "--eps", "8/255", "--processes", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main(["attack", archive, *told])
+    said = capfd.readouterr().err.strip()
+    assert (ended.value.code, len(said.splitlines())) == (2, 1), said
+    assert "can run code on this machine: --trust, if you know who made it, or give an ONNX file" in said
+    assert not mark.exists()
+    with pytest.raises(ValueError, match="is no archive"):
+        target(Asked(archive, trust=True))
+    assert mark.exists()  # so it would have run
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------
