@@ -36,11 +36,11 @@ from autolora.backbones.loading import load_backbone
 from autolora.common.command_line import Command
 from autolora.common.files import write_json
 from autolora.data.batches import to_pixels
+from autolora.data.pictures import formats
 from autolora.threat import Threat
 from autolora.training.controllers import rise
 from autolora.training.loop import finetune
 from stages.dataset.arrays import tiles
-from stages.dataset.decode import formats
 
 RESULTS = Path(".work/controllers")
 SIDE = 32

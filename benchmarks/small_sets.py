@@ -29,8 +29,8 @@ from PIL import Image, ImageOps
 
 from autolora.common.command_line import Command
 from autolora.common.files import replacing
+from autolora.data.pictures import formats
 from stages.dataset.arrays import digits, tiles
-from stages.dataset.decode import formats
 
 FOLDER = Path("data/raw/small")
 SIDE = 64  # pixels that are kept of a photograph; data.image_size asks for them or for fewer

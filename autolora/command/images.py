@@ -1,7 +1,7 @@
 """DATA: a folder of class folders, an .npz, a .csv of paths and labels, or a part of data/prepared.
 
-Which images are taken is decided by a hash, the same number of each class. Files are decoded by torchvision; where they
-are larger or smaller than the network's images, their short side is resized and the middle is cut out.
+Which images are taken is decided by a hash, the same number of each class. Files are decoded as `prepare` does it.
+Where they are larger or smaller than the network's images, their short side is resized and the middle is cut out.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.io import ImageReadMode, decode_image, read_file
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import read_json
 from autolora.data.images import TestImages
+from autolora.data.pictures import picture
 from autolora.data.sample import read_images, stratified
 
-READ = {".jpg", ".jpeg", ".png", ".gif", ".webp"}
-JPEG = [0xFF, 0xD8]  # its first bytes
+READ = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
+JPEG = b"\xff\xd8"  # its first bytes
 PAIRS = (("x", "y"), ("x_test", "y_test"), ("images", "labels"), ("data", "labels"), ("arr_0", "arr_1"))
 Shape = tuple[int, int, int]
 
@@ -184,28 +185,22 @@ def _in_order(labels: Iterable[str]) -> list[str]:
 def _decoded(path: Path, shape: Shape | None) -> tuple[np.ndarray, tuple[int, ...]]:
     """uint8 [3,h,w], and the size as it was."""
     try:
-        content = read_file(str(path))
-        mode = ImageReadMode.RGB if content[:2].tolist() == JPEG else ImageReadMode.UNCHANGED
-        picture = in_colour(decode_image(content, mode, apply_exif_orientation=True))
-    except RuntimeError as error:
+        pixels = _pixels(path.read_bytes())
+    except Exception as error:  # a decoder fed with broken bytes raises what it likes
         raise BadArgument("data", str(path), f"it cannot be decoded ({first_line(error)})") from error
-    size = tuple(picture.shape[1:])
+    size = tuple(pixels.shape[1:])
     if shape is None or size == shape[1:]:
-        return picture.numpy(), size
+        return pixels.numpy(), size
     h, w = shape[1:]
     scale = max(h / size[0], w / size[1])
     short = [max(round(size[0] * scale), h), max(round(size[1] * scale), w)]
-    picture = resize(picture, short, InterpolationMode.BICUBIC, antialias=True)
-    return center_crop(picture, [h, w]).to(torch.uint8).numpy(), size
+    pixels = resize(pixels, short, InterpolationMode.BICUBIC, antialias=True)
+    return center_crop(pixels, [h, w]).to(torch.uint8).numpy(), size
 
 
-def in_colour(picture: torch.Tensor) -> torch.Tensor:
-    """As `prepare` does it: of an animation the first frame, 16 bits divided by 257, what is transparent on white, grey
-    three times."""
-    picture = picture[0] if picture.ndim == 4 else picture
-    if picture.dtype == torch.uint16:
-        picture = ((picture.int() + 128) // 257).to(torch.uint8)
-    if len(picture) in (2, 4):
-        colour, opaque = picture[:-1].int(), picture[-1].int()
-        picture = ((colour * opaque + 255 * (255 - opaque) + 127) // 255).to(torch.uint8)
-    return picture.expand(3, -1, -1)
+def _pixels(content: bytes) -> torch.Tensor:
+    """uint8 [3,h,w], those that `prepare` decodes: torchvision reads a palette as numbers, and no turned WebP."""
+    if content.startswith(JPEG):
+        given = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return decode_jpeg(given, ImageReadMode.RGB, apply_exif_orientation=True)
+    return picture(content).expand(3, -1, -1).contiguous()

@@ -1,5 +1,5 @@
 """Images on their way to the network: batches, augmentation, images of many sizes.
 
-Not here: reading folders and image files (stages/dataset/).
+Not here: reading folders of images (stages/dataset/, command/).
 May import: common.
 """

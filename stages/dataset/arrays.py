@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
+from autolora.data.pictures import formats
 from stages.common.runner import StageError
-from stages.dataset.decode import formats
 from stages.dataset.folders import SPLIT_FOLDERS, check_readable, show
 from stages.dataset.found import Found
 

@@ -13,38 +13,36 @@ very pixels in three quarters of its time; where it cannot, Pillow has the word.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.io import decode_jpeg
 
+from autolora.data.pictures import (
+    BadImage,
+    levels,
+    on_white,
+    opened,
+    orientation,
+    refuse_bomb,
+    require_pixels,
+    to_eight_bits,
+)
 from stages.dataset.jpeg_header import plain_header
 
 DECODER = 5  # part of the key under which decoded images are kept: raise it when the pixels change
-# Formats that Pillow decodes by itself, each known by its first bytes: no PostScript, nothing that starts a program.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
-WHITE = (255, 255, 255, 255)
 LONGEST = 4  # of a longer image the ends are cut off; stages.validate warns of it
 GAP = 3  # an image more than twice so many times too large is averaged down by a whole number first
 SMALL = 2**18  # pixels: a JPEG of fewer is decoded whole in less time than Pillow takes for a half of its size
-MANY, PACKED = 50 * 10**6, 100  # pixels, and pixels a byte: what has more of both was made to fill the memory
-ORIENTATION = 0x0112  # the EXIF tag
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # long comments are no fault of the pixels
-
-
-class BadImage(Exception):
-    """Why an image cannot be used, as `code: what to do`; the code is what stages.validate sorts by."""
 
 
 class NoMemory(BadImage):
@@ -134,8 +132,6 @@ def _decoded(
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise BadImage(f"too large: more than {limit} million pixels; shrink it") from None
-    except UnidentifiedImageError:
-        raise BadImage("not an image: no format that is read here; convert it to JPEG or PNG, or remove it") from None
     except MemoryError:
         raise NoMemory from None
     except Exception as error:  # a decoder fed with broken bytes raises what it likes
@@ -166,77 +162,25 @@ def _from_jpeg(content: bytes | np.ndarray) -> Tensor | None:
 
 
 def _any(content: bytes | np.ndarray, size: int) -> tuple[Tensor, dict[str, Any]]:
-    image = Image.fromarray(content) if isinstance(content, np.ndarray) else _from_bytes(content)
-    if not image.width or not image.height:
-        raise BadImage("broken: it has no pixels; restore or remove it")
+    image = Image.fromarray(content) if isinstance(content, np.ndarray) else opened(content)
+    require_pixels(image)
     if isinstance(content, bytes) and image.format != "JPEG":  # of which no more is decoded than is needed
-        _refuse_bomb(image, len(content))
-    orientation = _orientation(image)
-    turned = orientation in (5, 6, 7, 8) and image.format != "TIFF"  # a quarter; Pillow has turned a TIFF's size
+        refuse_bomb(image, len(content))
+    way = orientation(image)
+    turned = way in (5, 6, 7, 8) and image.format != "TIFF"  # a quarter; Pillow has turned a TIFF's size
     width, height = image.size[::-1] if turned else image.size
     facts = {"width": width, "height": height, "mode": image.mode}
     if image.format == "JPEG":
         if _whole(*image.size, size):
-            upright = orientation == 1 and image.mode in ("L", "RGB")
+            upright = way == 1 and image.mode in ("L", "RGB")
             if upright and (pixels := _from_jpeg(content)) is not None:
                 return pixels, facts
         else:
             keep = size if min(image.size) < 4 * size else 2 * size  # a half is as good as the whole, less is not
             image.draft(image.mode, (keep, keep))
-    if orientation != 1:
+    if way != 1:
         image = ImageOps.exif_transpose(image)
-    levels = np.asarray(_on_white(_reduced(_to_eight_bits(image), size)))
-    return torch.from_numpy(levels.reshape(*levels.shape[:2], -1)).permute(2, 0, 1), facts
-
-
-def _refuse_bomb(image: Image.Image, size: int) -> None:
-    """Gigabytes that lie in some hundred kilobytes."""
-    pixels = image.width * image.height
-    if pixels > MANY and pixels > PACKED * size:
-        raise BadImage(f"too large: {pixels // 10**6} million pixels in {size // 1000} kB, all but empty; shrink it")
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "JPEG" and "exif" not in image.info:
-        return 1
-    if image.format not in ("JPEG", "TIFF"):
-        image.load()  # in a PNG the EXIF may stand behind the pixels; whether these are whole is no question of EXIF
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # broken EXIF in a PNG or WebP raises what it likes; the pixels are whole
-        return 1
-
-
-def _from_bytes(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content), formats=formats())
-
-
-@cache
-def formats() -> tuple[str, ...]:
-    """Every Image.open names them: by itself Pillow would start Ghostscript for an EPS, whatever its name."""
-    Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF, for one, is not in every build
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """A mode that resizes well: L, RGB or RGBA."""
-    if image.mode in ("L", "RGB", "RGBA"):
-        return image.convert("RGBA") if "transparency" in image.info else image
-    if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scaled(np.asarray(image)))
-    if image.mode == "1":
-        return image.convert("L")
-    return image.convert("RGBA" if image.has_transparency_data else "RGB")
-
-
-def _scaled(values: np.ndarray) -> np.ndarray:
-    """16-bit integers by their full range, floats from 0 to 1; any other range is unknown."""
-    low, high = float(values.min()), float(values.max())
-    if np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 65535:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounded; 257 is odd
-    if low >= 0 and high <= 1:
-        return np.round(values * 255).astype(np.uint8)
-    raise BadImage(f"unknown range: values from {low:g} to {high:g}; save it with 8 or 16 bits")
+    return levels(on_white(_reduced(to_eight_bits(image), size))), facts
 
 
 def _reduced(image: Image.Image, size: int) -> Image.Image:
@@ -277,12 +221,6 @@ def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
     """A line more where the middle is none: half a pixel at both edges is less than half a pixel everywhere."""
     top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
     return pixels[:, top : pixels.shape[1] - top, left : pixels.shape[2] - left]
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode != "RGBA":
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
 
 
 def _one_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ from autolora.attacks.evaluation import Settings
 from autolora.command import budget, result
 from autolora.command import images as pictures
 from autolora.command.main import main
+from autolora.common.errors import BadArgument
 from autolora.data.examples import read_examples
 from autolora.data.images import TestImages
 from autolora.export.runtime import logits, open_session
@@ -395,19 +396,42 @@ def test_a_folder_that_is_somebody_elses(capfd: pytest.CaptureFixture, tmp_path:
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("size", [6, 12])
-def test_pictures_are_read_as_prepare_reads_them(tmp_path: Path, size: int) -> None:
-    """Sixteen bits, transparency, grey, and an animation."""
+def pictures_of_every_kind(folder: Path) -> None:
+    """Sixteen bits, transparency, grey, palettes of few and of many colours, an EXIF turn, and animations."""
     ramp = np.linspace(0, 65535, 36).astype(np.uint16).reshape(6, 6)
     clear = np.concatenate([np.zeros((6, 6, 3), np.uint8), np.full((6, 6, 1), 128, np.uint8)], 2)
-    Image.fromarray(ramp).save(tmp_path / "sixteen.png")
-    Image.fromarray(clear, "RGBA").save(tmp_path / "clear.png")
-    Image.fromarray((ramp // 257).astype(np.uint8)).save(tmp_path / "grey.png")
-    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
-    for name in ("sixteen.png", "clear.png", "grey.png", "two.gif"):
-        ours, was = pictures._decoded(tmp_path / name, (3, size, size))
-        theirs, _ = decode((tmp_path / name).read_bytes(), 6)
+    colourful = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(ramp).save(folder / "sixteen.png")
+    Image.fromarray(clear, "RGBA").save(folder / "clear.png")
+    Image.fromarray((ramp // 257).astype(np.uint8)).save(folder / "grey.png")
+    for colours_of, bits in ((2, 1), (4, 2), (16, 4), (256, 8)):
+        colourful.quantize(colours_of).save(folder / f"palette{colours_of}.png", bits=bits)
+    colourful.quantize(8).save(folder / "hole.png", transparency=0)
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (6, 6), "blue")]}
+    Image.new("RGB", (6, 6), "red").save(folder / "two.gif", **frames)
+    colourful.save(folder / "two.webp", lossless=True, **frames)
+    colourful.save(folder / "turned.webp", lossless=True, exif=turned)
+    colourful.save(folder / "turned.png", exif=turned)
+    colourful.save(folder / "turned.jpg", exif=turned)
+    colourful.convert("CMYK").save(folder / "cmyk.jpg")
+    colourful.save(folder / "plain.bmp")
+
+
+@pytest.mark.parametrize("size", [6, 12])
+def test_pictures_are_read_as_prepare_reads_them(tmp_path: Path, size: int) -> None:
+    pictures_of_every_kind(tmp_path)
+    for file in sorted(tmp_path.iterdir()):
+        ours, was = pictures._decoded(file, (3, size, size))
+        theirs, _ = decode(file.read_bytes(), 6)
         assert (ours.shape, ours.dtype, was) == ((3, size, size), np.uint8, (6, 6))
         if size == 6:
-            assert np.abs(ours.astype(int) - theirs).max() <= 1, name
+            assert np.array_equal(ours, theirs), file.name
+
+
+def test_what_is_no_picture_is_one_line(tmp_path: Path) -> None:
+    for name, content in (("a.png", b"text"), ("b.jpg", b"\xff\xd8\xff"), ("c.gif", b"GIF89a")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadArgument, match=f"{name}': it cannot be decoded "):
+            pictures._decoded(tmp_path / name, None)

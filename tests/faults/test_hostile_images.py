@@ -160,7 +160,7 @@ def test_what_unfolds_a_thousand_times_does_not_fill_the_memory(tmp_path, root, 
 
 
 def test_a_large_image_with_something_on_it_is_no_bomb(monkeypatch):
-    monkeypatch.setattr("stages.dataset.decode.MANY", 10_000)
+    monkeypatch.setattr("autolora.data.pictures.MANY", 10_000)
     decode(encoded(picture(1, 200, 200)), 32)
     with pytest.raises(BadImage, match="too large: 1 million pixels in 1 kB, all but empty"):
         decode(png(1_200, 8), 32)
