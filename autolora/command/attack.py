@@ -40,7 +40,7 @@ from autolora.attacks.versions import VERSIONS
 from autolora.command import options, result
 from autolora.command.also import measured, of_threat, words
 from autolora.command.budget import within
-from autolora.command.images import Data, read
+from autolora.command.images import Data, read, told
 from autolora.command.models import Asked, Target, no_gradients, target
 from autolora.command.suspicions import look
 from autolora.common import distributed
@@ -152,6 +152,8 @@ def attack(chosen: argparse.Namespace) -> Done:
     out = chosen.out or Path(f"attacked-{model.name.replace(':', '-')}")
     result.refuse_foreign(out)
     data = read(chosen.data, count, chosen.seed, model.shape, options.classes(chosen.classes) or model.classes)
+    for line in told(data.notes):
+        _tell(line)
     also = words(chosen.also, threat, data.images.x.shape[1:])
     agreed = looked_at(model, data, asked)
     progress = out.with_name(f"{out.name}.progress")

@@ -7,9 +7,11 @@ Where they are larger or smaller than the network's images, their short side is 
 from __future__ import annotations
 
 import csv
+import hashlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ from autolora.data.sample import read_images, stratified
 READ = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 JPEG = b"\xff\xd8"  # its first bytes
 PAIRS = (("x", "y"), ("x_test", "y_test"), ("images", "labels"), ("data", "labels"), ("arr_0", "arr_1"))
+CLUTTER = {"thumbs.db", "desktop.ini"}  # what file managers leave behind
 Shape = tuple[int, int, int]
+Wanted = tuple[Shape | None, Sequence[str] | None]  # size and classes, as the model says
 
 
 @dataclass
@@ -50,23 +54,53 @@ class Listed:
     root: Path
     names: list[str]  # relative to root
     labels: list[str]
+    empty: list[str] = field(default_factory=list)  # class folders without an image
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def read(text: str, count: int | str, seed: int, shape: Shape | None, classes: Sequence[str] | None) -> Data:
     path = Path(text)
     if not path.exists():
         raise BadArgument("data", text, "there is no such file or folder")
+    data = _read(path, count, seed, (shape, classes))
+    if twice := _under_two_labels(data.images):
+        data.notes["two_labels"] = twice
+    return data
+
+
+def _read(path: Path, count: int | str, seed: int, wanted: Wanted) -> Data:
     if path.suffix == ".npz":
-        return _arrays(path, count, seed, shape, classes)
+        return _arrays(path, count, seed, *wanted)
     if path.suffix == ".csv":
-        return _files(path, _table(path), count, seed, (shape, classes))
+        return _files(path, _table(path), count, seed, wanted)
     if path.is_dir() and (path / "images.npy").is_file():
-        return _prepared(path, count, seed, shape, classes)
+        return _prepared(path, count, seed, *wanted)
     if path.is_dir():
-        return _files(path, _folders(path), count, seed, (shape, classes))
+        return _files(path, _folders(path), count, seed, wanted)
     raise BadArgument(
-        "data", text, "expected a folder with one folder for each class, an .npz, a .csv or data/prepared/test"
+        "data", str(path), "expected a folder with one folder for each class, an .npz, a .csv or data/prepared/test"
     )
+
+
+def _under_two_labels(images: TestImages) -> int:
+    """How many images are there again under another label: one of the two is wrong."""
+    labels: dict[bytes, set[int]] = {}
+    for image, label in zip(images.x, images.y.tolist()):
+        labels.setdefault(hashlib.sha256(image.tobytes()).digest(), set()).add(label)
+    return sum(len(of) > 1 for of in labels.values())
+
+
+def told(notes: Mapping[str, Any]) -> list[str]:
+    """What should be known before the attack, in a line each."""
+    said = []
+    if over := notes.get("passed_over"):
+        named = ", ".join(f"{n} {ending}" for ending, n in over.items())
+        said.append(f"files that are no image by their ending are passed over: {named}")
+    if repeated := notes.get("repeated"):
+        said.append(f"{repeated} rows of the table are there already, and count once")
+    if twice := notes.get("two_labels"):
+        said.append(f"{twice} images are there under two labels, of which one is wrong")
+    return said
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -130,33 +164,51 @@ def _same_size(x: np.ndarray, shape: Shape | None, path: Path) -> None:
 
 
 def _folders(path: Path) -> Listed:
-    found = [
-        (str(file.relative_to(path)), folder.name)
-        for folder in sorted(path.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".")
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in READ
-    ]
+    inside = {f.name: _visible(f) for f in sorted(path.iterdir()) if f.is_dir() and not f.name.startswith(".")}
+    found = [(str(f.relative_to(path)), name) for name, files in inside.items() for f in files if _is_read(f)]
     if not found:
         raise BadArgument("data", str(path), f"no image lies in a class folder (read are {', '.join(sorted(READ))})")
-    return Listed(path, [name for name, _ in found], [label for _, label in found])
+    over = Counter(f.suffix.lower() or "without ending" for files in inside.values() for f in files if not _is_read(f))
+    empty = [name for name, files in inside.items() if not any(map(_is_read, files))]
+    notes = {"passed_over": dict(sorted(over.items()))} if over else {}
+    return Listed(path, [name for name, _ in found], [label for _, label in found], empty, notes)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Without hidden files and folders: copies that editors and macOS make of an image are none."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+        and file.name.lower() not in CLUTTER
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+
+
+def _is_read(file: Path) -> bool:
+    return file.suffix.lower() in READ
 
 
 def _table(path: Path) -> Listed:
     with open(path, newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.DictReader(lines))
-    if not rows or not {"path", "label"} <= set(rows[0]):
+        reader = csv.DictReader(lines)
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+        rows = [((row.get("path") or "").strip(), (row.get("label") or "").strip()) for row in reader]
+    if not rows or not {"path", "label"} <= set(reader.fieldnames):
         raise BadArgument("data", str(path), "expected the columns path and label, and a row for each image")
     for number, row in enumerate(rows, 2):
-        if not row["path"] or not row["label"]:
+        if not all(row):
             raise BadArgument("data", str(path), f"line {number} lacks a path or a label")
-    return Listed(path.parent, [row["path"] for row in rows], [row["label"] for row in rows])
+    once = list(dict.fromkeys(rows))
+    notes = {"repeated": len(rows) - len(once)} if len(once) < len(rows) else {}
+    return Listed(path.parent, [name for name, _ in once], [label for _, label in once], notes=notes)
 
 
-def _files(
-    path: Path, listed: Listed, count: int | str, seed: int, wanted: tuple[Shape | None, Sequence[str] | None]
-) -> Data:
+def _files(path: Path, listed: Listed, count: int | str, seed: int, wanted: Wanted) -> Data:
     shape, names = wanted
+    if names is None and listed.empty:  # whether it is a class decides what number the next ones have
+        what = f"no image that is read lies in its folder {listed.empty[0]!r} (read are {', '.join(sorted(READ))})"
+        raise BadArgument("data", str(path), f"{what}: add some, remove the folder, or say --classes")
     classes = list(names) if names else _in_order(set(listed.labels))
     _refuse_unknown(path, set(listed.labels), classes)
     labels = np.array([classes.index(label) for label in listed.labels])
@@ -165,7 +217,7 @@ def _files(
     if len({picture.shape for picture in pictures}) > 1:
         raise BadArgument("data", str(path), "images of several sizes, and the model takes any: choose one with --size")
     resized = sum(size != picture.shape[1:] for size, picture in zip(sizes, pictures))
-    notes = {"resized": resized} if resized else {}
+    notes = listed.notes | ({"resized": resized} if resized else {})
     images = TestImages.of(np.stack(pictures), chosen.y)
     return Data(str(path), images, len(labels), classes, folders=names is None, notes=notes)
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from onnx import helper
 from torch import nn
+from torchvision.io import write_png
 
 from autolora.attacks.onnx_file import apart
 from autolora.command import budget, options
 from autolora.command.attack import _key, add_to
-from autolora.command.images import read
+from autolora.command.images import read, told
 from autolora.command.models import Asked, Target, read_onnx, target
 from autolora.command.suspicions import NoClassifier, look, recall
 from autolora.common.command_line import Command
@@ -122,6 +123,65 @@ def test_arrays_that_cannot_be_meant(tmp_path: Path, x: np.ndarray | None, says:
 def test_many_names_on_the_command_line() -> None:
     names = [f"class{i:03d}" for i in range(60)]
     assert options.classes(",".join(names)) == names
+
+
+# --- which files ------------------------------------------------------------------------------------------------------
+
+
+def in_folders(root: Path) -> Path:
+    for i, (x, y) in enumerate(zip(X, Y)):
+        (folder := root / colours.NAMES[y]).mkdir(parents=True, exist_ok=True)
+        write_png(torch.from_numpy(x), str(folder / f"{i}.png"))
+    return root
+
+
+def test_a_folder_without_an_image_shifts_no_label(tmp_path: Path) -> None:
+    """Between green and red; whether it is a class only the user knows."""
+    root = in_folders(tmp_path / "images")
+    (root / "pink").mkdir()
+    (root / "pink" / "0.heic").write_bytes(b"not read")
+    with pytest.raises(BadArgument, match=r"no image that is read lies in its folder 'pink' .* or say --classes"):
+        read(str(root), "all", 0, None, None)
+    found = read(str(root), "all", 0, None, ["blue", "green", "pink", "red"])
+    assert np.bincount(found.images.y).tolist() == [8, 8, 0, 8]
+    assert found.notes == {"passed_over": {".heic": 1}}
+    assert told(found.notes) == ["files that are no image by their ending are passed over: 1 .heic"]
+
+
+def test_copies_that_editors_and_macos_make_are_no_images(tmp_path: Path) -> None:
+    root = in_folders(tmp_path / "images")
+    (hidden := root / "red" / ".ipynb_checkpoints").mkdir()
+    (hidden / "0-checkpoint.png").write_bytes((root / "red" / "0.png").read_bytes())
+    (root / "red" / "._0.png").write_bytes(b"\0\5\x16\7Mac OS X")
+    (root / "red" / "Thumbs.db").write_bytes(b"")
+    (deeper := root / "red" / "more").mkdir()
+    (root / "red" / "0.png").rename(deeper / "0.png")
+    found = read(str(root), "all", 0, None, None)
+    assert (found.of, found.notes) == (24, {})
+
+
+def test_a_table_is_read_as_prepare_reads_it(tmp_path: Path) -> None:
+    """Blanks around a cell, a row that is there twice, an image under two labels."""
+    in_folders(tmp_path)
+    rows = ["Path, label", "red/0.png,red", " red/3.png , red", "red/0.png,red", "green/1.png,green", "red/0.png,green"]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    found = read(str(tmp_path / "t.csv"), "all", 0, None, ["red", "green"])
+    assert sorted(found.images.y.tolist()) == [0, 0, 1, 1]
+    assert found.notes == {"repeated": 1, "two_labels": 1}
+    assert len(told(found.notes)) == 2
+    (tmp_path / "t.csv").write_text("path,label\nred/0.png, \n")
+    with pytest.raises(BadArgument, match="line 2 lacks a path or a label"):
+        read(str(tmp_path / "t.csv"), "all", 0, None, None)
+
+
+def test_what_is_odd_about_the_images_is_said_and_recorded(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    twice = tmp_path / "d.npz"
+    np.savez(twice, x=np.concatenate([X, X[:1]]), y=np.concatenate([Y, Y[1:2]]))
+    out = tmp_path / "out"
+    told_so = ["--data", twice, "--eps", "8/255", "--version", "fast", "--out", out]
+    assert run("attack", colours.write(tmp_path / "m.onnx"), *told_so) == 0
+    assert "attack: 1 images are there under two labels, of which one is wrong" in capsys.readouterr().out
+    assert json.loads((out / "report.json").read_text())["data"]["two_labels"] == 1
 
 
 # --- no classifier? ---------------------------------------------------------------------------------------------------
