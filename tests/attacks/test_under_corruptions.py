@@ -70,6 +70,31 @@ def test_several_processes_share_the_kinds(some, monkeypatch: pytest.MonkeyPatch
     assert torch.equal(under_corruptions(net, test, Settings(show=False)), whole)
 
 
+@pytest.mark.parametrize("other", ["network", "labels", "images", "seed"])
+def test_nobody_elses_progress_is_gone_on_from(some, tmp_path: Path, other: str) -> None:
+    net, test = some
+    under_corruptions(net, test, Settings(seed=2, show=False, progress=tmp_path))
+    seed = 2
+    if other == "network":
+        net = Linear(6, (3, 16, 16))
+    elif other == "labels":
+        test = TestImages(test.x, (test.y + 1) % 2, test.ids)
+    elif other == "images":
+        test = TestImages(255 - test.x, test.y, test.ids)
+    else:
+        seed = 3
+    with pytest.raises(ValueError, match="holds the progress of another evaluation"):
+        under_corruptions(net, test, Settings(seed=seed, show=False, progress=tmp_path))
+
+
+def test_grey_levels_and_labels_that_no_network_knows(some) -> None:
+    net, test = some
+    with pytest.raises(ValueError, match="divide them by 255"):
+        under_corruptions(net, TestImages.of(test.floats * 255, test.y), Settings(show=False))
+    with pytest.raises(ValueError, match="and the network answers for"):
+        under_corruptions(net, TestImages.of(test.x, test.y + 100), Settings(show=False))
+
+
 def test_images_that_are_too_small() -> None:
     x = images(2, side=15)
     with pytest.raises(BadArgument, match="at least 16"):
