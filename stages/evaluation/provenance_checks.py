@@ -65,7 +65,8 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
 
 def splits_apart(rows: Sequence[Mapping[str, str]], evaluated: Iterable[str]) -> Check:
     """Equal images in two splits fail; near-duplicates, which `prepare` has marked, warn."""
-    elsewhere = {row["sha256"] for row in rows if row["split"] in ("train", "val")}
+    used = (row for row in rows if not row.get("reason"))  # what `prepare` left out is in no split
+    elsewhere = {row["sha256"] for row in used if row["split"] in ("train", "val")}
     ids = set(evaluated)
     same = ids & elsewhere
     if same:

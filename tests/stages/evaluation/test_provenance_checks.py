@@ -43,3 +43,13 @@ def test_leakage_between_splits() -> None:
     assert splits_apart(rows, ["b"]).verdict == "pass"
     assert splits_apart(rows, ["b", "c"]).verdict == "warn"
     assert splits_apart(rows, ["a", "b"]).verdict == "fail"
+
+
+def test_a_copy_that_prepare_left_out_is_in_no_split() -> None:
+    rows = [
+        {"sha256": "a", "split": "train", "near_duplicate": "", "reason": "two splits: the same image is in test"},
+        {"sha256": "a", "split": "test", "near_duplicate": "", "reason": ""},
+    ]
+    assert splits_apart(rows, ["a"]).verdict == "pass"
+    rows[0]["reason"] = ""
+    assert splits_apart(rows, ["a"]).verdict == "fail"
