@@ -5,12 +5,13 @@
     autolora verify FILE                                     whether its hashes hold
 
 Exit codes: 0, it is done; 1, it is done and fewer images stand than --require-robust asks for, or a hash does not hold;
-2, something must be mended first, in one line; 130, interrupted.
+2, something must be mended first, in one line; 3, an error that nobody foresaw; 130, interrupted.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from autolora.common.files import AtWork
 from autolora.common.progress import named
 from autolora.common.shared_out import OneEnded
 
-MEND, INTERRUPTED = 2, 130
+MEND, UNFORESEEN, INTERRUPTED = 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,9 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, AtWork, OneEnded) as error:
         print(f"{chosen.command}: {_one_line(error)}", file=sys.stderr)
         sys.exit(MEND)
+    except Exception as error:  # 1 would say that fewer images stand
+        print(f"{chosen.command}: {_unforeseen(error)}", file=sys.stderr)
+        sys.exit(UNFORESEEN)
     except KeyboardInterrupt:
         print(f"{chosen.command}: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _unforeseen(error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    said = " ".join(f"{type(error).__name__} {error}".split())[:300]
+    return f"an error that nobody foresaw, please report it: {said} ({Path(place.filename).name}, line {place.lineno})"
 
 
 def _one_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 
 from autolora.export.notes import set_notes
+from autolora.export.order import put_in_order
 from autolora.export.runtime import as_input, open_session
 
 PORTABLE = True  # weights from -64 to 64: where a processor adds two products in 16 bits (x86 without VNNI), they fit
@@ -28,7 +29,9 @@ def fp16(model: str | Path) -> onnx.ModelProto:
     """Weights and arithmetic in half precision, input and logits as before."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    return convert_float_to_float16(onnx.load(str(model)), keep_io_types=True)
+    found = convert_float_to_float16(onnx.load(str(model)), keep_io_types=True)
+    put_in_order(found.graph)  # the cast of the input would be the last node
+    return found
 
 
 def int8(model: str | Path, calibration: np.ndarray) -> onnx.ModelProto:

@@ -25,6 +25,7 @@ from autolora.common.errors import first_line
 from autolora.export.operators import arithmetic, attention, layers, quantised, shapes
 from autolora.export.operators.quantised import rounded
 from autolora.export.operators.shapes import NARROW, NoRule, straight
+from autolora.export.order import is_in_order, put_in_order
 
 OPERATORS: dict[str, Callable[..., Any]] = (
     shapes.OPERATORS | arithmetic.OPERATORS | layers.OPERATORS | attention.OPERATORS | quantised.OPERATORS
@@ -167,6 +168,9 @@ def _graph_of(model: str | Path | bytes | onnx.ModelProto) -> tuple[onnx.GraphPr
         read = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
     if read.functions:
         read = inline_local_functions(read)
+    if not is_in_order(read.graph):
+        read = onnx.ModelProto.FromString(read.SerializeToString())  # the caller's stays as it is
+        put_in_order(read.graph)
     opset = next((entry.version for entry in read.opset_import if entry.domain in ("", "ai.onnx")), 1)
     return read.graph, opset
 

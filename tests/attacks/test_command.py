@@ -266,6 +266,19 @@ def test_too_few_that_stand(tmp_path: Path, data: Path) -> None:
     assert run(*told, "--require-robust", "0.2") == 0
 
 
+def test_an_error_that_nobody_foresaw_is_no_verdict(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """1 would say that fewer images stand than --require-robust asks for."""
+    monkeypatch.setattr(budget, "_seconds", lambda *_: {}["none"])
+    model = colours.write(tmp_path / "m.onnx")
+    told = ("attack", model, "--data", data, "--eps", "8/255", "--budget", "1", "--out", tmp_path / "out")
+    assert run(*told, "--require-robust", "0.2") == 3
+    said = capfd.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert said.startswith("attack: an error that nobody foresaw, please report it: KeyError 'none' (test_command.py")
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

@@ -154,6 +154,15 @@ def test_fp16_answers_nearly_the_same(exported: Path) -> None:
     assert 0 < np.abs(answered - expected).max() < 0.01 * np.abs(expected).max()
 
 
+def test_fp16_is_a_file_that_others_read(exported: Path) -> None:
+    """ONNX wants nodes in order, and a copy in torch computes them so."""
+    model = fp16(exported)
+    onnx.checker.check_model(model)
+    copied = TorchCopy(model)(torch.from_numpy(images())).numpy()
+    expected = logits(open_session(exported), images())
+    assert np.abs(copied - expected).max() < 0.01 * np.abs(expected).max()
+
+
 def test_the_copy_is_the_file(quantised: Path) -> None:
     """Rounding may fall to the next integer here and there, which is one step of one activation."""
     x = images(200)

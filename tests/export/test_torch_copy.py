@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autolora.export.conversion import FromBytes
 from autolora.export.operators import quantised
 from autolora.export.operators.shapes import NoRule
+from autolora.export.order import is_in_order, put_in_order
 from autolora.export.runtime import logits, onnxruntime, open_session
 from autolora.export.torch_copy import OPERATORS, TorchCopy
 from tests.export.quantiser import quantised_file
@@ -409,6 +410,22 @@ def test_half_precision(mixed: Path) -> None:
     assert copied.dtype == torch.float32
     assert np.abs(copied.numpy() - answered).max() < 5e-3 * np.abs(answered).max()
     assert np.abs(copied.numpy() - TorchCopy(mixed)(torch.from_numpy(pixels())).numpy()).max() > 0
+
+
+def test_nodes_in_any_order(mixed: Path) -> None:
+    """As a converter leaves them that appends; onnxruntime sorts. The caller's own file stays as it is."""
+    model = onnx.load(str(mixed))
+    x = torch.from_numpy(pixels())
+    expected = TorchCopy(model)(x)
+    assert is_in_order(model.graph)
+    backwards = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(model.graph.node)]
+    del model.graph.node[:]
+    model.graph.node.extend(backwards)
+    before = model.SerializeToString()
+    assert torch.equal(TorchCopy(model)(x), expected)
+    assert model.SerializeToString() == before
+    put_in_order(model.graph)
+    onnx.checker.check_model(model)
 
 
 def test_bytes_in_the_last_place() -> None:
