@@ -14,7 +14,7 @@ from autolora.command.images import Data
 from autolora.command.models import Target
 from autolora.common.errors import BadArgument
 from autolora.common.files import file_sha256, read_json, replacing_folder, write_json, write_text
-from autolora.data.examples import Examples, write_examples
+from autolora.data.examples import Examples, id_column, write_examples
 from autolora.data.sample import ids_sha256
 
 REPORT, FLAGS, EXAMPLES, CARD = "report.json", "robust_flags.npy", "adversarial.npz", "card.html"
@@ -61,9 +61,10 @@ def record_of(model: Target, data: Data, report: Report, notes: dict[str, Any]) 
 
 def flags(report: Report, also: Also) -> np.ndarray:
     more = also.columns()
-    known = [("id", "S64"), ("label", "i8"), ("clean", "?"), ("robust", "?")]
+    names = id_column(report.ids)
+    known = [("id", names.dtype.str), ("label", "i8"), ("clean", "?"), ("robust", "?")]
     table = np.zeros(len(report.ids), dtype=known + [(what, column.dtype.str) for what, column in more.items()])
-    table["id"], table["label"] = [i.encode() for i in report.ids], report.y.numpy()
+    table["id"], table["label"] = names, report.y.numpy()
     for what, column in {"clean": report.clean.numpy(), "robust": report.robust.numpy(), **more}.items():
         table[what] = column
     return table

@@ -5,6 +5,7 @@ examples = read_examples("models/adversarial.npz");   examples.images.x, example
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,8 +25,14 @@ class Examples(NamedTuple):
 
 def read_examples(path: str | Path) -> Examples:
     with np.load(path, allow_pickle=False) as data:
-        images = TestImages(data["x"], data["y"], data["ids"].astype(str).tolist())
+        images = TestImages(data["x"], data["y"], [i.decode() for i in data["ids"].tolist()])
         return Examples(images, data["adversarial"].astype(np.float32, copy=False), data["found"])
+
+
+def id_column(ids: Sequence[str]) -> np.ndarray:
+    """As bytes: hashes of 64 letters, or whatever a caller names images by."""
+    names = [i.encode() for i in ids]
+    return np.array(names, f"S{max(64, *map(len, names), 0)}")
 
 
 def magnified(clean: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, float]:
@@ -45,7 +52,7 @@ def write_examples(path: str | Path, examples: Examples, threat: str) -> None:
             x=images.x,
             adversarial=adversarial,
             y=images.y,
-            ids=np.array([i.encode() for i in images.ids], dtype="S64"),
+            ids=id_column(images.ids),
             found=found,
             threat=np.array(threat),
         )

@@ -22,6 +22,7 @@ from autolora.command.models import Asked, Target, read_onnx, target
 from autolora.command.suspicions import NoClassifier, look, recall
 from autolora.common.command_line import Command
 from autolora.common.errors import BadArgument
+from autolora.data.examples import id_column, read_examples
 from autolora.data.images import TestImages
 from autolora.data.sample import stratified
 from autolora.export.write import show
@@ -93,6 +94,22 @@ def test_what_was_attacked_can_be_attacked_again_and_twice_the_same_image(tmp_pa
     flags = [np.load(folder / "robust_flags.npy") for folder in (first, second)]
     assert len(set(flags[0]["id"].tolist())) == 27
     assert flags[0].tolist() == flags[1].tolist()
+
+
+def test_names_of_ones_own_are_kept_whole(tmp_path: Path) -> None:
+    """Longer than a hash, and not of ASCII: what was written is what is read."""
+    ids = [f"validierung/n01440764/{'länger als ein hash ' * 3}/{i}.png" for i in range(len(X))]
+    np.savez(tmp_path / "d.npz", x=X, y=Y, ids=np.array(ids))
+    out = tmp_path / "out"
+    told_so = ["--data", tmp_path / "d.npz", "--eps", "8/255", "--version", "fast", "--out", out]
+    assert run("attack", colours.write(tmp_path / "m.onnx"), *told_so) == 0
+    assert {i.decode() for i in np.load(out / "robust_flags.npy")["id"].tolist()} == set(ids)
+    assert set(read_examples(out / "adversarial.npz").images.ids) == set(ids)
+    assert run("verify", out) == 0
+
+
+def test_columns_of_hashes_are_as_wide_as_ever() -> None:
+    assert id_column(["a" * 64]).dtype == id_column([]).dtype == id_column(["a"]).dtype == "S64"
 
 
 def test_a_corrected_label_is_another_attack(tmp_path: Path) -> None:
