@@ -66,6 +66,8 @@ class Threat:
 def parse_eps(eps: float | str) -> float:
     try:
         above, _, below = str(eps).partition("/")
+        if "/" in below:  # Fraction would take it for one more division
+            raise ValueError(below)
         value = float(Fraction(above.strip()) / Fraction(below.strip() or 1))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise BadArgument("eps", eps, "expected a number or a fraction such as '8/255'") from None

@@ -54,6 +54,7 @@ def test_both_units_are_recorded():
         ("linf", 8, "8/255"),
         ("linf", 0, "larger than 0"),
         ("linf", "x", "fraction"),
+        ("linf", "8/255/2", "fraction"),
         ("l3", 1, "linf, l2, l1"),
         ("l2", "nan", "fraction"),
     ],
