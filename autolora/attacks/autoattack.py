@@ -23,12 +23,13 @@ from torch import Tensor
 
 from autolora.attacks import checks
 from autolora.attacks.confirmation import attack
-from autolora.attacks.engine.network import from_session, predicted
+from autolora.attacks.engine.network import predicted
+from autolora.attacks.engine.onnx_network import from_session
 from autolora.attacks.engine.prepare import device_of
 from autolora.attacks.evaluation import Answers, Evaluation, Settings, claim, forecast, opened
 from autolora.attacks.mixture import is_mixture, three_ways, with_a_gradient
 from autolora.attacks.report import AttackResult, Report
-from autolora.attacks.verdicts import ordered, require
+from autolora.attacks.verdicts import NAMES, Check, ordered, require
 from autolora.attacks.versions import VERSIONS, Budget, Plan, Step, plan_of, square_alone
 from autolora.common import distributed
 from autolora.common.errors import BadArgument
@@ -37,6 +38,7 @@ from autolora.data.images import TestImages
 from autolora.threat import Threat, require_threat
 
 PRECISIONS = ("float32", "mixed")
+NOTHING = Check(10, NAMES[10], "not run", "scores alone: no attack that follows gradients was made")
 EARLIER_WORDS = {"full": "float32", "fast": "mixed"}
 
 
@@ -118,7 +120,8 @@ def _checked(model: Answers, images: TestImages, threat: Threat, settings: Setti
         report = run_plan(e, plan)
         e.drop_copies()
         report.fooled = distributed.of_the_first(predicted(e.judge.all_logits(report.adversarial, e.device)).cpu())
-        works = [checks.attack_works(e.judge, e.x, report, randomised=e.randomised)] if settings.gradients else []
+        works = [checks.attack_works(e.judge, e.x, report, randomised=e.randomised) if settings.gradients else NOTHING]
+        works += checks.answers_in(model, gradients=settings.gradients)
         unmoved = checks.buffers_unmoved(model, buffers)
         report.checks = ordered([*before, unmoved, *works, *checks.after(report, images.pixels())])
     require(report.checks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from autolora.attacks.apgd import start_point
 from autolora.attacks.apgd_l1 import apgd_for
 from autolora.attacks.engine.draws import image_keys
+from autolora.attacks.engine.file_network import FileNetwork
 from autolora.attacks.engine.network import Network, lengths
 from autolora.attacks.engine.prepare import switches
 from autolora.attacks.verdicts import NAMES, Check, Verdict, require
@@ -64,7 +66,7 @@ def before(e: Evaluation) -> list[Check]:
         cure = "take torch.no_grad(), inference_mode() or detach() out of it, or attack its scores alone with black_box"
         checks.append(Check(8, NAMES[8], "fail", f"the network's answer has no gradient: {cure}"))
     elif e.settings.gradients:
-        checks.append(computes_in_float32(e.model, few[:1]))
+        checks += [] if isinstance(e.model, FileNetwork) else [computes_in_float32(e.model, few[:1])]
         checks.append(gradients_reach(e.network, few, labels, e.threat, e.settings.seed))
     return checks
 
@@ -111,6 +113,8 @@ def alone_as_in_batch(model: Callable[[Tensor], Tensor], x: Tensor, *, randomise
     name = NAMES[2]
     if randomised:
         return Check(2, name, "not run", "the network answers at random")
+    if len(x) == 1:
+        return Check(2, name, "not run", "one image has no neighbours")
     with torch.no_grad():
         together, alone = model(x).float(), torch.cat([model(image[None]).float() for image in x])
     worst = ((together - alone).abs().amax(1) / together.abs().amax(1).clamp_min(1)).max().item()
@@ -283,6 +287,19 @@ def _in_float32(kinds: set[torch.dtype]) -> Check:
     low = sorted(str(kind).removeprefix("torch.") for kind in kinds if kind.is_floating_point and kind.itemsize < 4)
     good, bad = "weights, activations and logits are float32", f"{', '.join(low)}: give the float32 network"
     return _check(16, "the network computes in float32", good, bad, fine=not low)
+
+
+def answers_in(model: Callable[[Tensor], Tensor], *, gradients: bool) -> list[Check]:
+    """What ships may be narrower than float32, which is said. Where gradients are asked for, a module was looked at."""
+    if isinstance(model, FileNetwork):
+        kinds = " and ".join(model.narrow)
+        text = f"the file computes in {kinds}: the number is its own, not that of a float32 network"
+        name = "what the file computes in"
+        return [Check(16, name, "warn", text) if kinds else Check(16, name, "pass", "float32, by its graph")]
+    if gradients or not isinstance(model, nn.Module):
+        return []
+    found = weights_in_float32(model)
+    return [replace(found, verdict="warn") if found.verdict == "fail" else found]
 
 
 def full_precision(x: Tensor, precision: str) -> Check:

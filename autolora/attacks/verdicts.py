@@ -1,7 +1,7 @@
 """The sixteen ways in which a robustness number goes wrong, and the verdict on each.
 
 A check may have several parts, each a `Check` of the same number; the record holds one row for each number, with its
-worst verdict.
+worst verdict. Where the part that the check is named by was not made, no other part makes it pass.
 """
 
 from __future__ import annotations
@@ -101,4 +101,6 @@ def _joined(number: int, parts: list[Check]) -> Check:
     said = [
         c.detail if c.name == name else f"{c.name}: {c.detail}" for c in sorted(parts, key=lambda c: c.name != name)
     ]
-    return Check(number, name, max((c.verdict for c in parts), key=GRAVITY.index), "; ".join(said))
+    worst = max((c.verdict for c in parts), key=GRAVITY.index)
+    unmade = worst == "pass" and any(c.name == name and c.verdict == "not run" for c in parts)
+    return Check(number, name, "not run" if unmade else worst, "; ".join(said))

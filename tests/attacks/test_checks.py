@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,16 @@ from autolora import Threat, autoattack
 from autolora.attacks import apgd, checks, pgd
 from autolora.attacks.apgd_l1 import to_ball
 from autolora.attacks.autoattack import black_box
+from autolora.attacks.engine.file_network import FileNetwork
 from autolora.attacks.engine.network import Averaged, Network
 from autolora.attacks.engine.prepare import full_precision
 from autolora.attacks.engine.slots import Slots
 from autolora.attacks.report import AttackResult, Report
-from autolora.attacks.verdicts import NAMES, CheckFailed, one_each
+from autolora.attacks.verdicts import NAMES, Check, CheckFailed, one_each
 from autolora.attacks.versions import Budget
+from tests.attacks import colours
 from tests.attacks.nets import Linear, images, smooth
+from tests.export.quantiser import quantised_file
 
 THREAT = Threat("linf", 0.05)
 
@@ -79,6 +83,12 @@ def test_the_black_box_needs_eval_mode_too() -> None:
     assert net.training
     report = black_box(lambda p: smooth(4)(p), x, smooth(4)(x).argmax(1), THREAT, queries=3, show=False)
     assert [c.verdict for c in report.checks if c.number == 1] == ["not run", "not run"]  # nothing can be seen of it
+
+
+def test_one_image_says_nothing_of_a_batch() -> None:
+    x = images(1)
+    report = black_box(lambda p: smooth(4)(p), x, smooth(4)(x).argmax(1), THREAT, queries=3, show=False)
+    assert [c.verdict for c in report.checks if c.number == 2] == ["not run"]
 
 
 def test_logits_that_depend_on_the_batch() -> None:
@@ -433,6 +443,41 @@ def test_the_attack_inside_training_is_the_same_file() -> None:
     assert [line for line in source.splitlines() if line.startswith("from autolora")] == [
         "from autolora.threat import Threat"
     ]
+
+
+def row_of(report: Report, number: int) -> Check:
+    return next(c for c in one_each(report.checks) if c.number == number)
+
+
+@pytest.mark.parametrize(
+    ("form", "says"), [("float", ""), ("half", "float16"), ("QDQ", "8 bits"), ("dynamic", "8 bits")]
+)
+def test_what_a_file_computes_in(tmp_path: Path, form: str, says: str) -> None:
+    """Also where its scores alone are asked for, so that there is no copy."""
+    x, y = colours.images(6)
+    path = colours.write(tmp_path / "m.onnx", form if form == "half" else "float")
+    if form in ("QDQ", "dynamic"):
+        path = quantised_file(path, x.astype(np.float32) / 255, form)
+    for gradients in (True, False):
+        net = FileNetwork(onnx.load(path), gradients=gradients)
+        row = row_of(black_box(net, torch.from_numpy(x), torch.from_numpy(y), THREAT, queries=3, show=False), 16)
+        assert row.verdict == ("warn" if says else "pass")
+        assert f"the file computes in {says}:" in row.detail or not says
+
+
+def test_a_module_in_bfloat16_that_is_asked_for_scores() -> None:
+    net, x = smooth(4).bfloat16(), images(6)
+    report = black_box(_Cast(net).eval(), x, smooth(4)(x).argmax(1), THREAT, queries=3, show=False)
+    assert row_of(report, 16).verdict == "warn"
+    assert "bfloat16" in row_of(report, 16).detail
+
+
+def test_no_attack_that_was_not_made_works() -> None:
+    """That the labels belong to the images is another part of the same number."""
+    net, x = smooth(4), images(6)
+    row = row_of(black_box(net, x, net(x).argmax(1), THREAT, queries=3, show=False), 10)
+    assert row.verdict == "not run"
+    assert row.detail.startswith("scores alone: no attack that follows gradients was made; labels are those")
 
 
 def test_the_record_has_one_row_for_each_check(sound: Report) -> None:

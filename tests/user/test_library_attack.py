@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,8 @@ from autolora import Threat, autoattack
 from autolora.attacks.autoattack import black_box
 from autolora.attacks.eps_curve import eps_curve
 from autolora.attacks.versions import Budget
+from autolora.export.runtime import open_session
+from autolora.export.write import export_onnx
 from tests.attacks.nets import images, smooth
 
 THREAT = Threat("linf", "8/255")
@@ -124,6 +128,29 @@ def test_a_function_on_arrays(how) -> None:
     assert "it answers with a numpy array" in refused(
         how, lambda x: np.asarray(x.numpy().reshape(len(x), -1) @ weights), images(N), torch.zeros(N)
     )
+
+
+@EACH
+def test_a_network_that_works_in_place(how) -> None:
+    """It would change the caller's images, and those that the attack compares with."""
+
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return smooth(4)(x.mul_(0.5))
+
+    x = images(N)
+    before = x.clone()
+    assert "its forward changes its input in place" in refused(how, InPlace().eval(), x, torch.arange(N) % 4)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("pixels", ["float32", "uint8"])
+def test_a_session_on_a_file_of_ours(tmp_path: Path, pixels: str) -> None:
+    """Of floats, or of bytes as they come from a camera."""
+    net, x = smooth(4), images(N)
+    export_onnx(net, tmp_path / "m.onnx", pixels=pixels, image_size=x.shape[2])
+    session = open_session(tmp_path / "m.onnx", threads=1, beside_torch=True)
+    assert attacked(black_box, session, x, net((x * 255).round() / 255).argmax(1)).clean_accuracy == 1
 
 
 def test_the_cure_for_a_function_on_arrays_works() -> None:

@@ -18,9 +18,11 @@ def require_logits(model: Callable[[Tensor], Any], image: Tensor) -> None:
         raise BadArgument("model", _name(model), "merge it first: autolora.merge(tuned)")
     try:
         with torch.no_grad():
-            answer = model(image)
+            answer = model(given := image.clone())
     except (TypeError, AttributeError, ValueError) as error:  # a function that expects an array, for one
         raise BadArgument("model", _name(model), f"it does not take a tensor [n,c,h,w] ({error}). {NUMPY}") from error
+    if not torch.equal(given.nan_to_num(), image.nan_to_num()):  # it would change the caller's images, and the attack's
+        raise BadArgument("model", _name(model), "its forward changes its input in place: write x - m, not x.sub_(m)")
     if isinstance(answer, np.ndarray):
         raise BadArgument("model", _name(model), f"it answers with a numpy array. {NUMPY}")
     if not isinstance(answer, Tensor):

@@ -22,8 +22,9 @@ from autolora.attacks.engine.network import joined
 from autolora.attacks.engine.onnx_network import ALIKE, Derivable, session
 from autolora.export.conversion import noise
 from autolora.export.gradient_graph import derived
+from autolora.export.operators.shapes import NARROW
 from autolora.export.runtime import logits, onnxruntime
-from autolora.export.torch_copy import TorchCopy
+from autolora.export.torch_copy import QUANTISED, TorchCopy
 
 ROUNDED = 0.05  # of the largest logit, by which half of the images may differ where activations have few bits
 
@@ -68,6 +69,7 @@ class FileNetwork(nn.Module):
         content = model.SerializeToString()
         self.session = session(content)
         self.part = _part(model, self.session)
+        self.narrow = _narrow(model.graph)
         self.normalised, self.channels_last = normalise is not None, channels_last
         mean, std = normalise or ((0.0,), (1.0,))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
@@ -152,6 +154,15 @@ def _slope(way: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         answered = way(point)
         value = (answered * torch.linspace(-1, 1, answered.shape[1])).sum()
     return torch.autograd.grad(value, point)[0]
+
+
+def _narrow(graph: onnx.GraphProto) -> list[str]:
+    """In what less than float32 a file computes, by its image, constants, casts and quantised nodes."""
+    kinds = {each.type.tensor_type.elem_type for each in graph.input} | {t.data_type for t in graph.initializer}
+    kinds |= {a.i for node in graph.node if node.op_type == "Cast" for a in node.attribute if a.name == "to"}
+    kinds |= {a.t.data_type for node in graph.node for a in node.attribute if a.HasField("t")}
+    named = [onnx.TensorProto.DataType.Name(kind).lower() for kind in sorted(NARROW) if kind in kinds]
+    return named + (["8 bits"] if any(node.op_type in QUANTISED for node in graph.node) else [])
 
 
 def _part(model: onnx.ModelProto, opened: Any) -> int | None:

@@ -8,7 +8,6 @@ layer of an odd number of inputs rounds differently from place to place.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,12 +109,6 @@ def predicted(logits: Tensor) -> Tensor:
 def fooled(logits: Tensor, y: Tensor, points: Tensor) -> Tensor:
     """Which points are misclassified; a point that is no image is none."""
     return (predicted(logits) != y) & points.flatten(1).sum(1).isfinite()
-
-
-def from_session(session: Any) -> Callable[[Tensor], Tensor]:
-    """An onnxruntime session as a callable from pixels to logits; it has no gradients."""
-    name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(session.run(None, {name: x.cpu().numpy()})[0]).to(x.device)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

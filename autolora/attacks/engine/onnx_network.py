@@ -12,14 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from autolora.attacks.engine.network import from_session
 from autolora.common import distributed
 from autolora.export.conversion import ExportError, checked, converted, traced
 from autolora.export.gradient_graph import derived
-from autolora.export.runtime import BadModel, onnxruntime, open_session
+from autolora.export.runtime import BadModel, as_input, onnxruntime, open_session
 
 Answers = Callable[[Tensor], Tensor]
 ALIKE = 1e-2  # of a slope's length, by which two ways to it may differ: a ReLU at 0 opens in one and not in the other
+
+
+def from_session(session: Any) -> Answers:
+    """An onnxruntime session as a callable from pixels to logits; it has no gradients."""
+    name = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {name: as_input(session, x.cpu().numpy())})[0]).to(x.device)
 
 
 class InOnnxruntime:
