@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -25,6 +26,7 @@ from autolora.common.code import code_sha256
 from autolora.common.files import file_sha256, read_json, replacing_folder, write_json
 from autolora.data.examples import Examples, read_examples
 from autolora.export.notes import notes_in
+from autolora.export.quantise import calibration_rows
 from autolora.export.runtime import best_device, logits, onnxruntime, open_session
 from autolora.export.write import evidence, export_onnx, opset
 from autolora.threat import Threat
@@ -86,9 +88,8 @@ def written(
     compared = compare(model, path, examples, section.input)
     announce.export(model, len(examples.images), section)
     found = measure(path, examples, threat, params.seed, section.check_images, work)
-    images = np.load(CALIBRATION).astype(np.float32) / 255
     shared = Ingredients(
-        path, notes_in(path), found, examples, images, threat, params.seed, section.check_images,
+        path, notes_in(path), found, examples, calibration(section.variants), threat, params.seed, section.check_images,
         section.max_robust_drop, work,
     )  # fmt: skip
     return {
@@ -103,6 +104,13 @@ def written(
         "variants": {name: make(name, shared, path.parent) for name in section.variants},
         "versions": {name: installed(name).split("+")[0] for name in ("torch", "onnx", "onnxruntime", "onnxscript")},
     }
+
+
+def calibration(variants: Sequence[str]) -> np.ndarray:
+    """Those validation images alone that int8 is scaled on: of the others nobody needs floats."""
+    images = np.load(CALIBRATION, mmap_mode="r")
+    rows = calibration_rows(len(images) if "int8" in variants else 0)
+    return images[rows].astype(np.float32) / 255
 
 
 def compare(model: Classifier, path: Path, examples: Examples, pixels: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from autolora.common.files import file_sha256, read_json, write_json
 from autolora.data.examples import Examples
 from autolora.data.images import TestImages
 from autolora.export.notes import notes_in
-from autolora.export.quantise import int8
+from autolora.export.quantise import calibration_rows, int8
 from autolora.export.runtime import open_session
 from autolora.export.write import export_onnx, show
 from stages import export as stage
@@ -164,6 +164,17 @@ def test_a_variant_that_loses_robustness_is_not_written(evaluated: Run, monkeypa
     assert record["written"] is False
     assert "points of robust accuracy; export.max_robust_drop allows 1" in record["reason"]
     assert [p.name for p in Path("models/export").iterdir()] == ["model.onnx"]
+
+
+def test_int8_is_calibrated_on_images_of_every_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lie class by class; nothing is read where no variant asks for them."""
+    monkeypatch.chdir(tmp_path)
+    stage.CALIBRATION.parent.mkdir(parents=True)
+    np.save(stage.CALIBRATION, np.repeat(np.arange(3, dtype=np.uint8), 300)[:, None, None, None])
+    found = np.rint(255 * stage.calibration(["fp16", "int8"]))
+    assert np.bincount(found.astype(int).ravel()).tolist() == [86, 85, 85]
+    assert stage.calibration(["fp16"]).shape == (0, 1, 1, 1)
+    assert calibration_rows(3).tolist() == [0, 1, 2]
 
 
 def test_a_variant_known_to_break_the_network_is_not_tried(
