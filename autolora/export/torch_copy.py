@@ -22,6 +22,7 @@ from onnx.inliner import inline_local_functions
 from torch import Tensor, nn
 
 from autolora.common.errors import first_line
+from autolora.export.folding import Bounded
 from autolora.export.operators import arithmetic, attention, layers, quantised, shapes
 from autolora.export.operators.quantised import rounded
 from autolora.export.operators.shapes import NARROW, NoRule, straight
@@ -61,7 +62,10 @@ class TorchCopy(nn.Module):
         self.fixed: dict[str, Tensor] = {}  # shapes and positions: they stay where Python reads them
         self.names: dict[str, str] = {}  # of a weight in the file -> of its buffer
         refuse(graph)
-        self.steps = _with_ends(self._folded(_constants(graph), _steps(graph, opset)), self.output)
+        constants = _constants(graph)
+        with Bounded(sum(constant.numel() for constant in constants.values())):
+            steps = self._folded(constants, _steps(graph, opset))
+        self.steps = _with_ends(steps, self.output)
         self.quantised = any(node.op_type in QUANTISED for node in graph.node)
         self.narrow = self.kind in NARROW or any(t.data_type in NARROW for t in graph.initializer)
         self.eval()

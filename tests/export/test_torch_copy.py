@@ -468,6 +468,28 @@ def refused(text: str, says: str) -> None:
         TorchCopy(model)
 
 
+@pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Range", "Add", "Tile"])
+def test_a_small_file_asks_for_no_large_memory(kind: str) -> None:
+    """160 GB, in a file of some hundred bytes."""
+    side = 200_000
+    long, row = np.zeros((side, 1), np.float32), np.zeros((1, side), np.float32)
+    inputs: list = {
+        "ConstantOfShape": [i(side, side)],
+        "Expand": [f(1), i(side, side)],
+        "Range": [np.float32(0), np.float32(4e10), np.float32(1)],
+        "Add": [long, row],
+        "Tile": [f(1), i(side * side)],
+    }[kind]
+    names = [f"c{k}" for k in range(len(inputs))]
+    nodes = [helper.make_node(kind, names, ["big"]), helper.make_node("ReduceMax", ["big"], ["r"], keepdims=0)]
+    nodes.append(helper.make_node("Add", ["image", "r"], ["y"]))
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, SHAPE)
+    held = [numpy_helper.from_array(np.asarray(array), name) for name, array in zip(names, inputs)]
+    graph = helper.make_graph(nodes, "g", [image], [helper.make_empty_tensor_value_info("y")], held)
+    with pytest.raises(NoRule, match="no rule for constants that are far larger than the file"):
+        TorchCopy(helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)]))
+
+
 def test_what_has_no_rule_is_named() -> None:
     refused(
         "(float[2,4] image) => (float[2,4] y) { a = Det(image) b = Det(a) y = Bernoulli(b) }",
