@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -15,6 +16,7 @@ from benchmarks._report_cells import Row, series
 from benchmarks._report_numbers import Group, at_shared_seeds, natural, of_study, price, tries
 from benchmarks._report_words import MAIN, Facts, by_data
 
+AROUND = 4  # epochs before and after one, over which a mean is taken
 SHOWN = "numbers"  # the name of the note in the file
 Panels = dict[str, dict[str, list[tuple[float, ...]]]]  # by set and by recipe: points, of some with their interval in y
 
@@ -47,16 +49,21 @@ def rates(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
 
 
 def cosines(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
-    """Between the gradients of the natural and of the adversarial loss, by epoch, at the first seed."""
+    """Between the gradients of the natural and of the adversarial loss, at the first seed; of one batch each, so that
+    only means of several epochs show which way it goes."""
     found: Panels = {}
     for group in some:
         values = series(group.rows[0].cosine_by_epoch)
-        points: list[tuple[float, ...]] = [
-            (float(epoch), value) for epoch, value in enumerate(values, 1) if value is not None
-        ]
-        if points:
-            found.setdefault(group.data, {})[group.recipe] = points
+        if len([value for value in values if value is not None]) > 1:
+            found.setdefault(group.data, {})[group.recipe] = means(values)
     return found
+
+
+def means(values: Sequence[float | None]) -> list[tuple[float, ...]]:
+    """By epoch, over those around it."""
+    around = {at + 1: values[max(0, at - AROUND) : at + AROUND + 1] for at in range(len(values))}
+    known = {epoch: [value for value in some if value is not None] for epoch, some in around.items()}
+    return [(float(epoch), fmean(some)) for epoch, some in known.items() if some]
 
 
 def along(rows: Sequence[Row], some: Sequence[Group]) -> Panels:
@@ -84,7 +91,7 @@ PICTURES = {
         MAIN, cost, "forwards of training, millions (searches included)", "robust, %, and 95 % interval"
     ),
     "results-rates": Picture(MAIN, rates, "first learning rate", "validation, PGD-10, %"),
-    "results-cosine": Picture(MAIN, cosines, "epoch", "cosine of the two gradients"),
+    "results-cosine": Picture(MAIN, cosines, "epoch", "cosine, mean of nine epochs"),
     "results-first-rates": Picture("small-rates", along, "first learning rate", SHARE),
     "results-ranks": Picture("small-ranks", along, "rank", SHARE),
     "results-amounts": Picture("small-amounts", along, "training images", SHARE),
@@ -150,5 +157,5 @@ def line(axes: Any, recipe: str, points: list[tuple[float, ...]], colour: str, h
     x, y, *interval = zip(*points)
     if interval:
         axes.vlines(x, *interval, color=colour, linewidth=1, alpha=0.6)
-    style = {"marker": "o", "markersize": 6} if len(x) < 10 else {"linewidth": 1}
+    style: dict[str, Any] = {"marker": "o", "markersize": 6} if len(x) < 10 else {"linestyle": "--" if hollow else "-"}
     axes.plot(x, y, color=colour, label=recipe, markerfacecolor="white" if hollow else colour, **style)

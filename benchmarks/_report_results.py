@@ -307,7 +307,8 @@ def cosine(facts: Facts) -> list[str]:
         return [not_yet(MAIN)]
     return [
         "Between the gradients of the natural and of the adversarial cross-entropy, of all backbone parameters on one "
-        "batch: the mean over the first and over the last fifth of the epochs, at the first seed.",
+        "batch: the mean over the first and over the last fifth of the epochs, at the first seed; in the picture over "
+        "nine epochs.",
         table(["set", "recipe", "at first", "at last"], lines),
         picture(facts, "results-cosine", "Cosine of the two gradients by epoch"),
     ]

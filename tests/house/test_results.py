@@ -435,3 +435,12 @@ def test_equal_means_are_not_surely_different():
     one = numbers.Comparison("digits", "a", "b", 2, 0.0, 9, 0, 0.004, adjusted=0.004)
     assert not one.sure()
     assert replace(one, difference=0.1).sure()
+
+
+def test_a_curve_of_one_batch_an_epoch_is_drawn_as_means():
+    values = [0.0, None, *[1.0] * 10]
+    found = dict(pictures.means(values))
+    assert list(found) == [float(epoch) for epoch in range(1, 13)]
+    assert found[1.0] == pytest.approx(3 / 4)  # of epochs 1 to 5, of which one has none
+    assert found[5.0] == pytest.approx(7 / 8)
+    assert found[12.0] == 1.0
