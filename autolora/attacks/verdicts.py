@@ -102,5 +102,5 @@ def _joined(number: int, parts: list[Check]) -> Check:
         c.detail if c.name == name else f"{c.name}: {c.detail}" for c in sorted(parts, key=lambda c: c.name != name)
     ]
     worst = max((c.verdict for c in parts), key=GRAVITY.index)
-    unmade = worst == "pass" and any(c.name == name and c.verdict == "not run" for c in parts)
-    return Check(number, name, "not run" if unmade else worst, "; ".join(said))
+    main = {c.verdict for c in parts if c.name == name}
+    return Check(number, name, "not run" if (worst, main) == ("pass", {"not run"}) else worst, "; ".join(said))
