@@ -82,7 +82,7 @@ def seconds(found: Mapping[str, float]) -> str:
 
 
 def told_of_machines(lines: Sequence[Sequence[str]]) -> str:
-    said = f"Seconds with{QUICK} are of processors that have AVX-512 and bfloat16, the others of some with neither."
+    said = f"Seconds with{QUICK} are of a processor with AVX-512 and bfloat16, the others of one without."
     return said if any(QUICK in cell for line in lines for cell in line) else ""
 
 

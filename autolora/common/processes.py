@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
 import sys
 import threading
@@ -45,4 +44,6 @@ def cores() -> int:
 
 def peak_memory() -> int:
     """Bytes that this process has held at most."""
+    import resource  # of Unix alone, as nothing else here
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

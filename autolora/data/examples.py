@@ -25,7 +25,8 @@ class Examples(NamedTuple):
 
 def read_examples(path: str | Path) -> Examples:
     with np.load(path, allow_pickle=False) as data:
-        images = TestImages(data["x"], data["y"], [i.decode() for i in data["ids"].tolist()])
+        ids = [i.decode() if isinstance(i, bytes) else str(i) for i in data["ids"].tolist()]
+        images = TestImages(data["x"], data["y"], ids)
         return Examples(images, data["adversarial"].astype(np.float32, copy=False), data["found"])
 
 

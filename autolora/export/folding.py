@@ -30,18 +30,24 @@ class Bounded(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         given = kwargs or {}
-        self.left -= sum(_sizes(func, args, given))
-        if self.left < 0:
-            raise NoRule("constants that are far larger than the file")
+        for size, view in _sizes(func, args, given):
+            if size > self.left:
+                raise NoRule("constants that are far larger than the file")
+            self.left -= 0 if view else size  # which takes no memory of its own
         return func(*args, **given)
 
 
-def _sizes(func: Callable[..., Any], args: tuple, given: dict[str, Any]) -> Iterator[int]:
+def _sizes(func: Callable[..., Any], args: tuple, given: dict[str, Any]) -> Iterator[tuple[int, bool]]:
     """What has no such form (it looks at values) makes nothing large."""
     with suppress(Exception):
         there = given | {"device": "meta"} if "device" in given or not _tensors((args, given)) else given
-        answer = func(*tree_map(_on_meta, args), **tree_map(_on_meta, there))
-        yield from (t.numel() for t in _tensors(answer))
+        asked = tree_map(_on_meta, (args, there))
+        known = {_memory(t) for t in _tensors(asked)}
+        yield from ((t.numel(), _memory(t) in known) for t in _tensors(func(*asked[0], **asked[1])))
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _tensors(values: Any) -> list[Tensor]:

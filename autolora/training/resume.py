@@ -82,13 +82,15 @@ def checkpoint_file(
     return Path(folder) / f"{settings.method}-{digest.hexdigest()[:16]}.pt"
 
 
-def computed_by(model: nn.Module) -> str:
+def computed_by(model: nn.Module, *above: int) -> str:
     """Its layers, what each of them holds, weights and constants: two networks that differ in it may answer otherwise.
 
     No layer need print what it holds: torch's TransformerEncoderLayer tells neither its heads nor where it normalises.
+    What a layer keeps of its last images counts too: a network that was used meanwhile is trained anew.
     """
     held = [(name, {k: v for k, v in sorted(vars(m).items()) if k not in ASIDE}) for name, m in model.named_modules()]
-    return f"{layers(model)} {_told(held)} {weights_sha256(model.state_dict() | dict(model.named_buffers()))}"
+    told = _told(held, *above, *map(id, model.modules()))
+    return f"{layers(model)} {told} {weights_sha256(model.state_dict() | dict(model.named_buffers()))}"
 
 
 def layers(model: nn.Module) -> str:
@@ -130,7 +132,10 @@ def _source(thing: Any) -> bytes:
 def _held(thing: Any, *above: int) -> str:
     """By a function made within another one, or by functools.partial."""
     made = getattr(thing, "func", thing)
-    cells = [cell.cell_contents for cell in getattr(made, "__closure__", None) or ()]
+    cells = []
+    for cell in getattr(made, "__closure__", None) or ():
+        with suppress(ValueError):  # nothing is in it yet
+            cells.append(cell.cell_contents)
     values = [
         cells,
         getattr(made, "__defaults__", None),
@@ -142,6 +147,8 @@ def _held(thing: Any, *above: int) -> str:
 
 def _told(value: Any, *above: int) -> str:
     """By value, in the same words in each process; `above` are the places of what it lies in, which may be itself."""
+    if isinstance(value, Tensor) and value.is_meta:
+        return f"{value.dtype} {tuple(value.shape)}"
     if isinstance(value, Tensor):
         return weights_sha256({"": value.detach().to_dense()})
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
@@ -154,6 +161,11 @@ def _told(value: Any, *above: int) -> str:
         return f"[{', '.join(sorted(told) if isinstance(value, set | frozenset) else told)}]"
     if inspect.isroutine(value) or isinstance(value, type | partial):
         return f"{_name(getattr(value, 'func', value))} {_held(value, *above)}"
+    if isinstance(value, nn.Module):
+        return computed_by(value, *above)
+    own = _foreign(type(value)) and type(value).__module__.split(".")[0] not in sys.stdlib_module_names
+    if own and hasattr(value, "__dict__"):
+        return f"{_name(type(value))} {_told(vars(value), *above)}"
     return _without_places(value)
 
 

@@ -12,7 +12,7 @@ from prefect.settings import get_current_settings
 from autolora.common.errors import first_line
 
 POLL = 5.0  # seconds between two looks at a run on another machine
-LIVE = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED"]
+LIVE = ["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]
 FOLLOW = "prefect flow-run watch"
 
 

@@ -459,6 +459,19 @@ def test_a_network_is_what_torch_makes_of_it(name: str, options: dict, size: int
     assert (slopes[1] - slopes[0]).norm() < 1e-3 * slopes[0].norm()
 
 
+def test_views_of_a_constant_take_no_memory() -> None:
+    """A mask that is spread in each of many layers."""
+    nodes = [helper.make_node("Expand", ["mask", "wide"], [f"w{k}"]) for k in range(8)]
+    nodes += [helper.make_node("ReduceMax", [f"w{k}"], [f"r{k}"], keepdims=0) for k in range(8)]
+    nodes += [helper.make_node("Sum", ["image", *(f"r{k}" for k in range(8))], ["y"])]
+    held = [numpy_helper.from_array(np.ones((1, 1), np.float32), "mask")]
+    held.append(numpy_helper.from_array(i(5000, 10_000), "wide"))
+    image, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, SHAPE) for name in ("image", "y"))
+    graph = helper.make_graph(nodes, "g", [image], [y], held)
+    found = TorchCopy(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))(torch.zeros(SHAPE))
+    assert (found == 8).all()
+
+
 # --- what has no rule -------------------------------------------------------------------------------------------------
 
 

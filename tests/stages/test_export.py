@@ -172,9 +172,11 @@ def test_int8_is_calibrated_on_images_of_every_class(tmp_path: Path, monkeypatch
     stage.CALIBRATION.parent.mkdir(parents=True)
     np.save(stage.CALIBRATION, np.repeat(np.arange(3, dtype=np.uint8), 300)[:, None, None, None])
     found = np.rint(255 * stage.calibration(["fp16", "int8"]))
-    assert np.bincount(found.astype(int).ravel()).tolist() == [86, 85, 85]
+    assert np.bincount(found.astype(int).ravel()).min() > 60
     assert stage.calibration(["fp16"]).shape == (0, 1, 1, 1)
     assert calibration_rows(3).tolist() == [0, 1, 2]
+    taking_turns = (np.arange(2560) % 10)[calibration_rows(2560)]
+    assert np.bincount(taking_turns).min() > 10
 
 
 def test_a_variant_known_to_break_the_network_is_not_tried(
