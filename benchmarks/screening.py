@@ -43,11 +43,12 @@ from autolora.training.diverged import Diverged
 from autolora.training.loop import finetune
 from benchmarks._report_cells import bits, unpacked
 from benchmarks.rate_rules import NETS, SETS, backbone, hits, parts
+from pipelines.sweeps.comparison import paired_t
 
 RESULTS, KEPT = Path("benchmarks/results/screening.csv"), Path(".work/screening")
 EPOCHS = 40
 MEASURES = ("clean", "robust")
-FEWEST = 3  # sets, to say how far they are apart
+FEWEST = 3  # sets, or seeds, to say how far they are apart
 DEFAULT = "default"
 CHANGES: dict[str, dict[str, Any]] = {  # each an axis of autolora.finetune; what a loss needs beside it comes with it
     DEFAULT: {"eps_schedule": "constant"},  # which the changes keep, but for `ramp`
@@ -194,12 +195,18 @@ def table(args: argparse.Namespace) -> None:
     tests = list(comparisons(rows))
     adjusted = iter(holm([p for *_, p in tests]))
     print("| network, set | change | seeds | clean | robust | seconds |\n|---|---|---|---|---|---|")
+    over: list[str] = []
     for group, two in itertools.groupby(tests, lambda test: test[:3]):
         net, name, change = group
         said = [f"{difference:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (*_, difference, _), p in zip(two, adjusted)]
         pairs = [pair for pair in both(rows, net, change) if pair[0].data == name]
         cost = fmean(ours.seconds for _, ours in pairs) / fmean(base.seconds for base, _ in pairs)
         print(f"| {net}, {name} | {change} | {len(pairs)} | {' | '.join(said)} | {cost:.2f} |")
+        if len(pairs) >= FEWEST:
+            of_seeds = [paired_t(*([getattr(row, what) for row in one] for one in zip(*pairs))) for what in MEASURES]
+            told = " / ".join("-" if p is None else f"{p:.2g}" for p in of_seeds)
+            over.append(f"{net}, {name}, {change}: p over seeds {told}")
+    print("\n".join(["", *over]))
     print("\nOver sets, with the 95 % interval of the mean (t, each set one value: the mean of its seeds).\n")
     print("| network | change | sets | clean | robust | seconds |\n|---|---|---|---|---|---|")
     for net, change in itertools.product(NETS, list(CHANGES)[1:]):
