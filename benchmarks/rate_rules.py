@@ -70,6 +70,11 @@ SETS = {  # images a class: in training, in the rule's validation part, to selec
     "dtd10": (60, 10, 20, 30),
     "trashnet": (0.4, 0.1, 0.2, 0.3),  # unbalanced: shares
 }
+AMOUNTS = {  # the same set with fewer and with more images to train on; all else is the same, the parts too
+    "cifar100-20-of-20": (20, 10, 50, 50),
+    "cifar100-20-of-150": (150, 10, 50, 50),
+}
+CUTS = SETS | AMOUNTS
 Part = tuple[Tensor, Tensor]
 
 
@@ -77,8 +82,9 @@ Part = tuple[Tensor, Tensor]
 
 
 def by_class(path: Path, name: str) -> list[np.ndarray]:
-    folder = path / "data" / name
-    if name == "cifar100-20":
+    which = name.partition("-of-")[0]
+    folder = path / "data" / which
+    if which == "cifar100-20":
         return [tiles(file) for file in sorted(folder.glob("train/*.png"))]
     classes = sorted(p for p in folder.iterdir() if p.is_dir())
     return [np.stack([small(file) for file in sorted(p.glob("*.jpg"))]) for p in classes]
@@ -94,7 +100,7 @@ def parts(path: Path, name: str, seed: int) -> dict[str, Part]:
     found: dict[str, list[tuple[np.ndarray, int]]] = {k: [] for k in ("train", "val", "select", "test")}
     cut, draw = np.random.default_rng(0), np.random.default_rng(seed + 1)
     for label, images in enumerate(by_class(path, name)):
-        counts = [int(n if n >= 1 else n * len(images)) for n in SETS[name]]
+        counts = [int(n if n >= 1 else n * len(images)) for n in CUTS[name]]
         images = images[cut.permutation(len(images))]
         test, select, pool = np.split(images, [counts[3], counts[3] + counts[2]])
         pool = pool[draw.permutation(len(pool))]
@@ -231,7 +237,7 @@ def main() -> None:
     for command in (some, two):
         command.add_argument("path", type=Path)
         command.add_argument("--net", choices=NETS, default="resnet4b")
-        command.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+        command.add_argument("--sets", nargs="+", choices=CUTS, default=list(SETS))
         command.add_argument("--rules", nargs="+", required=True)
         command.add_argument("--seeds", nargs="+", type=int, default=[0])
         command.add_argument("--epochs", type=int, default=60)
