@@ -8,6 +8,7 @@ from torch import Tensor
 
 from autolora.training.controllers import Measured, Verdict
 from autolora.training.learner import Learner
+from autolora.training.measuring import clean_hits, robust_hits, withstood
 from autolora.training.resume import RunState
 from autolora.training.single_step import collapsed
 
@@ -20,10 +21,10 @@ def judge_epoch(learner: Learner, done: RunState) -> tuple[Tensor | None, Tensor
     if learner.attacker.reach < 1 or not controller.wants(epoch):  # states are compared under the whole threat alone
         event = act(learner, done, controller.observe(Measured(epoch, done.steps, 0.0, None)))
         return None, None, look_on_the_way(learner) or event
-    clean = learner.clean_hits()
-    robust = learner.robust_hits() if learner.method.attacked else None
+    clean = clean_hits(learner)
+    robust = robust_hits(learner) if learner.method.attacked else None
     right = (clean if robust is None else robust).tolist()
-    if learner.attacker.single and collapsed(done.kept, right, *learner.withstood(WATCHED)):
+    if learner.attacker.single and collapsed(done.kept, right, *withstood(learner, WATCHED)):
         return clean, robust, give_up_single(learner, done, right)
     verdict = controller.observe(Measured(epoch, done.steps, sum(right) / len(right), tuple(right)))
     if verdict.best:
@@ -43,7 +44,7 @@ def act(learner: Learner, done: RunState, verdict: Verdict) -> str:
 def look_on_the_way(learner: Learner) -> str:
     """While eps grows: no state is kept yet that could come back, so on with PGD-10 from here."""
     attacker = learner.attacker
-    if attacker.reach in (0, 1) or not attacker.single or not collapsed((), (), *learner.withstood(WATCHED)):
+    if attacker.reach in (0, 1) or not attacker.single or not collapsed((), (), *withstood(learner, WATCHED)):
         return ""
     attacker.single = False
     return "collapsed"

@@ -6,7 +6,6 @@ import copy
 import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,13 +15,12 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from autolora.attacks.pgd import pgd
 from autolora.backbones.fold_batchnorm import Folded
-from autolora.backbones.frozen import evaluating, frozen
+from autolora.backbones.frozen import evaluating
 from autolora.common import distributed
 from autolora.data.batches import augmentation, centre, moved, place, take, to_pixels
 from autolora.data.mixing import MIXED, Pairs, cutmix, draw_pairs, interpolated
-from autolora.training.attack import STEPS, TrainingAttack, View, whole_epochs
+from autolora.training.attack import TrainingAttack, View, whole_epochs
 from autolora.training.averaging import following
 from autolora.training.branch import Branch, Statistics, head_parameters, natural_weights
 from autolora.training.controllers import Controller, PairedRate, between_looks, scalars
@@ -41,8 +39,7 @@ from autolora.training.objectives import (
     wide,
 )
 from autolora.training.prominence import NATURAL, WEIGHT, Revision, conserved, prominence
-from autolora.training.settings import Settings, Split, StoredImages, count_classes
-from autolora.training.single_step import single_step
+from autolora.training.settings import Settings, Split, count_classes
 from autolora.training.speed import contiguous_alone, crashes_in_channels_last, speed
 from autolora.training.teachers import Balance, Teachers
 from autolora.training.twins import Norms
@@ -156,9 +153,12 @@ class Learner:
             attack, call = (
                 torch.compile(f, dynamic=False, options={"layout_optimization": last}) for f in (attack, call)
             )
-        return lambda x: self._in(self.speed.attack, attack, x), lambda w, x: self._in(self.speed.train, call, w, x)
+        return (
+            lambda x: self.in_precision(self.speed.attack, attack, x),
+            lambda w, x: self.in_precision(self.speed.train, call, w, x),
+        )
 
-    def _in(self, dtype: torch.dtype, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    def in_precision(self, dtype: torch.dtype, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         with self._autocast(dtype):
             return function(*arguments)
 
@@ -280,7 +280,7 @@ class Learner:
 
     @torch.no_grad()
     def _taught(self, network: nn.Module, x: Tensor) -> Tensor:
-        return self._in(self.speed.train, network, x.contiguous(memory_format=self.layouts[network]))
+        return self.in_precision(self.speed.train, network, x.contiguous(memory_format=self.layouts[network]))
 
     def balance_of_teachers(self) -> float:
         assert self.balance is not None
@@ -296,7 +296,7 @@ class Learner:
         half = distributed.part(self.global_batch // 2)
         return [t[:half] for t in tensors], [t[half:] for t in tensors]
 
-    # measuring
+    # what is measured
 
     def pixels(self, images: Tensor) -> Tensor:
         """Stored images as the network is given them in evaluation."""
@@ -309,51 +309,6 @@ class Learner:
     def finished(self) -> nn.Module:
         """The same in its usual form, at rest."""
         return dense(self.shipped()).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def natural_hits(self) -> Tensor:
-        """Which training images the natural branch classifies well, as they are, in eval."""
-        assert self.branch is not None
-        weights = natural_weights(self.model, self.branch, self.head)
-        with evaluating(self.model):
-            return self.hits(lambda x: functional_call(self.model, weights, (x,)), self.images, self.labels)
-
-    def clean_hits(self) -> Tensor:
-        """Which validation images are classified well; branch off."""
-        with frozen(self.shipped()) as model:
-            return self.hits(model, self.val_images, self.val_labels)
-
-    def robust_hits(self) -> Tensor:
-        """The same after PGD-10 without random start: attacked in the form that training attacks, judged in full."""
-        self.folded_shipped.refresh()
-        with frozen(self.shipped()) as model:
-            attacked = partial(self._in, self.speed.attack, self.folded_shipped.view)
-            return self.hits(model, self.val_images, self.val_labels, attacked)
-
-    def hits(self, view: View, images: StoredImages, labels: Tensor, attacked: View | None = None) -> Tensor:
-        """bool [n], the same in every process; of images as they are, or as an attack on the `attacked` leaves them."""
-        right = torch.zeros(len(labels), device=self.device)
-        size = self.settings.batch_size  # what fits in training fits here
-        for index in distributed.mine(torch.arange(len(labels))).split(size):
-            x, at = self.pixels(take(images, index, self.device)), index.to(self.device)
-            if attacked is not None:
-                x = pgd(attacked, x, labels[at], self.settings.threat, STEPS, random_start=False)
-            with torch.no_grad():
-                right[at] = (view(x).argmax(1) == labels[at]).float()
-        distributed.add([right])
-        return right.bool().cpu()
-
-    def withstood(self, count: int) -> tuple[list[float], list[float]]:
-        """Which of some training images withstand one step from where they are, and which PGD-10, of this eps."""
-        index = some_of(len(self.labels), count)  # of all classes, where images come class by class
-        x, y = self.pixels(take(self.images, index, self.device)), self.labels[index.to(self.device)]
-        self.folded_shipped.refresh()
-        view, threat = partial(self._in, self.speed.attack, self.folded_shipped.view), self.attacker.reached()
-        one = single_step(view, x, y, threat, torch.zeros_like(x))
-        ten = pgd(view, x, y, threat, STEPS, random_start=False)
-        with torch.no_grad():
-            once, often = ((view(attacked).argmax(1) == y).tolist() for attacked in (one, ten))
-        return distributed.of_the_first((once, often))
 
     # state
 

@@ -39,6 +39,7 @@ from autolora.training.controllers import scalars
 from autolora.training.diverged import Diverged, check_losses, check_weights
 from autolora.training.judgement import judge_epoch
 from autolora.training.learner import Learner, generator, number
+from autolora.training.measuring import natural_hits, robust_hits
 from autolora.training.objectives import Losses
 from autolora.training.phases import best_blocks, first_pass, robust_head, twin
 from autolora.training.possible import batches, check_possible
@@ -231,7 +232,7 @@ def fit(learner: Learner, file: Path | None, on_epoch: Callable[[Record], None],
     settings = learner.settings
     done = restore(learner, file)
     if done.epoch == 0 and learner.branch is not None:
-        learner.weights = scalars(fraction(learner.natural_hits()))
+        learner.weights = scalars(fraction(natural_hits(learner)))
     steps = len(epoch_batches(learner, 1))
     total, done_before = settings.epochs * steps, done.epoch * steps
     bar = progress_bar(total, settings.method, initial=done_before, disable=not show)
@@ -248,7 +249,7 @@ def finish(learner: Learner, done: RunState, file: Path | None) -> Tuned:
     """The best state, in eval and without gradients."""
     learner.load(done.best)
     if not learner.method.attacked:  # no attack takes part in these methods: one number, for the best state
-        done.history[done.best_epoch - 1]["val_robust"] = fraction(learner.robust_hits())
+        done.history[done.best_epoch - 1]["val_robust"] = fraction(robust_hits(learner))
     settings, history = learner.settings, done.history
     tuned = Tuned(learner.finished(), learner.branch, history, done.best_epoch, settings.method, settings, file)
     tuned.right = done.kept
@@ -266,7 +267,7 @@ def one_epoch(learner: Learner, done: RunState, bar: tqdm, file: Path | None) ->
     means = dict(zip(TERMS, losses.mean(0).tolist()))
     accuracy = means["batch_accuracy"]
     if learner.branch is not None:
-        accuracy = fraction(learner.natural_hits())
+        accuracy = fraction(natural_hits(learner))
         learner.weights = scalars(accuracy)  # of the network as trained: a restore below does not change it
     done.epoch, done.steps = epoch, done.steps + len(losses)
     clean, robust, event = judge_epoch(learner, done)

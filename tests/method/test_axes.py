@@ -54,13 +54,13 @@ def test_the_head_with_most_hits_goes_on_and_its_rate_finds_itself(monkeypatch):
     """Planted: most validation images withstand after the third epoch, as many after the fifth, fewer at the end."""
     planted, heads, given, learner = [1, 2, 9, 8, 9, 8], [], [], loop.Learner
 
-    def hits(self):
+    def hits(learner):
         if len(heads) < len(planted):
-            heads.append({name: value.clone() for name, value in self.model.state_dict().items()})
+            heads.append({name: value.clone() for name, value in learner.model.state_dict().items()})
             return torch.arange(12) < planted[len(heads) - 1]
         return torch.arange(12) < 6
 
-    monkeypatch.setattr(learner, "robust_hits", hits)
+    monkeypatch.setattr("autolora.training.judgement.robust_hits", hits)
     monkeypatch.setattr("autolora.training.learner.first_rate", lambda power: 0.02)
     monkeypatch.setattr(loop, "Learner", lambda model, *a, **k: given.append(model) or learner(model, *a, **k))
     tuned = tune(start="robust_head", epochs=12)

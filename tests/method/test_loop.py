@@ -18,12 +18,11 @@ from autolora.backbones.loading import load_backbone
 from autolora.common.files import AtWork, weights_sha256
 from autolora.data.ragged import rectangles
 from autolora.threat import Threat
-from autolora.training import learner, objectives, speed
+from autolora.training import learner, measuring, objectives, speed
 from autolora.training import loop as training
 from autolora.training.averaging import following
 from autolora.training.controllers import StepRate
 from autolora.training.diverged import check_losses
-from autolora.training.learner import Learner
 from autolora.training.loop import Diverged, finetune
 from autolora.training.objectives import Losses, Method, cross_entropy
 from autolora.training.resume import computed_by
@@ -625,9 +624,9 @@ def test_all_weights_and_images_have_the_memory_format_asked_for(switch, method)
         layer.register_forward_pre_hook(seen)
     x, y = training.prepare(net, torch.from_numpy(train[0][:16]), torch.arange(16), 1, 0)
     training.one_step(net, x, net.attack(x, y), y)
-    net.robust_hits()
+    measuring.robust_hits(net)
     if net.branch is not None:
-        net.natural_hits()
+        measuring.natural_hits(net)
     assert {*met} == {*layers}
 
 
@@ -670,7 +669,7 @@ def test_a_checkpoint_of_other_labels_is_not_picked_up(tmp_path):
 def test_what_was_right_is_of_the_kept_state_and_not_of_a_later_one(monkeypatch):
     """Planted: 8 of 12 withstand after the first epoch, one after each later one."""
     planted = iter([8, 1, 1])
-    monkeypatch.setattr(Learner, "robust_hits", lambda self: torch.arange(12) < next(planted))
+    monkeypatch.setattr("autolora.training.judgement.robust_hits", lambda learner: torch.arange(12) < next(planted))
     settings = QUICK | {"reference": "best", "attack": "pgd"}
     tuned = finetune(network(), images(48), images(12, 1), THREAT, method="vanilla", **settings)
     assert tuned.best_epoch == 1

@@ -13,8 +13,7 @@ from torch import nn
 from autolora.attacks.pgd import random_in_ball
 from autolora.threat import Threat
 from autolora.training import attack as training_attack
-from autolora.training import judgement, loop
-from autolora.training import learner as learner_module
+from autolora.training import judgement, loop, measuring
 from autolora.training.attack import TrainingAttack
 from autolora.training.controllers import AutoRate, Measured, PairedRate, between_looks
 from autolora.training.judgement import judge_epoch
@@ -191,14 +190,14 @@ def test_what_counts_as_a_collapse():
 
 def test_what_the_guard_sees_makes_it_go_back_and_on_with_pgd(monkeypatch):
     watched = []
-    withstood = loop.Learner.withstood
+    withstood = judgement.withstood
 
-    def planted(self, count):
-        one, ten = withstood(self, count)
+    def planted(learner, count):
+        one, ten = withstood(learner, count)
         watched.append(len(one))
         return ([True] * count, [False] * count) if len(watched) == 2 else (one, ten)
 
-    monkeypatch.setattr(loop.Learner, "withstood", planted)
+    monkeypatch.setattr(judgement, "withstood", planted)
     tuned = tune(epochs=12)
     events = [record["event"] for record in tuned.history]
     (at,) = [i for i, event in enumerate(events) if event == "collapsed"]
@@ -258,7 +257,7 @@ def test_a_rule_that_compares_scores_hears_of_the_kept_state(monkeypatch):
     rule.observe(Measured(5, 40, 0.25, (True,)))
     assert rule.trace.rises == 0  # of a checkpoint; before it, 0.25 was no rise over 0.3
     assert rises == 1
-    monkeypatch.setattr(loop.Learner, "withstood", lambda self, count: ([True] * count, [False] * count))
+    monkeypatch.setattr(judgement, "withstood", lambda learner, count: ([True] * count, [False] * count))
     tuned = tune(reference="paper", epochs=6)
     assert [record["event"] for record in tuned.history if "collapsed" in record["event"]] == ["collapsed"]
 
@@ -313,11 +312,11 @@ def test_one_that_really_happens_while_eps_grows_is_caught(monkeypatch):
 def test_a_collapse_is_seen_while_eps_grows_too(monkeypatch):
     asked = []
 
-    def fooled(self, count):
-        asked.append(self.attacker.reached().eps / THREAT.eps)
+    def fooled(learner, count):
+        asked.append(learner.attacker.reached().eps / THREAT.eps)
         return [True] * count, [False] * count
 
-    monkeypatch.setattr(loop.Learner, "withstood", fooled)
+    monkeypatch.setattr(judgement, "withstood", fooled)
     tuned = tune(epochs=8, eps_schedule="ramp")
     assert [record["event"] for record in tuned.history][:5] == ["", "", "collapsed", "", ""]  # 0 for two epochs
     assert asked == pytest.approx([0.25])  # of the eps of the third epoch, and not asked any more
@@ -329,9 +328,9 @@ def test_the_guard_attacks_with_the_eps_of_the_epoch(monkeypatch):
     train, val = (tuple(map(torch.from_numpy, part)) for part in (images(32), images(12, 1)))
     learner = loop.Learner(network(), train, val, Settings(THREAT, reference="paper"), torch.device("cpu"))
     seen = []
-    monkeypatch.setattr(learner_module, "single_step", lambda view, x, y, threat, noise: seen.append(threat) or x)
+    monkeypatch.setattr(measuring, "single_step", lambda view, x, y, threat, noise: seen.append(threat) or x)
     learner.attacker.reach = 0.5
-    learner.withstood(32)
+    measuring.withstood(learner, 32)
     assert [threat.eps for threat in seen] == [THREAT.eps / 2]
 
 
@@ -341,14 +340,14 @@ def test_the_guard_looks_at_images_of_all_classes_where_they_come_class_by_class
     train, val = ((torch.from_numpy(x[order]), torch.from_numpy(y[order])), tuple(map(torch.from_numpy, images(12, 1))))
     learner = loop.Learner(network(), train, val, Settings(THREAT, reference="paper"), torch.device("cpu"))
     seen = []
-    monkeypatch.setattr(learner_module, "single_step", lambda view, x, y, threat, noise: seen.append(y) or x)
-    learner.withstood(32)
+    monkeypatch.setattr(measuring, "single_step", lambda view, x, y, threat, noise: seen.append(y) or x)
+    measuring.withstood(learner, 32)
     assert torch.bincount(seen[0]).min() >= 10
 
 
 def test_resuming_after_a_collapse_goes_on_with_pgd(tmp_path, monkeypatch):
-    withstood = loop.Learner.withstood
-    monkeypatch.setattr(loop.Learner, "withstood", lambda self, count: ([True] * count, [False] * count))
+    withstood = judgement.withstood
+    monkeypatch.setattr(judgement, "withstood", lambda learner, count: ([True] * count, [False] * count))
     whole = tune(epochs=5, checkpoints=tmp_path / "whole")
 
     def stop(record):
@@ -357,7 +356,7 @@ def test_resuming_after_a_collapse_goes_on_with_pgd(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         tune(epochs=5, checkpoints=tmp_path / "killed", on_epoch=stop)
-    monkeypatch.setattr(loop.Learner, "withstood", withstood)
+    monkeypatch.setattr(judgement, "withstood", withstood)
     resumed = tune(epochs=5, checkpoints=tmp_path / "killed")
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
@@ -367,7 +366,7 @@ def test_resuming_after_a_collapse_goes_on_with_pgd(tmp_path, monkeypatch):
 
 def test_a_collapse_in_the_last_epoch_of_an_early_cooldown_ends_training(monkeypatch):
     """Else it would go on at a rate of zero, and then below it."""
-    monkeypatch.setattr(Learner, "withstood", lambda self, count: ([True] * count, [False] * count))
+    monkeypatch.setattr(judgement, "withstood", lambda learner, count: ([True] * count, [False] * count))
     part = tuple(torch.as_tensor(p) for p in images(12))
     settings = Settings(THREAT, "madry", "best", attack="single", precision="float32", epochs=60)
     learner = Learner(network(), part, part, settings, torch.device("cpu"))
