@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from autolora.common.errors import BadArgument, first_line
 from autolora.common.files import read_json
 from autolora.data.images import TestImages
-from autolora.data.pictures import picture
+from autolora.data.pictures import picture, scaled
 from autolora.data.sample import read_images, stratified
 
 READ = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
@@ -244,10 +243,8 @@ def _decoded(path: Path, shape: Shape | None) -> tuple[np.ndarray, tuple[int, ..
     if shape is None or size == shape[1:]:
         return pixels.numpy(), size
     h, w = shape[1:]
-    scale = max(h / size[0], w / size[1])
-    short = [max(round(size[0] * scale), h), max(round(size[1] * scale), w)]
-    pixels = resize(pixels, short, InterpolationMode.BICUBIC, antialias=True)
-    return center_crop(pixels, [h, w]).to(torch.uint8).numpy(), size
+    times = min(size[0] / h, size[1] / w)
+    return scaled(pixels, (round(h * times), round(w * times)), (h, w)).numpy(), size
 
 
 def _pixels(content: bytes) -> torch.Tensor:

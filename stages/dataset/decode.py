@@ -4,10 +4,9 @@ What is done on purpose: the EXIF orientation is applied; 16-bit grey is scaled 
 RGB; what is transparent lies on white; grey is repeated three times; of an animation the first frame counts; a JPEG
 that is not small is decoded at a half of its size (libjpeg's own scaling), or less while twice the stored size remains.
 
-torch resizes: its antialiased bilinear is Pillow's up to one grey level in a pixel of 700, the same bits on every level
-of the processor's instructions, and takes a quarter of the time. A plain JPEG is decoded by torchvision, to Pillow's
-very pixels in three quarters of its time; where it cannot, Pillow has the word. Whoever decodes many says
-`with silent():` around them: decoders warn of metadata, and of damage that they get over, without naming a file.
+torch resizes (`scaled`), in a quarter of Pillow's time. A plain JPEG is decoded by torchvision, to Pillow's very pixels
+in three quarters of its time; where it cannot, Pillow has the word. Whoever decodes many says `with silent():` around
+them: decoders warn of metadata, and of damage that they get over, without naming a file.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.io import decode_jpeg
@@ -35,6 +33,7 @@ from autolora.data.pictures import (
     orientation,
     refuse_bomb,
     require_pixels,
+    scaled,
     to_eight_bits,
 )
 from stages.dataset.jpeg_header import plain_header
@@ -199,28 +198,19 @@ def _reduced(image: Image.Image, size: int) -> Image.Image:
 
 def _square(pixels: Tensor, size: int) -> Tensor:
     """Short side to `size` and centre crop, in one step: [3,size,size]."""
-    return _resized(pixels, min(pixels.shape[1:]), size)
+    return _in_colour(scaled(pixels, (min(pixels.shape[1:]),) * 2, (size, size)))
 
 
 def _rectangle(pixels: Tensor, size: int) -> Tensor:
-    """Short side to `size`, the long side in proportion, as torchvision's Resize: [3,h,w]."""
-    return _resized(pixels, LONGEST * min(pixels.shape[1:]), size)
+    """Short side to `size`, the long side in proportion, as torchvision's Resize, but for the ends of the longest:
+    [3,h,w]."""
+    short = min(pixels.shape[1:])
+    height, width = (min(side, LONGEST * short) for side in pixels.shape[1:])
+    return _in_colour(scaled(pixels, (height, width), (int(size * height / short), int(size * width / short))))
 
 
-def _resized(pixels: Tensor, longest: int, size: int) -> Tensor:
-    """The middle `longest` of the long side, its short side at `size`: bilinear, antialiased."""
-    height, width = (min(side, longest) for side in pixels.shape[1:])
-    shape = tuple(int(size * side / min(height, width)) for side in (height, width))
-    pixels = _middle(pixels, height, width)
-    if pixels.shape[1:] != shape:
-        pixels = F.interpolate(pixels[None], shape, mode="bilinear", antialias=True)[0]
+def _in_colour(pixels: Tensor) -> Tensor:
     return pixels.expand(3, -1, -1).contiguous()
-
-
-def _middle(pixels: Tensor, height: int, width: int) -> Tensor:
-    """A line more where the middle is none: half a pixel at both edges is less than half a pixel everywhere."""
-    top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
-    return pixels[:, top : pixels.shape[1] - top, left : pixels.shape[2] - left]
 
 
 def _one_line(error: Exception) -> str:

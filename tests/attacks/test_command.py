@@ -443,6 +443,28 @@ def test_pictures_are_read_as_prepare_reads_them(tmp_path: Path, size: int) -> N
             assert np.array_equal(ours, theirs), file.name
 
 
+@pytest.mark.parametrize("size", [(24, 24), (30, 17), (17, 31), (50, 9)])
+def test_pictures_of_another_size_are_scaled_as_prepare_scales_them(tmp_path: Path, size: tuple[int, int]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    ours, was = pictures._decoded(tmp_path / "a.png", (3, 16, 16))
+    theirs, _ = decode((tmp_path / "a.png").read_bytes(), 16)
+    assert was == size
+    assert np.array_equal(ours, theirs)
+
+
+def test_of_another_shape_the_middle_is_taken(tmp_path: Path) -> None:
+    """16 by 8 pixels of 20 by 12 are its middle 20 by 10: of three black lines two are seen, as 1.6."""
+    pixels = np.full((12, 20, 3), 200, np.uint8)
+    pixels[:3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    ours, _ = pictures._decoded(tmp_path / "a.png", (3, 8, 16))
+    assert ours.shape == (3, 8, 16)
+    assert (ours[:, 3:] == 200).all()
+    assert (ours[:, 0] < 40).all()
+    assert (ours[:, 1] < 200).all()
+
+
 def test_what_is_no_picture_is_one_line(tmp_path: Path) -> None:
     for name, content in (("a.png", b"text"), ("b.jpg", b"\xff\xd8\xff"), ("c.gif", b"GIF89a")):
         (tmp_path / name).write_bytes(content)
