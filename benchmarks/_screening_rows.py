@@ -71,6 +71,7 @@ class Row:
     collapsed: int  # times the guard went back
     clean_flags: str
     robust_flags: str
+    machine: str = ""  # where it was trained; of the oldest rows unknown
 
     @property
     def diverged(self) -> bool:

@@ -38,6 +38,7 @@ from benchmarks._screening_rates import rates
 from benchmarks._screening_rows import ALL, CHANGES, DEFAULT, EPOCHS, KEPT, RESULTS, Row, added, read
 from benchmarks._screening_tables import table
 from benchmarks.rate_rules import CUTS, NETS, SETS, backbone, hits, parts
+from stages.common.runner import this_machine
 
 
 def tuned(path: Path, net: str, name: str, change: str, epochs: int, seed: int) -> Row:
@@ -56,6 +57,7 @@ def tuned(path: Path, net: str, name: str, change: str, epochs: int, seed: int) 
         net, name, change, epochs, seed, "select", **judged(*hits(done.model, data["select"], threat)),
         seconds=round(seconds, 1), rate=done.history[0]["lr"], train_accuracy=done.best["natural_accuracy"],
         val_robust=done.best["val_robust"], collapsed=sum("collapsed" in r["event"] for r in done.history),
+        machine=this_machine(),
     )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def lost(which: tuple[str, str, str, int, int], n: int, seconds: float) -> Row:
     none = torch.zeros(n, dtype=torch.bool)
     return Row(
         *which, "select", **judged(none, none), seconds=round(seconds, 1), rate=ALL[which[2]].get("rate", math.nan),
-        train_accuracy=0.0, val_robust=0.0, collapsed=0,
+        train_accuracy=0.0, val_robust=0.0, collapsed=0, machine=this_machine(),
     )  # fmt: skip
 
 

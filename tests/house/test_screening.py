@@ -122,6 +122,7 @@ def test_a_training_that_diverges_is_the_worst_answer(tmp_path, monkeypatch, cap
     screening.run(asked)
     (found,) = kept_rows.read()
     assert (found.diverged, found.n, found.clean, found.robust, found.rate) == (True, 10, 0.0, 0.0, 0.1)
+    assert "cores" in found.machine
     screening.confirm(asked)  # there is no network to attack
     assert len(kept_rows.read()) == 1
     for one in [row(which, 0, "1100000000") for which in ("default", "0.003", "0.01", "0.03")]:
@@ -236,3 +237,13 @@ def test_with_three_seeds_it_is_said_whether_others_would_agree(monkeypatch, cap
     tables.table(argparse.Namespace(on="select", epochs=40))
     p = 1 - 2 * math.sqrt(3) / math.sqrt(2 + 12)  # of Student's t with two degrees of freedom, in closed form
     assert f"shipped, dtd10, pgd: p over seeds - / {p:.2g}" in capsys.readouterr().out.splitlines()
+
+
+def test_pairs_of_unlike_machines_are_named(monkeypatch, capsys):
+    """Two seeds, of which the second default was trained elsewhere; where both are unknown nothing is said."""
+    rows = [row("default", 0, "1000000000"), row("pgd", 0, "1100000000")]
+    rows += [replace(row("default", 1, "1000000000"), machine="another"), row("pgd", 1, "1100000000")]
+    monkeypatch.setattr(tables, "read", lambda: rows)
+    tables.table(argparse.Namespace(on="select", epochs=40))
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "kind of machine" in line]
+    assert said == "shipped, dtd10, pgd: not of one kind of machine, seed [1]"
