@@ -52,12 +52,12 @@ class Point:
 def interpolate(robust: nn.Module, natural: nn.Module, alpha: float) -> nn.Module:
     """A copy with (1 - alpha) * theta1 + alpha * theta_nat in every weight and running statistic; counters stay."""
     mixed = copy.deepcopy(robust).eval()
-    theirs = natural.state_dict()
+    ours, theirs = robust.state_dict(), natural.state_dict()
     for name, value in mixed.state_dict().items():
         if theirs[name].shape != value.shape:
             raise ValueError(f"{name} is {tuple(value.shape)} here and {tuple(theirs[name].shape)} in the natural twin")
         if value.is_floating_point() and alpha != 0:
-            value.lerp_(theirs[name].to(value), alpha)
+            value.copy_(torch.lerp(ours[name], theirs[name].to(value), alpha))  # of shared weights: once, by two names
     return mixed.requires_grad_(False)
 
 

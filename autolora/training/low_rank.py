@@ -6,7 +6,7 @@ folded into one dense weight. What else is trained: the affine parameters of nor
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import RmsNorm, RmsNorm2d, RmsNorm2dFp32, RmsNormFp32
@@ -42,7 +42,9 @@ def with_low_rank(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head or name in trained)
     for _, layer in layers:
-        parametrize.register_parametrization(layer, "weight", LowRank(layer, generator, rank))
+        low_rank, weight = LowRank(layer, generator, rank), layer.weight
+        for module in [m for m in model.modules() if getattr(m, "weight", None) is weight]:  # all that share it
+            parametrize.register_parametrization(module, "weight", low_rank)
 
 
 def check_low_rank(layers: Layers) -> None:
@@ -53,8 +55,14 @@ def check_low_rank(layers: Layers) -> None:
 def dense(model: nn.Module) -> nn.Module:
     """In place: W0 + BA / r as one weight, under the name that it had. Whose weights are computed otherwise stay so:
     to remove that would take the weight from the caller's own network, too, of whose class the copy is."""
-    for module in list(model.modules()):
-        computed: Any = getattr(module, "parametrizations", {})
-        if "weight" in computed and isinstance(computed["weight"][0], LowRank):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    layers = [module for module in model.modules() if _is_low_rank(module)]
+    changed = [cast(Tensor, layer.weight).detach().clone() for layer in layers]  # before one that is shared changes
+    for layer, weight in zip(layers, changed):
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+        cast(Tensor, layer.weight).data.copy_(weight)
     return model
+
+
+def _is_low_rank(module: nn.Module) -> bool:
+    computed: Any = getattr(module, "parametrizations", {})
+    return "weight" in computed and isinstance(computed["weight"][0], LowRank)

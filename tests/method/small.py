@@ -36,6 +36,20 @@ def without_batch_norm() -> nn.Module:
     return nn.Sequential(nn.Sequential(*body), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
 
 
+class Tied(nn.Module):
+    """Two layers share a weight, and a third one is a parameter of the network itself."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+        self.own, self.c, self.head = nn.Parameter(torch.randn(8, 8, 1, 1)), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+        self.b.weight, self.c.weight = self.a.weight, self.own
+
+    def forward(self, x):
+        return self.head(self.c(self.b(self.a(self.stem(x)).relu()).relu()).mean((2, 3)))
+
+
 def images(n: int, seed: int = 0, size: int = 8) -> tuple[np.ndarray, np.ndarray]:
     """uint8 [n,3,s,s]: class c is bright in channel c."""
     draw = np.random.default_rng(seed)

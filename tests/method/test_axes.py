@@ -21,7 +21,7 @@ from autolora.training.phases import robust_head, twin
 from autolora.training.settings import Settings
 from stages.common.params import Finetune
 from stages.finetune import how
-from tests.method.small import QUICK, THREAT, images, network
+from tests.method.small import QUICK, THREAT, Tied, images, network
 
 
 def tune(method="autolora", threat=THREAT, **changes):
@@ -145,6 +145,25 @@ def test_the_attack_sees_the_change_and_the_fold_keeps_the_function():
     dense = learner.finished()
     assert torch.allclose(dense(x), changed, atol=1e-12)
     assert set(dense.state_dict()) == names
+
+
+def test_a_weight_that_layers_share_gets_one_change_in_all_of_them():
+    """Judged and shipped it is the same function."""
+    torch.manual_seed(0)
+    x, y = torch.rand(6, 3, 8, 8, dtype=torch.float64), torch.arange(6) % 3
+    settings = Settings(THREAT, "madry", "best", batch_size=6, precision="float32", trains="lora", average=0.5)
+    learner = Learner(Tied().double(), (x, y), (x, y), settings, torch.device("cpu"))
+    learner.model.train()
+    learner.begin(0, 6)
+    for _ in range(2):  # an average begins as the first state
+        one_step(learner, x, learner.attack(x, y), y)
+    changed, shared = learner.shipped()(x), learner.shipped().b.weight.detach().clone()
+    assert not torch.equal(shared, Tied().double().b.weight)
+    dense = learner.finished()
+    assert torch.allclose(dense(x), changed, atol=1e-12)
+    assert dense.a.weight is dense.b.weight
+    assert torch.equal(dense.a.weight, shared)
+    assert set(dense.state_dict()) == set(Tied().state_dict())
 
 
 def test_low_rank_runs_end_to_end_as_a_plain_network():

@@ -14,6 +14,7 @@ from autolora.threat import Threat
 from autolora.training.branch import Branch, add_branch
 from autolora.training.dial import SIGNIFICANT, Point, choose, interpolate, judge
 from tests.export.nets import EveryLayer, tiny
+from tests.method.small import Tied
 
 
 def beside(layer: nn.Module, A: Tensor, B: Tensor, rank: int, alpha: float):
@@ -73,6 +74,16 @@ def test_interpolation_moves_weights_and_running_statistics() -> None:
     assert not torch.equal(mixed["body.norm.running_mean"], robust.state_dict()["body.norm.running_mean"])
 
 
+def test_a_weight_that_two_layers_share_is_interpolated_once() -> None:
+    robust, natural = Tied(), Tied()
+    for value in natural.parameters():
+        nn.init.normal_(value)
+    mixed = interpolate(robust, natural, 0.5)
+    for name, value in robust.named_parameters():
+        expected = (value + natural.get_parameter(name)) / 2
+        assert torch.allclose(mixed.get_parameter(name), expected, atol=1e-6), name
+
+
 def test_judge_counts_only_images_that_are_right_before_the_attack() -> None:
     model = tiny(3)
     x = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
@@ -102,6 +113,7 @@ def point(alpha: float, clean: list[int], robust: list[int], n: int = 400) -> Po
         (point(1, [0, 302], [0, 201]), False),  # by two and one: p = 0.25
         (point(1, [0, 302], [0, 200]), False),
         (point(1, [80, 385], [0, 200]), False),  # 85 won, 80 lost
+        (point(1, [0, 300], [0, 230]), False),  # as accurate: only one of the two rises
         (point(1, [0, 280], [0, 260]), False),  # more robust and less accurate is not what the dial is for
     ],
 )
@@ -160,3 +172,8 @@ def test_of_equal_settings_of_the_dial_the_one_nearer_to_the_robust_network():
     start, better = n < 800, n < 850
     points = [Point("natural", alpha, better if alpha else start, n < 500) for alpha in (0.0, 0.25, 0.5)]
     assert choose(points)[0].alpha == 0.25
+
+
+def test_of_equally_accurate_settings_the_more_robust_one():
+    points = [point(0, [0, 300], [0, 200]), point(0.25, [0, 340], [0, 200]), point(0.5, [0, 340], [0, 210])]
+    assert choose(points)[0].alpha == 0.5

@@ -13,7 +13,7 @@ from autolora.training.learner import Learner
 from autolora.training.loop import one_step
 from autolora.training.settings import Settings
 from autolora.training.weight_attack import worst_direction
-from tests.method.small import THREAT, network
+from tests.method.small import THREAT, Tied, network
 
 WEIGHTS = Scalars(0.5, 3.0)
 
@@ -224,20 +224,6 @@ def test_a_layer_without_a_slope_is_not_moved(dtype):
     v = worst_direction((0 * weights["flat"] + 2 * weights["steep"]).sum(), weights, 0.01)
     assert not v["flat"].any()
     assert v["steep"].norm().item() == pytest.approx(0.01 * 6**0.5, rel=1e-2)
-
-
-class Tied(nn.Module):
-    """Two layers share a weight, and a third one is a parameter of the network itself."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)
-        self.own, self.c, self.head = nn.Parameter(torch.randn(8, 8, 1, 1)), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
-        self.b.weight, self.c.weight = self.a.weight, self.own
-
-    def forward(self, x):
-        return self.head(self.c(self.b(self.a(self.stem(x)).relu()).relu()).mean((2, 3)))
 
 
 def test_a_weight_that_layers_share_is_moved_once_and_in_all_of_them():
