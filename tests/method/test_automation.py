@@ -115,12 +115,33 @@ def test_a_controller_goes_on_from_its_state():
         first = second
 
 
-def test_step_schedule():
-    controller, rates = StepRate(0.01, 60), []
-    for epoch in range(1, 61):
+@pytest.mark.parametrize(("epochs", "first", "second"), [(60, 30, 50), (30, 15, 25), (12, 6, 10)])
+def test_step_schedule(epochs, first, second):
+    controller, rates = StepRate(0.01, epochs), []
+    for epoch in range(1, epochs + 1):
         rates.append(controller.rate)
         controller.observe(Measured(epoch, epoch, 0.5))
-    assert rates == pytest.approx([0.01] * 30 + [0.001] * 20 + [0.0001] * 10)
+    assert rates == pytest.approx([0.01] * first + [0.001] * (second - first) + [0.0001] * (epochs - second))
+
+
+@pytest.mark.parametrize("rule", [StepRate, SlowStart])
+def test_an_epoch_that_nobody_looked_at_is_not_the_best(rule):
+    """While eps grows: its score of 0 would be no worse than the first one that is seen."""
+    controller = rule(0.01, 4)
+    assert not controller.observe(Measured(1, 1, 0.0, None)).best
+    assert controller.observe(Measured(2, 2, 0.0, (False,))).best
+
+
+@pytest.mark.parametrize("rule", [StepRate, SlowStart])
+def test_a_schedule_goes_on_from_its_state(rule):
+    scores = [0.1, 0.5, 0.4, 0.3, 0.6, 0.2, 0.1, 0.7]
+    whole, first = rule(0.01, 8), rule(0.01, 8)
+    for epoch, score in enumerate(scores, start=1):
+        expected = whole.observe(Measured(epoch, epoch, score))
+        second = rule(0.01, 8)
+        second.load(first.state())
+        assert (second.observe(Measured(epoch, epoch, score)), second.rate) == (expected, whole.rate)
+        first = second
 
 
 @pytest.mark.parametrize("rule", [AutoRate, StepRate, SlowStart])

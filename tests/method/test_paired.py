@@ -111,9 +111,10 @@ def test_short_runs_cool_down_too(epochs):
     assert all(rate > 0 for _, verdict, rate in events if not verdict.stop)
 
 
-@pytest.mark.parametrize("at", [5, 12, 25, 50])
-def test_a_restored_controller_goes_on_the_same(at):
-    chances = [0.1 + 0.012 * e for e in range(60)]
+@pytest.mark.parametrize("at", [5, 13, 25, 50])
+@pytest.mark.parametrize("chances", [[0.1 + 0.012 * e for e in range(60)], [0.5] * 12 + [0.2] * 3 + [0.5] * 45])
+def test_a_restored_controller_goes_on_the_same(at, chances):
+    """Of the second one the state after 12 epochs is remembered: by the next one, which is worse, and by the window."""
     whole, half, again = PairedRate(0.01, 60), PairedRate(0.01, 60), PairedRate(0.5, 60)
     for epoch, chance in enumerate(chances, 1):
         if epoch == at:
@@ -124,3 +125,12 @@ def test_a_restored_controller_goes_on_the_same(at):
             half.observe(measured)
         else:
             assert (again.observe(measured), again.rate) == (expected, whole.rate)
+
+
+def test_an_epoch_that_nobody_looked_at_is_no_part_of_a_share():
+    """Of nine looks and of ten the same images are right: nothing has risen."""
+    rule = PairedRate(0.1, 60)
+    verdicts = [
+        rule.observe(Measured(epoch, 20 * epoch, 0.0, None if epoch == 3 else [True] * 8)) for epoch in range(1, 21)
+    ]
+    assert [verdict.cooling for verdict in verdicts] == [False] * 19 + [True]
