@@ -31,7 +31,7 @@ def images() -> tuple[Tensor, Tensor]:
 def stored() -> tuple[Tensor, Tensor]:
     """uint8, a little larger than the network sees them."""
     draw = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=draw), torch.arange(40) % 10
+    return torch.randint(0, 256, (40, 3, 10, 10), dtype=torch.uint8, generator=draw), torch.arange(40) % 10
 
 
 def loss_with(model: nn.Module, layer: str, change: Tensor, images: tuple[Tensor, Tensor]) -> Tensor:
@@ -100,6 +100,19 @@ def test_images_are_attacked_within_the_threat_and_nothing_moves(images) -> None
     assert model.training
 
 
+def test_larger_stored_images_are_measured_in_their_middle(stored, monkeypatch) -> None:
+    monkeypatch.setattr(criticality, "tune", lambda model, *_: model)
+    found = critical(tiny(0), stored, THREAT, size=8).found
+    expected = measured(tiny(0), (stored[0][..., 1:9, 1:9] / 255, stored[1]), THREAT)
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_weight_of_zeros_has_no_ball_and_is_not_chosen(images) -> None:
+    model = tiny(0)
+    nn.init.zeros_(model.body.block[0].weight)
+    assert list(measured(model, images, THREAT)) == ["body.stem", "body.fc"]
+
+
 @pytest.fixture
 def short(monkeypatch) -> Tuning:
     for name, value in {"EPOCHS": 4, "LEAST_STEPS": 0, "BATCH": 16, "RATE": 0.01}.items():
@@ -115,10 +128,28 @@ def test_one_tensor_is_tuned_and_the_dial_moves_it(stored, short: Tuning) -> Non
     assert changed == ["body.block.0.weight"]
     for alpha, expected in ((0.0, ends[0]), (1.0, ends[1])):
         assert all(torch.equal(v, expected[n]) for n, v in interpolate(model, tuned, alpha).state_dict().items())
-    x, y = stored[0].float() / 255, stored[1]
+    x, y = stored[0][..., 1:9, 1:9] / 255, stored[1]
     assert F.cross_entropy(tuned(x), y) < F.cross_entropy(model(x), y)
     other = tune(model, stored, short._replace(seed=4)).state_dict()
     assert not torch.equal(other["body.block.0.weight"], ends[1]["body.block.0.weight"])
+
+
+@pytest.mark.parametrize(("least", "whole", "tenth"), [(0, 2, 2), (15, 2, 3)])
+def test_the_second_half_has_a_tenth_of_the_rate_and_small_sets_more_epochs(
+    stored, short: Tuning, monkeypatch, least: int, whole: int, tenth: int
+) -> None:
+    """Four epochs of three batches, or as many as 15 steps need."""
+    rates, step = [], torch.optim.SGD.step
+    monkeypatch.setattr(criticality, "LEAST_STEPS", least)
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda o, *a: rates.append(o.param_groups[0]["lr"]) or step(o, *a))
+    tune(tiny(0), stored, short)
+    assert rates == pytest.approx([0.01] * 3 * whole + [0.001] * 3 * tenth)
+
+
+def test_each_epoch_has_an_order_of_its_own(stored, short: Tuning) -> None:
+    orders = [torch.cat([y for _, y in criticality._batches(stored, short, e, torch.device("cpu"))]) for e in (1, 2)]
+    assert torch.equal(orders[0].sort().values, orders[1].sort().values)
+    assert not torch.equal(*orders)
 
 
 def test_killed_it_ends_with_the_same_bits(stored, short: Tuning, tmp_path: Path, monkeypatch) -> None:

@@ -96,6 +96,15 @@ def test_judge_counts_only_images_that_are_right_before_the_attack() -> None:
     assert not judge(model, x, y, Threat("linf", 1.0), batch=16)[1].all()
 
 
+def test_judge_attacks_from_the_images_themselves() -> None:
+    """Without a draw: a point of the curve is the same whenever it is asked for."""
+    model, seen = tiny(3), list[Tensor]()
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    x = torch.randint(0, 256, (8, 3, 8, 8), dtype=torch.uint8)
+    judge(model, x, torch.arange(8), Threat("linf", "8/255"))
+    assert torch.equal(seen[0], x / 255)
+
+
 def point(alpha: float, clean: list[int], robust: list[int], n: int = 400) -> Point:
     """Right on the images from..to of n."""
     flags = [np.isin(np.arange(n), np.arange(*span)) for span in (clean, robust)]
