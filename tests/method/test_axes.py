@@ -17,7 +17,7 @@ from autolora.training.controllers import Measured, SlowStart
 from autolora.training.learner import Learner
 from autolora.training.loop import finetune, one_step
 from autolora.training.objectives import METHODS
-from autolora.training.phases import robust_head, twin
+from autolora.training.phases import first_pass, robust_head, twin
 from autolora.training.settings import Settings
 from stages.common.params import Finetune
 from stages.finetune import how
@@ -76,6 +76,20 @@ def test_a_head_is_trained_without_a_term_that_nobody_asked_for():
     assert TrainingAttack(head, torch.device("cpu"), torch.contiguous_format).single
     assert TrainingAttack(head, torch.device("cpu"), torch.contiguous_format).straight is None  # ELLE-A's
     assert robust_head(replace(settings, threat=Threat("l2", 0.5))).attack == "pgd"
+
+
+def test_what_runs_that_come_first_take_over_from_the_run():
+    """How images are drawn and computed: of the axes the head and the twin have none, the first pass those of a loss on
+    attacked images. No rate, no decay and no teacher is theirs."""
+    drawn = {"epochs": 9, "seed": 3, "batch_size": 12, "augmentation": "crop", "precision": "float32", "compile": False}
+    axes_of_it = {"weight_attack": 0.01, "eps_schedule": "ramp", "start": "robust_head", "attack": "single"}
+    own = {"rate": 0.5, "decay": 0.1, "teacher": "first_pass", "natural_teacher": "twin"}
+    blocks = {"trains": "blocks", "blocks": ("mix",)}
+    asked = Settings(THREAT, "distill", "slow_start", average=0.9, **drawn, **axes_of_it, **own, **blocks)
+    head = {**drawn, "epochs": 4, "start": "robust_head", "trains": "head", "eps_schedule": "constant"}
+    assert robust_head(asked) == Settings(THREAT, "madry", "best", **head)
+    assert first_pass(asked) == Settings(THREAT, "autolora", "slow_start", average=0.9, **drawn, **axes_of_it)
+    assert twin(asked) == Settings(THREAT, "natural", "slow_start", average=0.9, **drawn, eps_schedule="constant")
 
 
 def test_a_run_killed_in_either_phase_ends_as_one_that_was_not(tmp_path):

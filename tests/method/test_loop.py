@@ -25,6 +25,7 @@ from autolora.training.controllers import StepRate
 from autolora.training.diverged import check_losses
 from autolora.training.loop import Diverged, finetune
 from autolora.training.objectives import Losses, Method, cross_entropy
+from autolora.training.possible import batches
 from autolora.training.resume import computed_by
 from autolora.training.settings import Settings, as_split, decided
 from tests.method.small import QUICK, THREAT, images, network, wide_enough
@@ -232,6 +233,7 @@ def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, method):
     again = tune(method, checkpoints=tmp_path, on_epoch=cut, **changes)  # nothing is left to train
     assert seen == list(range(1, changes["epochs"] + 1))
     assert digest(again) == digest(whole)
+    assert again.right == whole.right
     timeless = [
         {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "peak_memory_mb")}
         for r in whole.history
@@ -439,6 +441,14 @@ def test_no_batch_is_no_training():
         tune("twins", train=images(3), epochs=1, batch_size=3)
 
 
+@pytest.mark.parametrize(("method", "left_over"), [("madry", [2, 1]), ("twins", [4, 3])])
+def test_what_is_left_over_is_a_batch_where_it_is_enough(method, left_over):
+    settings = Settings(THREAT, method, batch_size=16)
+    enough, too_few = left_over
+    assert [len(batch) for batch in batches(settings, torch.arange(16 + enough))] == [16, enough]
+    assert [len(batch) for batch in batches(settings, torch.arange(16 + too_few))] == [16]
+
+
 def test_twins_leaves_out_a_last_batch_that_it_cannot_halve():
     records = []
     tune("twins", train=images(18), epochs=1, batch_size=16, on_epoch=records.append)
@@ -529,6 +539,8 @@ def test_auto_takes_the_rule_for_small_data_and_the_paper_s_from_twenty_thousand
     assert decided(asked, (pixels, torch.zeros(19_999))).reference == "best"
     assert decided(asked, (pixels, torch.zeros(20_000))).reference == "paper"
     assert decided(Settings(THREAT, reference="released"), (pixels, torch.zeros(20_000))).reference == "released"
+    ramp = Settings(THREAT, reference="auto", eps_schedule="ramp")  # which the paper's rule does not go with
+    assert decided(ramp, (pixels, torch.zeros(20_000))).reference == "best"
 
 
 def test_the_rule_for_small_data_cools_down_and_resumes_to_the_bit(tmp_path):

@@ -241,6 +241,19 @@ def test_the_revision_is_the_mean_of_what_it_saw_after_a_fifth_of_the_steps():
     assert 0.7 * CHANCE < len(seen) / steps < 1.3 * CHANCE
 
 
+def test_the_revision_follows_by_a_thousandth_at_least():
+    model = network().double()
+    revision = Revision(model)
+    revision.count.fill_(10**6)
+    before = model.mix.weight.detach().clone()
+    model.mix.weight.data.add_(1)
+    step = 0
+    while int(revision.count) == 10**6:
+        revision.follow(model, torch.Generator().manual_seed(step))
+        step += 1
+    assert torch.allclose(revision.weights()["mix.weight"], before + 0.001, atol=1e-12)
+
+
 def test_a_prominent_run_that_is_killed_ends_as_one_that_was_not(tmp_path):
     def stop(record):
         if record["epoch"] == 2:

@@ -130,6 +130,14 @@ def test_above_eight_the_bend_is_part_of_the_loss_and_of_its_gradient():
             assert torch.allclose(with_term, plain + 4000 * slope, rtol=1e-6, atol=1e-9)
 
 
+def test_after_a_collapse_nothing_keeps_the_loss_straight_any_more():
+    """The term belongs to one step: PGD-10 trains without it."""
+    made, *_ = of_one_gradient(Threat("linf", "16/255"))
+    assert made.attacker.straightens
+    made.attacker.single = False
+    assert not made.attacker.straightens
+
+
 # --- looks at the validation images ----------------------------------------------------------------------------------
 
 
@@ -374,6 +382,15 @@ def test_a_collapse_in_the_last_epoch_of_an_early_cooldown_ends_training(monkeyp
     done = RunState(30, 30, best_epoch=1, best=learner.state(), kept=[True] * 12)
     assert judge_epoch(learner, done)[2] == "collapsed"
     assert done.stopped
+
+
+def test_of_a_run_that_collapsed_at_once_it_is_known_what_was_right(monkeypatch):
+    """Nothing was kept before: that state is, with its hits, which the guard compares with from then on."""
+    monkeypatch.setattr(judgement, "withstood", lambda learner, count: ([True] * count, [False] * count))
+    tuned = tune("madry", epochs=1)
+    assert "collapsed" in tuned.history[0]["event"]
+    assert sum(tuned.right) / 12 == tuned.best["val_robust"]
+    assert len(tuned.right) == 12
 
 
 @pytest.mark.parametrize(("one", "ten", "lost"), [(16, 8, False), (16, 7, True), (10, 4, False), (12, 4, True)])
