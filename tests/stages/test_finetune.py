@@ -129,6 +129,30 @@ def test_what_is_asked_for_is_what_is_trained_and_told_and_the_twin_is_plain(wor
     told = {"trains": "lora", "smoothing": 0.1, "augmentation": "none", "average": 0.9, "rate": 0.05}
     assert record["axes"] == told
     assert record["first_rate"] == pytest.approx(0.05)
+    assert "diverged" not in record  # the rate was asked for
+
+
+def test_the_record_tells_of_each_best_epoch(workspace, monkeypatch):
+    """Planted: of robust network and twin the first of two epochs is the best."""
+    whole = stage.tune
+
+    def planted(*some, method, **settings):
+        tuned, clean = whole(*some, method=method, **settings), 0.25 if method == "natural" else 0.5
+        tuned.best_epoch = 1
+        tuned.history[0] |= {"val_clean": clean, "val_robust": clean / 2}
+        tuned.history[1] |= {"val_clean": 1.0, "val_robust": 1.0}
+        return tuned
+
+    monkeypatch.setattr(stage, "tune", planted)
+    stage.finetune()
+    record = json.loads((workspace / "models/finetuned/finetuned.json").read_text())
+    found = [
+        {key: each[key] for key in ("best_epoch", "val_clean", "val_robust")} for each in (record, record["natural"])
+    ]
+    assert found == [
+        {"best_epoch": 1, "val_clean": 0.5, "val_robust": 0.25},
+        {"best_epoch": 1, "val_clean": 0.25, "val_robust": 0.125},
+    ]
 
 
 def test_epochs_of_an_attempt_that_diverged_are_no_earlier_life(workspace, monkeypatch):

@@ -12,9 +12,14 @@ import yaml
 from torch import nn
 
 from autolora.backbones.classifier import load_classifier, read_notes, save_classifier
-from autolora.training.branch import Branch, save_branch
+from autolora.threat import Threat
+from autolora.training.branch import Branch, load_deltas, save_branch
+from autolora.training.criticality import Critical
 from autolora.training.dial import interpolate
+from autolora.training.soup import agreement
 from stages.common.runner import StageError, work_root
+from stages.merging.layer import tuned_layer
+from stages.merging.validation import Validation
 from tests.export.nets import tiny
 
 
@@ -93,6 +98,24 @@ def test_flags_found_by_other_code_are_not_gone_on_from(finetuned, mended) -> No
     assert len(list(work_root().glob("merge/*"))) == 2
 
 
+def test_what_was_found_under_another_threat_is_not_gone_on_from(finetuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a point of the dial nor which layer is the least critical one; that depends on seed and crops, too."""
+    points, layers = [Validation(Threat("linf", eps)) for eps in ("8/255", "4/255")], []
+
+    def found(_: object, train: tuple[np.ndarray, torch.Tensor], *__: object, folder: Path, **___: object) -> Critical:
+        assert np.array_equal(train[0], np.load("data/prepared/train/images.npy"))  # validation's have no part in it
+        layers.append(folder)
+        return Critical(tiny(0), "body.fc", {"body.fc": 0.0})
+
+    monkeypatch.setattr("stages.merging.layer.critical", found)
+    asked = [(points[0], 0, "crop"), (points[1], 0, "crop"), (points[0], 1, "crop"), (points[0], 0, "crop_flip")]
+    for validation, seed, augmentation in asked:
+        tuned_layer(tiny(0), validation, seed, augmentation)
+    tuned_layer(tiny(1), points[0], 0, "crop")
+    assert len({point.folder for point in points}) == 2
+    assert len(set(layers)) == 5
+
+
 def test_toward_the_critical_layer(finetuned, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autolora.training.criticality.LEAST_STEPS", 0)
     finetuned(alpha=1, toward="critical")
@@ -142,6 +165,20 @@ def test_a_soup_takes_the_robust_networks_place(finetuned, monkeypatch: pytest.M
     assert Path("models/merged.safetensors").read_bytes() == first
 
 
+def test_each_kind_of_soup_is_what_it_is_called_and_has_the_branches_of_its_members(finetuned) -> None:
+    """At alpha = 1 a layer of it is the mean of the members' natural branches, or that drawn to the start."""
+    networks, name = members(), "body.block.0.weight"
+    weights = [network.state_dict()[name] for network in networks]
+    deltas = [load_deltas(f"models/finetuned/members/{i}-branch.safetensors")[name] for i in (1, 2, 3)]
+    start, mean, change = tiny(9).state_dict()[name], sum(weights) / 3, sum(deltas) / 3
+    t = agreement(start, weights)
+    assert 0.1 < t < 0.9
+    for kind, expected in (("uniform", mean + change), ("stock", start + t * (mean + change - start))):
+        finetuned(alpha=1, toward="branch", soup=kind)
+        merged = load_classifier("models/merged.safetensors").state_dict()
+        assert torch.allclose(merged[name], expected, atol=1e-5), kind
+
+
 def test_members_without_a_soup_are_told_of(finetuned, capsys) -> None:
     members()
     finetuned(alpha=0, toward="branch")
@@ -178,6 +215,12 @@ def test_a_mixture_with_the_natural_twin(finetuned, capsys: pytest.CaptureFixtur
     clean = (merged(torch.from_numpy(x) / 255).argmax(1).numpy() == y).mean()
     assert float(notes["val_clean"]) == pytest.approx(clean, abs=1e-6)
     assert float(notes["val_robust"]) <= float(notes["val_clean"])
+    turned = interpolate(tiny(0), tiny(1), 0.1)
+    labels_of(turned)
+    finetuned(alpha=0.1, toward="natural", mix="nuts")  # what the dial chose is mixed
+    mixed = load_classifier("models/merged.safetensors")
+    for part, network in ((mixed.body.robust, turned), (mixed.body.accurate, tiny(1))):
+        assert all(torch.equal(v, part.state_dict()[n]) for n, v in network.body.state_dict().items())
 
 
 def labels_of(network):
