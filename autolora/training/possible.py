@@ -40,7 +40,7 @@ def check_possible(model: nn.Module, settings: Settings, images: int) -> None:
     if not batches(settings, torch.arange(images)):
         raise ValueError(
             f"no batch to train on: {images} images in batches of {settings.batch_size} for "
-            f"{distributed.process_count()} process(es), of which each needs at least two images (four for twins)"
+            f"{distributed.process_count()} process(es), of which each needs at least two images (twins: four in all)"
         )
 
 

@@ -437,14 +437,18 @@ def test_two_calls_never_train_the_same_key_at_once(tmp_path):
 
 
 def test_no_batch_is_no_training():
-    with pytest.raises(ValueError, match="no batch to train on: 3 images in batches of 3"):
+    said = r"no batch to train on: 3 images in batches of 3 for 1 process\(es\), .* two images \(twins: four in all\)"
+    with pytest.raises(ValueError, match=said):
         tune("twins", train=images(3), epochs=1, batch_size=3)
 
 
-@pytest.mark.parametrize(("method", "left_over"), [("madry", [2, 1]), ("twins", [4, 3])])
-def test_what_is_left_over_is_a_batch_where_it_is_enough(method, left_over):
-    settings = Settings(THREAT, method, batch_size=16)
-    enough, too_few = left_over
+@pytest.mark.parametrize(
+    ("method", "processes", "enough"), [("madry", 1, 2), ("twins", 1, 4), ("madry", 2, 4), ("twins", 2, 4)]
+)
+def test_what_is_left_over_is_a_batch_where_it_is_enough(monkeypatch, method, processes, enough):
+    """Two images for each process, and four for twins."""
+    monkeypatch.setattr(training.distributed, "process_count", lambda: processes)
+    settings, too_few = Settings(THREAT, method, batch_size=16), enough - 1
     assert [len(batch) for batch in batches(settings, torch.arange(16 + enough))] == [16, enough]
     assert [len(batch) for batch in batches(settings, torch.arange(16 + too_few))] == [16]
 
