@@ -291,15 +291,15 @@ def test_the_search_is_given_what_the_dial_counts(shown) -> None:
     assert not np.array_equal(clean, robust)
 
 
-def by_transfer(mixture: Classifier, x: Tensor, y: Tensor) -> np.ndarray:
+def by_transfer(mixture: Classifier, x: Tensor, y: Tensor, threat: Threat) -> np.ndarray:
     """The mixture's answers where twenty steps up the robust network's own loss lead, written out."""
     start, alone = x / 255, robust_part(mixture)
     point = start.clone()
     for _ in range(20):
         point.requires_grad_(True)
         (slope,) = torch.autograd.grad(F.cross_entropy(alone(point), y, reduction="sum"), point)
-        point = point.detach() + STRONG.eps / 4 * slope.sign()
-        point = point.clamp(start - STRONG.eps, start + STRONG.eps).clamp(0, 1)
+        point = point.detach() + threat.eps / 4 * slope.sign()
+        point = point.clamp(start - threat.eps, start + threat.eps).clamp(0, 1)
     return (mixture(point).argmax(1) == y).numpy()
 
 
@@ -310,9 +310,13 @@ def test_the_dials_judge_takes_all_three(shown) -> None:
     ways = {
         "surrogate": nuts.judge(with_view(mixture, "surrogate"), x, y, STRONG)[1],
         "own": nuts.judge(mixture, x, y, STRONG)[1],
-        "transfer": by_transfer(mixture, x, y),
+        "transfer": by_transfer(mixture, x, y, STRONG),
     }
     assert np.array_equal(robust, np.logical_and.reduce(list(ways.values())))
+    far = Threat("linf", "56/255")  # here the two lead to other images
+    transferred = nuts._stands_transfer(mixture, x, y, far)
+    assert np.array_equal(transferred, by_transfer(mixture, x, y, far))
+    assert not np.array_equal(transferred, nuts.judge(mixture, x, y, far)[1])
 
 
 def test_a_hundred_images_are_enough_for_a_mixture():
