@@ -21,7 +21,7 @@ EPOCHS = 40
 MEASURES = ("clean", "robust")
 DEFAULT = "default"
 CHANGES: dict[str, dict[str, Any]] = {  # each an axis of autolora.finetune; what a loss needs beside it comes with it
-    DEFAULT: {"eps_schedule": "constant"},  # which the changes keep, but for `ramp`
+    DEFAULT: {"eps_schedule": "constant", "augmentation": "crop_flip"},  # which the changes keep, but for their own
     "pgd": {"attack": "pgd"},
     "vanilla": {"method": "vanilla"},
     "madry": {"method": "madry"},
@@ -32,6 +32,7 @@ CHANGES: dict[str, dict[str, Any]] = {  # each an axis of autolora.finetune; wha
     "average": {"average": 0.98},
     "robust_head": {"start": "robust_head"},
     "idbh": {"augmentation": "idbh"},
+    "harder": {"augmentation": "auto"},  # idbh from where training is apart from validation
     "cutmix": {"augmentation": "cutmix"},
     "ramp": {"eps_schedule": "ramp"},
     "slow_start": {"reference": "slow_start", "attack": "single"},

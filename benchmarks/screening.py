@@ -108,7 +108,7 @@ def confirm(args: argparse.Namespace) -> None:
         if (
             asked
             and not row.diverged
-            and row.epochs == EPOCHS
+            and row.epochs == args.epochs
             and row.on == "select"
             and (*row.key()[:-1], "test") not in there
         ):
@@ -129,7 +129,7 @@ def main() -> None:
         command.add_argument("--seeds", nargs="+", type=int, default=[0])
     commands.add_parser("rates")
     commands.add_parser("table").add_argument("--on", choices=("select", "test"), default="select")
-    for name in ("run", "table"):
+    for name in ("run", "confirm", "table"):
         commands.choices[name].add_argument("--epochs", type=at_least_one, default=EPOCHS, metavar="N")
     args = parser.parse_args()
     {"run": run, "confirm": confirm, "table": table, "rates": lambda _: rates()}[args.command](args)

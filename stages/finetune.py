@@ -213,7 +213,7 @@ def write_members(folder: Path, params: FinetuneParams, start: Classifier, membe
                 "best_epoch": member.best_epoch,
                 "val_clean": member.best["val_clean"],
                 "val_robust": member.best["val_robust"],
-                **({"collapsed": given_up} if (given_up := collapsed(member.history)) else {}),
+                **told_of(member.history),
                 "weights_sha256": save_classifier(network, path, threat=threat),
                 "branch_sha256": save_branch(member.branch, folder / f"{i + 1}-branch.safetensors"),
             }
@@ -282,15 +282,18 @@ def how(section: Finetune, robust: Tuned) -> dict[str, Any]:
         "head": [{key: rounded(record[key]) for key in OF_THE_HEAD} for record in robust.head or []],
         "features_moved": robust.features_moved,
         "blocks": {"chosen": robust.settings.blocks, "tried": robust.tries} if robust.tries else {},
-        "collapsed": collapsed(robust.history),
-        "collapsed_before": {name: found for name, some in before.items() if (found := collapsed(some or []))},
+        "collapsed_before": {name: found for name, some in before.items() if (found := after(some or [], "collapsed"))},
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in found.items() if value} | told_of(robust.history)
 
 
-def collapsed(history: list[dict[str, Any]]) -> list[int]:
-    """The epochs after which one gradient an image was given up."""
-    return [record["epoch"] for record in history if "collapsed" in record["event"]]
+def told_of(history: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """The epochs after which one gradient an image was given up, and images became harder."""
+    return {event: epochs for event in ("collapsed", "harder") if (epochs := after(history, event))}
+
+
+def after(history: list[dict[str, Any]], event: str) -> list[int]:
+    return [record["epoch"] for record in history if event in record["event"].split("+")]
 
 
 def write_training(history: list[dict[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from autolora.training.controllers import Measured, Verdict
 from autolora.training.learner import Learner
-from autolora.training.measuring import clean_hits, robust_hits, withstood
+from autolora.training.measuring import clean_hits, robust_hits, training_hits, withstood
 from autolora.training.resume import RunState
 from autolora.training.single_step import collapsed
 
@@ -29,7 +29,8 @@ def judge_epoch(learner: Learner, done: RunState) -> tuple[Tensor | None, Tensor
     verdict = controller.observe(Measured(epoch, done.steps, sum(right) / len(right), tuple(right)))
     if verdict.best:
         done.kept = right
-    return clean, robust, act(learner, done, verdict)
+    harder = "" if verdict.stop or epoch == learner.settings.epochs else vary(learner, clean)
+    return clean, robust, "+".join(filter(None, [act(learner, done, verdict), harder]))
 
 
 def act(learner: Learner, done: RunState, verdict: Verdict) -> str:
@@ -39,6 +40,12 @@ def act(learner: Learner, done: RunState, verdict: Verdict) -> str:
         learner.load(done.best)
     done.stopped = verdict.stop
     return verdict.event
+
+
+def vary(learner: Learner, clean: Tensor) -> str:
+    """Where training images are learnt by heart, the next ones are harder."""
+    variety = learner.variety
+    return "harder" if variety.watches and variety.becomes_harder(training_hits(learner), clean) else ""
 
 
 def look_on_the_way(learner: Learner) -> str:

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from autolora.backbones.fold_batchnorm import Folded
 from autolora.backbones.frozen import evaluating
 from autolora.common import distributed
-from autolora.data.batches import augmentation, centre, moved, place, take, to_pixels
+from autolora.data.batches import centre, moved, place, take, to_pixels
 from autolora.data.mixing import MIXED, Pairs, cutmix, draw_pairs, interpolated
 from autolora.training.attack import TrainingAttack, View, whole_epochs
 from autolora.training.averaging import following
@@ -43,6 +43,7 @@ from autolora.training.settings import Settings, Split, count_classes
 from autolora.training.speed import contiguous_alone, crashes_in_channels_last, speed
 from autolora.training.teachers import Balance, Teachers
 from autolora.training.twins import Norms
+from autolora.training.variety import Variety
 from autolora.training.weight_attack import trained_weights, worst_direction
 
 
@@ -74,7 +75,7 @@ class Learner:
         self.images, self.labels = place(train[0], device, image_memory), train[1].to(device)
         self.val_images, self.val_labels = place(val[0], device, image_memory), val[1].to(device)
         self.size = val[0].shape[-1]
-        self.augment = augmentation(settings.augmentation, train[0].shape[-1], self.size)
+        self.variety = Variety(settings, train[0].shape[-1], self.size)
         self.controller = self._controller()
         self.optimiser = self._optimiser()
         example = self.pixels(take(self.val_images, torch.arange(2) % len(val[1]), device))

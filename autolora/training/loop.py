@@ -327,8 +327,8 @@ def prepare(learner: Learner, stored: Tensor, index: Tensor, epoch: int, step: i
     Draws are for the whole batch."""
     seed = learner.settings.seed
     learner.begin(number(seed, "attack", epoch, step), len(index))
-    draws = learner.augment.draw(len(index), generator(seed, "augment", epoch, step))
-    x = learner.laid_out(to_pixels(learner.augment.apply(stored, distributed.mine(draws))).to(learner.dtype))
+    draws = learner.variety.now.draw(len(index), generator(seed, "augment", epoch, step))
+    x = learner.laid_out(to_pixels(learner.variety.now.apply(stored, distributed.mine(draws))).to(learner.dtype))
     y = learner.labels[moved(distributed.mine(index), learner.device)]
     return learner.cutmix(x, y) if learner.settings.augmentation == "cutmix" else (x, y)
 

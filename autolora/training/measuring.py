@@ -35,6 +35,14 @@ def clean_hits(learner: Learner) -> Tensor:
         return hits(learner, model, learner.val_images, learner.val_labels)
 
 
+def training_hits(learner: Learner) -> Tensor:
+    """Which of some training images are, as they are; branch off."""
+    index = some_of(len(learner.labels))
+    images, labels = take(learner.images, index, learner.device), learner.labels[index.to(learner.device)]
+    with frozen(learner.shipped()) as model:
+        return hits(learner, model, images, labels)
+
+
 def robust_hits(learner: Learner) -> Tensor:
     """The same after PGD-10 without random start: attacked in the form that training attacks, judged in full."""
     with frozen(learner.shipped()) as model:

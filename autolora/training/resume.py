@@ -34,7 +34,8 @@ from autolora.training.speed import speed
 from autolora.training.teachers import Balance, Teachers
 
 Record = dict[str, Any]
-PARTS = {"modules", "optimiser", "controller", "attacker", "weights", "balance", "progress"}  # of a saved state
+# of a saved state
+PARTS = {"modules", "optimiser", "controller", "attacker", "variety", "weights", "balance", "progress"}
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.ESTALE}
 ASIDE = {*vars(nn.Module()), "loading"}  # attributes of modules: torch's own, and where weights were found
 LIBRARIES = ("torch", "torchvision", "timm", "autolora")  # told by their version, or by the files here
@@ -188,6 +189,7 @@ def keep(learner: Learner, done: RunState, file: Path | None) -> None:
             "optimiser": learner.optimiser.state_dict(),
             "controller": learner.controller.state(),
             "attacker": learner.attacker.state(),
+            "variety": learner.variety.state(),
             "weights": tuple(learner.weights),
             "balance": learner.balance.state() if learner.balance else None,
             "progress": {**vars(done)},
@@ -223,6 +225,7 @@ def restore(learner: Learner, file: Path | None) -> RunState:
         learner.optimiser.load_state_dict(saved["optimiser"])
         learner.controller.load(saved["controller"])
         learner.attacker.load(saved["attacker"])
+        learner.variety.load(saved["variety"])
         learner.weights = Scalars(*saved["weights"])
         learner.balance = Balance(**saved["balance"]) if saved["balance"] else None
     return done

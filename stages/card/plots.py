@@ -268,6 +268,7 @@ def accuracy_chart(rows: list[dict[str, str]]) -> str:
     series = [_column(rows, "val_clean", "clean", "clean"), _column(rows, "val_robust", "robust", "robust")]
     best = [(float(epoch), "best") for epoch in _epochs(rows, "best")[-1:]]
     best += [(float(epoch), "PGD from here") for epoch in _epochs(rows, "collapsed")]
+    best += [(float(epoch), "IDBH from here") for epoch in _epochs(rows, "harder")]
     words = "Clean and robust accuracy on the validation part after each epoch."
     return _over_epochs("Validation accuracy", words, series, marks=best)
 

@@ -87,7 +87,17 @@ def _axes(tuned: dict[str, Any]) -> str:
         gave_up.append(f"in the {phase.replace('_', ' ')} after epoch {_epochs(epochs)}")
     for number, run in enumerate(tuned.get("members", {}).get("runs", [])[1:], start=2):
         gave_up += [f"by member {number} after epoch {_epochs(run['collapsed'])}"] if "collapsed" in run else []
-    return said + (f"; one gradient an image was given up {', '.join(gave_up)}" if gave_up else "")
+    said += f"; one gradient an image was given up {', '.join(gave_up)}" if gave_up else ""
+    return said + (
+        f"; training images, learnt by heart, were varied harder (IDBH) {harder}" if (harder := _harder(tuned)) else ""
+    )
+
+
+def _harder(tuned: dict[str, Any]) -> str:
+    """When, of the network and of each further member."""
+    runs = enumerate(tuned.get("members", {}).get("runs", [])[1:], start=2)
+    named = [("", tuned), *((f"by member {number} ", run) for number, run in runs)]
+    return ", ".join(f"{who}after epoch {_epochs(run['harder'])}" for who, run in named if "harder" in run)
 
 
 def _epochs(numbers: list[int]) -> str:

@@ -185,7 +185,7 @@ def test_on_the_test_part_the_network_that_was_kept_is_attacked_once(tmp_path, m
         save_model(model, str(screening.kept("shipped", "dtd10", "pgd", epochs, 0)))
     monkeypatch.setattr(screening, "backbone", lambda *given: Linear(seed=1))
     monkeypatch.setattr(screening, "parts", lambda *given: {"test": ((x * 255).round().byte(), y)})
-    asked = argparse.Namespace(path=tmp_path, seeds=[0], only=["pgd"], nets=["shipped"], sets=["dtd10"])
+    asked = argparse.Namespace(path=tmp_path, seeds=[0], only=["pgd"], nets=["shipped"], sets=["dtd10"], epochs=40)
     for _ in range(2):
         screening.confirm(asked)
     (found,) = [each for each in kept_rows.read() if each.on == "test"]

@@ -323,7 +323,7 @@ def test_another_recipe_is_said_in_words(tmp_path):
     folder = make_run(tmp_path / "run")
     tuned = {
         "method": "vanilla", "reference": "best", "collapsed": [7], "collapsed_before": {"first_pass": [2, 5]},
-        "members": {"runs": [{"collapsed": [7]}, {}, {"collapsed": [4]}]},
+        "members": {"runs": [{"collapsed": [7]}, {}, {"collapsed": [4], "harder": [9]}]}, "harder": [25],
         "axes": {"eps_schedule": "ramp", "weight_attack": 0.005}, "attack": "single", "first_rate": 0.0807,
         "features_moved": 2.2,
         "head": [
@@ -342,7 +342,8 @@ def test_another_recipe_is_said_in_words(tmp_path):
         "tuned adversarially from a pre-trained backbone (TRADES, ICML 2019)",
         "vanilla, reference best, eps schedule ramp, weight attack 0.005; the head alone first, 4 epochs: 10 % of the",
         "of the validation images withstood PGD, then 30 %; trained: layer2.0, head, after 2 short runs; one gradient",
-        "given up after epoch 7, in the first pass after epoch 2 and 5, by member 3 after epoch 4",
+        "given up after epoch 7, in the first pass after epoch 2 and 5, by member 3 after epoch 4; training images,",
+        "learnt by heart, were varied harder (IDBH) after epoch 25, by member 3 after epoch 9",
         "one gradient of the attack an image, first learning rate 0.0807; the backbone was not robust before",
         "so eps grew from 0 (an attacker moved its features by 2.2 of the squared distance between two images)",
         "awp2020, but with toward critical. Adversarial weight perturbation (NeurIPS 2020).",
