@@ -81,6 +81,7 @@ def _of_report(path: Path) -> dict[str, bool]:
 def _of_flags(record: dict[str, Any], flags: np.ndarray) -> dict[str, bool]:
     clean, robust, n = flags["clean"], flags["robust"], len(flags)
     shares = [(record["clean_accuracy"], clean.mean()), (record["robust_accuracy"], robust.mean())]
+    shares += [(attack["robust_accuracy"], robust.mean()) for attack in record["attacks"][-1:]]
     images = [i.decode() for i in flags["id"].tolist()]
     classes = [
         {"n": int(of.sum()), "clean": clean[of].mean(), "robust": robust[of].mean()}
@@ -90,13 +91,23 @@ def _of_flags(record: dict[str, Any], flags: np.ndarray) -> dict[str, bool]:
     found = {
         "accuracies are those of the flags": all(_close(*pair) for pair in shares),
         "images are those of the flags": (record["data"]["n"], record["data"]["ids_sha256"]) == (n, ids_sha256(images)),
-        "the interval is of these accuracies": all(map(_close, record["ci95"], wilson(int(robust.sum()), n))),
+        "the interval is of these accuracies": _is_interval(record["ci95"], int(robust.sum()), n),
         "classes are those of the flags": len(told) == len(classes)
         and all(_close(said[key], row[key]) for said, row in zip(told, classes) for key in row),
     }
     for row in record.get("also") or []:
-        found[f"{row['what']} is that of the flags"] = _close(row["accuracy"], accuracy_of(row, flags))
+        found[f"{row['what']} is that of the flags"] = _is_of_flags(row, accuracy_of(row, flags), n)
     return found
+
+
+def _is_of_flags(row: dict[str, Any], share: float, n: int) -> bool:
+    """Its accuracy, its interval, and what the last attack of a threat has left."""
+    said = [row["accuracy"], *(attack["robust_accuracy"] for attack in row.get("attacks", [])[-1:])]
+    return all(_close(each, share) for each in said) and _is_interval(row["ci95"], share * n, n)
+
+
+def _is_interval(said: list[float], right: float, n: int) -> bool:
+    return len(said) == 2 and all(map(_close, said, wilson(right, n)))
 
 
 def _close(said: float, found: float) -> bool:

@@ -71,6 +71,9 @@ def test_a_signature_belongs_to_one_key_and_one_content(ours: Path, capsys: pyte
     assert ended("verify", ours, "--key", keys[0]) == 2
 
 
+L2 = {"accuracy": 2 / 6, "ci95": list(wilson(2, 6))}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Six images of two classes, four of which stand, and a second threat."""
@@ -81,11 +84,13 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / EXAMPLES).write_bytes(b"images")
     rows = [{"class": "a", "n": 3, "clean": 1.0, "robust": 1.0}, {"class": "b", "n": 3, "clean": 1.0, "robust": 1 / 3}]
     also = [
-        {"what": "l2:0.5", "accuracy": 2 / 6},
-        {"what": "union", "accuracy": 2 / 6, "threats": ["linf:8/255", "l2:0.5"]},
+        {"what": "l2:0.5", **L2, "attacks": [{"name": "apgd-ce", "robust_accuracy": 2 / 6}]},
+        {"what": "union", **L2, "threats": ["linf:8/255", "l2:0.5"]},
     ]
+    attacks = [{"name": "apgd-ce", "robust_accuracy": 5 / 6}, {"name": "apgd-t", "robust_accuracy": 4 / 6}]
     record = {
         "clean_accuracy": 1.0, "robust_accuracy": 4 / 6, "ci95": list(wilson(4, 6)), "by_class": rows, "also": also,
+        "attacks": attacks,
         "data": {"n": 6, "ids_sha256": ids_sha256([str(i) for i in range(6)])},
         "files": {name: file_sha256(tmp_path / name) for name in (FLAGS, EXAMPLES)},
     }  # fmt: skip
@@ -106,7 +111,11 @@ def test_a_report_is_held_against_its_flags(folder: Path, capsys: pytest.Capture
         ({"ci95": [0.6, 0.7]}, "the interval is of these accuracies"),
         ({"data": {"n": 10_000, "ids_sha256": "0" * 64}}, "images are those of the flags"),
         ({"by_class": []}, "classes are those of the flags"),
-        ({"also": [{"what": "l2:0.5", "accuracy": 0.9}]}, "l2:0.5 is that of the flags"),
+        ({"also": [{"what": "l2:0.5", **L2, "accuracy": 0.9}]}, "l2:0.5 is that of the flags"),
+        ({"also": [{"what": "l2:0.5", **L2, "ci95": [0.3, 0.4]}]}, "l2:0.5 is that of the flags"),
+        ({"also": [{"what": "l2:0.5", **L2, "attacks": [{"robust_accuracy": 0.9}]}]}, "l2:0.5 is that of the flags"),
+        ({"attacks": [{"name": "apgd-ce", "robust_accuracy": 0.9}]}, "accuracies are those of the flags"),
+        ({"ci95": []}, "the interval is of these accuracies"),
         ({"files": {}}, "robust_flags.npy"),
     ],
 )
