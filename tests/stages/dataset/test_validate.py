@@ -107,6 +107,18 @@ def test_a_class_with_one_image(workspace):
     assert "set data.on_bad_image: skip" not in stopped(workspace)  # it is, and cannot help
 
 
+def test_skip_is_not_advised_where_a_part_of_a_class_stays_empty(workspace):
+    """Without the broken image the class with one image is as empty as before."""
+    fill(workspace.raw)
+    (workspace.raw / "cat/text.png").write_text("not a picture")
+    assert "set data.on_bad_image: skip" in stopped(workspace)
+    fill(workspace.raw, classes=["unicorn"], images=1, first=500)
+    message = stopped(workspace)
+    assert "cat/text.png: not an image" in message
+    assert "unicorn (" in message
+    assert "Mend the data and run it again." in message
+
+
 def test_near_duplicates_across_given_splits(workspace):
     fill(workspace.raw / "train", images=40)
     fill(workspace.raw / "test", images=5, first=100)
