@@ -69,7 +69,7 @@ def two_ways(model: Classifier, steps: list[Step]) -> list[Step]:
 
 def elsewhere(step: Step, model: Model) -> Callable[[Network, Threat], Attack]:
     """A step's attack on a network of our own."""
-    return lambda network, threat: step.attack(Network(model, network.batch), threat)
+    return lambda network, threat: step.attack(network.beside(model), threat)
 
 
 def transferred(step: Step, model: Model) -> Callable[[Network, Threat], Attack]:

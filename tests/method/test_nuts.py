@@ -244,6 +244,18 @@ def test_an_image_counts_only_if_it_stands_three_ways(shown, monkeypatch) -> Non
     assert broken["apgd-ce"] + broken["apgd-t"] < report.found.sum() <= sum(broken.values())
 
 
+def test_passes_of_all_three_ways_are_counted(shown) -> None:
+    """Of one image that no way breaks: four gradients of two passes, and on the third way a look at each point."""
+    mixture, x, _ = shown
+    one = x[:1]
+    alone = {"version": "fast", "budget": Budget(steps=3), "batch_size": 1, "show": False}
+    report = autolora.autoattack(mixture, one, mixture(one / 255).argmax(1), Threat("linf", 1e-6), **alone)
+    forwards = {a.name: a.forwards for a in report.attacks}
+    assert report.robust.all()
+    assert forwards["apgd-ce"] == forwards["own-apgd-ce"] == 4 * 2
+    assert forwards["transfer-apgd-ce"] == 4 * 2 + 4
+
+
 def test_the_curve_over_eps_asks_all_three_ways_too(shown, monkeypatch) -> None:
     mixture, x, y = shown
     points = {p.eps: p.accuracy for p in curve(mixture, x, y)}

@@ -20,11 +20,21 @@ Loss = Callable[[Tensor, slice], Tensor]  # logits [b,c] of these rows -> one va
 class Network:
     """Every forward takes `batch` images: more are taken in parts, and the last part is filled up with copies.
 
-    `forwards` counts in F, one forward of one image, copies included.
+    `forwards` counts in F, one forward of one image, copies included; those of a network `beside` this one are its own.
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor], batch: int) -> None:
-        self.model, self.batch, self.forwards = model, batch, 0
+        self.model, self.batch, self.spent = model, batch, [0]
+
+    @property
+    def forwards(self) -> int:
+        return self.spent[0]
+
+    def beside(self, model: Callable[[Tensor], Tensor]) -> Network:
+        """Another network in the same batches, whose forwards count here."""
+        other = Network(model, self.batch)
+        other.spent = self.spent
+        return other
 
     def logits(self, x: Tensor) -> Tensor:  # [n,...] -> [n,classes]
         with torch.no_grad():
@@ -40,12 +50,12 @@ class Network:
         return [(x[i : i + self.batch], slice(i, i + self.batch)) for i in range(0, len(x), self.batch)]
 
     def _filled(self, x: Tensor) -> Tensor:
-        self.forwards += self.batch
+        self.spent[0] += self.batch
         return x if len(x) == self.batch else x[torch.arange(self.batch, device=x.device) % len(x)]
 
     def gradient_of(self, x: Tensor, rows: slice, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
         """Of one part of the batch."""
-        self.forwards += self.batch
+        self.spent[0] += self.batch
         point = self._filled(x.detach()).detach().requires_grad_(True)
         with torch.enable_grad():
             logits = self.model(point).float()[: len(x)]
@@ -64,7 +74,7 @@ class Network:
         with torch.enable_grad():
             logits = self.model(point).float()
             each = [_input_gradient(z, point, again=True) for z in logits.sum(0)]
-        self.forwards += self.batch * len(each)
+        self.spent[0] += self.batch * len(each)
         return logits.detach()[: len(x)], torch.stack(each, 1)[: len(x)]
 
     def all_logits(self, x: Tensor, device: torch.device | None = None) -> Tensor:
