@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from autolora.attacks.onnx_file import parity, replay, square, white_box
+from autolora.attacks.onnx_file import STEPS, parity, replay, square, white_box
 from autolora.data.images import TestImages
 from autolora.export.notes import notes_in
 from autolora.export.operators.quantised import rounded
@@ -113,6 +113,14 @@ def test_square_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     first = run(brightness(0.5))
     again = run(lambda _: pytest.fail("every image of these was finished before"))
     assert first.tolist() == again.tolist() == [True, False, True]
+
+
+def test_progress_of_square_ends_at_what_was_announced() -> None:
+    done: list[int] = []
+    sure = lambda x: np.tile(np.float32([5, 0]), (len(x), 1))  # noqa: E731
+    stands = square(sure, TestImages.of(images(2), [0, 0]), LINF, seed=0, tick=done.append)
+    assert stands.all()
+    assert sum(done) == 2 * STEPS
 
 
 def test_no_image_left_to_attack() -> None:
