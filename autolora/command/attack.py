@@ -147,6 +147,7 @@ def attack(chosen: argparse.Namespace) -> Done:
     """The work of one process."""
     threat, asked = Threat(chosen.norm, chosen.eps), options.of_model(chosen)
     options.refuse_shares(chosen.require_robust)
+    options.refuse_minutes(chosen.budget)
     count = options.count(chosen.images)
     model = target(asked)
     out = chosen.out or Path(f"attacked-{model.name.replace(':', '-')}")
@@ -286,8 +287,8 @@ def _key(model: Target, data: Data, threat: Threat, chosen: argparse.Namespace) 
 def _settings(chosen: argparse.Namespace, model: Target, data: Data, progress: Path) -> Settings:
     network, x = model.network, data.images.pixels()[:2]
     batch = chosen.batch
-    if batch is None and isinstance(network, FileNetwork) and network.copy is not None:
-        batch = default_batch(CPU, network.copied, x)
+    if isinstance(network, FileNetwork) and network.copy is not None:
+        batch = batch or default_batch(CPU, network.copied, x)
         if model.graph is not None:
             network.hasten(model.graph, x)
     tell = _forecast(len(data.images))

@@ -25,6 +25,7 @@ OPTIONS = {
     "classes",
     "out",
     "also",
+    "budget",
     "processes",
     "size",
     "require-robust",
@@ -34,6 +35,11 @@ OPTIONS = {
 def refuse_shares(wanted: float | None) -> None:
     if wanted is not None and not 0 <= wanted <= 1:
         raise BadArgument("require-robust", wanted, "expected a share of the images, from 0 to 1")
+
+
+def refuse_minutes(given: float | None) -> None:
+    if given is not None and not (isfinite(given) and given > 0):
+        raise BadArgument("budget", given, "expected minutes, more than 0")
 
 
 def of_model(chosen: argparse.Namespace) -> Asked:
@@ -94,7 +100,7 @@ def classes(text: str | None) -> list[str] | None:
         return None
     if not _is_file(text):
         return [name.strip() for name in text.split(",")]
-    written = Path(text).read_text(encoding="utf-8").strip()
+    written = Path(text).read_text(encoding="utf-8-sig").strip()
     return [str(n) for n in json.loads(written)] if written.startswith("[") else written.splitlines()
 
 

@@ -215,6 +215,16 @@ def test_several_processes_come_to_what_one_does(tmp_path: Path, data: Path, pyt
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+def test_the_faster_derivative_is_taken_at_any_batch(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+    monkeypatch.setattr(FileNetwork, "hasten", lambda self, model, x: taken.append(len(x)))
+    for options in ([], ["--batch", "8"]):
+        attacked(tmp_path, colours.write(tmp_path / "model.onnx"), data, *options)
+    assert len(taken) == 2
+
+
 def test_a_failed_check_leaves_nothing_to_go_on_with(
     capfd: pytest.CaptureFixture, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

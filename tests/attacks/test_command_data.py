@@ -308,6 +308,18 @@ def test_means_below_zero_and_shares_above_one(capfd: pytest.CaptureFixture) -> 
     assert "--require-robust is 50.0: expected a share of the images, from 0 to 1" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("minutes", ["0", "-5", "nan", "inf"])
+def test_a_budget_is_of_minutes(capfd: pytest.CaptureFixture, minutes: str) -> None:
+    assert run("attack", "m.onnx", "--data", "d", "--eps", "8/255", f"--budget={minutes}") == 2
+    assert f"--budget is {float(minutes)}: expected minutes, more than 0" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["cat\ndog\n", '["cat", "dog"]'])
+def test_names_of_classes_as_windows_saves_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8-sig")
+    assert options.classes(str(tmp_path / "classes.txt")) == ["cat", "dog"]
+
+
 def test_an_archive_that_takes_one_image_at_a_time(capfd: pytest.CaptureFixture, tmp_path: Path) -> None:
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3))
     torch.export.save(torch.export.export(network, (torch.zeros(1, 3, 8, 8),)), tmp_path / "m.pt2")
