@@ -92,6 +92,16 @@ def test_apgd_follows_the_paper(norm: str, name: str, loss) -> None:
     assert max(lengths(point - x, norm).max().item() for point in tried) <= eps + 1e-9
 
 
+def test_exactly_three_quarters_that_rise_are_enough() -> None:
+    """Of sixteen steps; a row that is not at a checkpoint counts on."""
+    attack = APGD(Network(smooth(), 4), Threat("linf", 0.1))
+    state = {"raised": torch.tensor([11.0, 12.0, 3.0]), "best_loss": torch.ones(3), "checked_loss": torch.zeros(3)}
+    state |= {"eta": torch.full((3,), 0.2), "reduced": torch.zeros(3, dtype=torch.bool)}
+    assert attack._check(state, torch.tensor([16, 16, 0])).tolist() == [True, False, False]
+    assert state["eta"].tolist() == pytest.approx([0.1, 0.2, 0.2])
+    assert state["raised"].tolist() == [0, 0, 3]
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_start_lies_on_the_surface(norm: str) -> None:
     x = torch.full((8, 3, 6, 6), 0.5)
@@ -144,6 +154,17 @@ def test_fab_finds_the_boundary_of_a_linear_network(kind, norm: str) -> None:
             assert torch.equal(~broken[clear], exact[clear])
         else:  # one target only
             assert not (broken & exact).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_fab_counts_what_lies_in_the_ball_and_nothing_beyond(norm: str) -> None:
+    net, x = Linear(3), images(1) * 0.4 + 0.3
+    y, target = net(x).argmax(1), net(x).argsort(1)[:, -2]
+    _, (across,), _ = run(TargetedFAB(Network(net, 1), Threat(norm, 1.0)), x, y, target, rounds=1)
+    for times in (0.995, 1.005):
+        threat = Threat(norm, times * lengths(across - x, norm).item())
+        broken, _, _ = run(TargetedFAB(Network(net, 1), threat), x, y, target, rounds=1)
+        assert broken.tolist() == [times > 1]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -340,6 +361,23 @@ def test_l1_ball_and_box() -> None:
         assert np.allclose(found[i], oracle.into_l1_ball(x[i], offset[i], float(radius[i])), atol=1e-4)
 
 
+def test_apgd_l1_follows_the_authors_code() -> None:
+    net, x, threat = smooth().double(), images(6).double(), Threat("l1", 4.0)
+    y = net(x).argmax(1)
+
+    class Double(Network):
+        def gradient_of(self, x, rows, loss):
+            point = x.detach().requires_grad_(True)
+            values = loss(self.model(point), rows)
+            return self.model(point).detach(), values.detach(), torch.autograd.grad(values.sum(), point)[0]
+
+    broken, tried, state = run(APGDL1(Double(net, 6), threat), x, y)
+    for i in range(len(x)):
+        bests, ever = oracle.apgd_l1(net, x[i], int(y[i]), tried[0][i], 4.0, 100)
+        assert state["best_loss"][i].item() == pytest.approx(bests[-1], rel=1e-7)
+        assert bool(broken[i]) == ever
+
+
 def test_apgd_l1_reaches_the_exact_answer() -> None:
     net = Linear(4, scale=0.5)
     x = images(10)
@@ -364,3 +402,15 @@ def test_fab_goes_where_the_boundary_is_nearest_and_not_to_the_likeliest_class(n
     broken, tried, _ = run(FAB(Network(net, 2), Threat(norm, 0.2)), x, y, rounds=1)
     assert broken.all()
     assert net(tried[0]).argmax(1).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("norm", "nearest"), [("linf", 1), ("l2", 2), ("l1", 3)])
+def test_fab_measures_boundaries_in_the_norm_of_the_threat(norm: str, nearest: int) -> None:
+    """Three classes as far below the label: one rises with every pixel a little, one with nine, one with one."""
+    net, x, y = Linear(4), torch.full((2, 3, 6, 6), 0.5), torch.zeros(2, dtype=torch.long)
+    net.weight.data = torch.zeros(4, 108)
+    for row, (pixels, slope) in enumerate(((108, 0.15), (9, 1.2), (1, 3.0)), 1):
+        net.weight.data[row, :pixels] = slope
+    net.bias.data = torch.tensor([0.0, -0.3, -0.3, -0.3]) - net.weight.data.sum(1) / 2
+    _, tried, _ = run(FAB(Network(net, 2), Threat(norm, 1.0)), x, y, rounds=1)
+    assert net(tried[0]).argmax(1).tolist() == [nearest] * 2
