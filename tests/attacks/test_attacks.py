@@ -11,6 +11,7 @@ from autolora.attacks.apgd_l1 import APGDL1, to_ball
 from autolora.attacks.engine.draws import bits, bits_in_torch, image_keys, normal, shifted, uniform
 from autolora.attacks.engine.network import Network, lengths
 from autolora.attacks.fab import FAB, TargetedFAB, to_hyperplane
+from autolora.attacks.pgd import project, random_in_ball
 from autolora.attacks.square import SquareL1, SquareL2, SquareLinf
 from autolora.threat import Threat
 from tests.attacks import oracle
@@ -100,6 +101,29 @@ def test_exactly_three_quarters_that_rise_are_enough() -> None:
     assert attack._check(state, torch.tensor([16, 16, 0])).tolist() == [True, False, False]
     assert state["eta"].tolist() == pytest.approx([0.1, 0.2, 0.2])
     assert state["raised"].tolist() == [0, 0, 3]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_lies_in_the_ball_stays_and_what_does_not_comes_to_its_surface(norm: str) -> None:
+    x = torch.full((3, 3, 6, 6), 0.5)
+    offset = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    offset /= lengths(offset, norm).view(-1, 1, 1, 1)
+    inner, outer = (project(x + times * 0.2 * offset, x, Threat(norm, 0.2)) - x for times in (0.5, 3))
+    assert torch.allclose(inner, 0.1 * offset, atol=1e-6)
+    assert lengths(outer, norm).tolist() == pytest.approx([0.2] * 3, rel=1e-5)
+    assert torch.equal(outer.sign(), offset.sign())
+    beyond = project(x + 3, x, Threat(norm, 100.0 if norm == "l2" else 1.0))
+    assert torch.equal(beyond, torch.ones_like(x))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_random_starts_fill_the_ball(norm: str) -> None:
+    """Linf: each pixel is uniform; L2: so is the length."""
+    noise = random_in_ball(torch.zeros(400, 3, 4, 4), Threat(norm, 0.2), torch.Generator().manual_seed(0))
+    found = noise.abs() if norm == "linf" else lengths(noise, norm)
+    assert found.max() <= 0.2 * (1 + 1e-6)
+    assert found.mean().item() == pytest.approx(0.1, rel=0.1)
+    assert (found < 0.05).float().mean().item() == pytest.approx(0.25, abs=0.06)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -260,6 +284,19 @@ def test_square_linf_stays_on_the_corners() -> None:
     assert all(np.isfinite(margins))
     changed = ((tried[-1] != tried[-2]).any(1)).flatten(1).sum(1)
     assert (changed < 36).all()
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("linf", SquareLinf), ("l2", SquareL2), ("l1", SquareL1)])
+def test_square_keeps_no_square_that_changes_nothing_and_begins_with_the_first(norm: str, kind, monkeypatch) -> None:
+    """On a network that answers the same to all: what follows the start is the first query of the schedule."""
+    numbers, propose = [], kind.propose
+    monkeypatch.setattr(
+        kind, "propose", lambda self, s, index, age: numbers.extend(age) or propose(self, s, index, age)
+    )
+    attack = kind(Network(lambda x: torch.tensor([[1.0, 0.0]]).expand(len(x), 2), 2), Threat(norm, 0.5), queries=6)
+    _, tried, state = run(attack, images(2), torch.zeros(2, dtype=torch.long))
+    assert numbers == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert torch.equal(state["best"], tried[0])
 
 
 def test_square_linf_proposal_follows_the_paper() -> None:
