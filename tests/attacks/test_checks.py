@@ -14,7 +14,7 @@ from autolora.attacks import apgd, checks, pgd
 from autolora.attacks.apgd_l1 import to_ball
 from autolora.attacks.autoattack import black_box
 from autolora.attacks.engine.file_network import FileNetwork
-from autolora.attacks.engine.network import Averaged, Network
+from autolora.attacks.engine.network import Averaged, Network, fooled
 from autolora.attacks.engine.prepare import full_precision
 from autolora.attacks.engine.slots import Slots
 from autolora.attacks.report import AttackResult, Report
@@ -205,6 +205,13 @@ def test_a_pixel_without_a_slope_spoils_no_other() -> None:
     climbed = checks.climb(Network(corrected, 40), x, y, Threat("l2", 0.2), 20, 0)
     assert climbed.left < 0.9
     assert climbed.gain > 0
+
+
+def test_a_point_that_is_no_image_fools_nobody() -> None:
+    points = torch.full((3, 1, 2, 2), 0.5)
+    points[1, 0, 1, 1], points[2, 0, 0, 0] = torch.nan, torch.inf
+    answers = torch.tensor([[0.0, 1.0]]).expand(3, 2)
+    assert fooled(answers, torch.tensor([0, 0, 0]), points).tolist() == [True, False, False]
 
 
 def test_no_answer_is_a_wrong_one() -> None:

@@ -100,12 +100,14 @@ def test_each_attempt_is_at_another_class_most_likely_first() -> None:
     y = torch.tensor([1, 2])
     assert likely(logits, y).tolist() == [[3, 2, 0], [0, 1, 3]]
     asked: list[tuple[list[int], list[int]]] = []
+    drawn: list[int] = []
 
     class Asked:
         rounds = 1
 
         def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
             asked.append((attempts.tolist(), target.tolist()))
+            drawn.extend(keys.tolist())
             return {"x": x}
 
         def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -115,3 +117,23 @@ def test_each_attempt_is_at_another_class_most_likely_first() -> None:
     jobs = [(image, attempt) for attempt in range(3) for image in range(2)]
     Slots(Asked(), images, likely(logits, y), name="asked", seed=0, batch=6).run(jobs, lambda job, point: None)
     assert asked == [([0, 0, 1, 1, 2, 2], [3, 0, 2, 1, 0, 3])]
+    assert len(set(drawn)) == 6  # a restart begins elsewhere
+
+
+def test_a_row_that_waits_for_no_other_has_all_its_steps() -> None:
+    """In two slots: the first image breaks at its first step, the second never, and the third at its last one."""
+
+    class Breaks:
+        rounds = 3
+
+        def start(self, x: Tensor, y: Tensor, target: Tensor, keys: Tensor, attempts: np.ndarray) -> State:
+            return {"x": x, "at": (x[:, 0, 0, 0] * 255).round()}
+
+        def step(self, s: State, age: np.ndarray) -> tuple[Tensor, Tensor]:
+            return torch.from_numpy(age + 1) == s["at"], s["x"]
+
+    images = TestImages.of(np.full((3, 3, 2, 2), np.uint8([1, 9, 3])[:, None, None, None]), [0, 0, 0])
+    broken: dict[int, bool] = {}
+    slots = Slots(Breaks(), images, torch.zeros(3, 1, dtype=torch.long), name="breaks", seed=0, batch=2)
+    slots.run([(image, 0) for image in range(3)], lambda job, point: broken.update({job[0]: point is not None}))
+    assert broken == {0: True, 1: False, 2: True}
