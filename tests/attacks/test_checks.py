@@ -91,6 +91,16 @@ def test_one_image_says_nothing_of_a_batch() -> None:
     assert [c.verdict for c in report.checks if c.number == 2] == ["not run"]
 
 
+@pytest.mark.parametrize(
+    ("alone", "verdict"), [([2.0, 1.0001], "pass"), ([2.0, 1.001], "fail"), ([0.99999, 1.0], "fail")]
+)
+def test_logits_depend_on_the_batch_beyond_rounding(alone: list[float], verdict: str) -> None:
+    """By a twentieth of a thousandth of the largest, by ten times as much, and by little that is another class."""
+    together = [2.0, 1.0] if alone[0] > 1 else [1.0, 0.99999]
+    answers = lambda x: torch.tensor([alone if len(x) == 1 else together]).expand(len(x), 2)  # noqa: E731
+    assert checks.alone_as_in_batch(answers, images(8), randomised=False).verdict == verdict
+
+
 def test_logits_that_depend_on_the_batch() -> None:
     net = smooth(4)
     assert 2 in failed(lambda x: net(x - x.mean(0, keepdim=True) + 0.5))

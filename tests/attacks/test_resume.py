@@ -62,8 +62,18 @@ def test_resume_at_any_moment(tmp_path) -> None:
 @pytest.mark.parametrize("change", [{"seed": 1}, {"version": "rand"}, {"batch_size": 5}, {"precision": "mixed"}])
 def test_progress_of_another_evaluation_is_refused(tmp_path, change: dict) -> None:
     attack(smooth(4), tmp_path)
-    with pytest.raises(ValueError, match="another evaluation"):
+    with pytest.raises(ValueError, match=f"another evaluation, which differs in {next(iter(change))} "):
         attack(smooth(4), tmp_path, **change)
+
+
+def test_progress_with_another_label_is_refused(tmp_path) -> None:
+    """A label that was corrected: what stood as one class may fall as another."""
+    net, x = smooth(4), images(6)
+    y, few = net(x).argmax(1), {"version": "fast", "batch_size": 6, "progress": tmp_path, "show": False}
+    autoattack(net, x, y, THREAT, **few)
+    y[0] = (y[0] + 1) % 4
+    with pytest.raises(ValueError, match="another evaluation, which differs in images"):
+        autoattack(net, x, y, THREAT, **few)
 
 
 def test_progress_of_another_network_is_refused(tmp_path) -> None:
