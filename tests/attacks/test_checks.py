@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -360,6 +361,19 @@ def test_probes_are_of_all_classes_and_right() -> None:
     assert next(c for c in report.checks if c.name == NAMES[10]).verdict == "pass"
 
 
+def test_probes_of_a_sorted_set_are_of_all_its_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[list[int]] = []
+    none = checks.Climb(torch.zeros(64, dtype=torch.bool), 1.0)
+    monkeypatch.setattr(checks, "climb", lambda network, x, y, *_: probed.append(y.tolist()) or none)
+    y, right = torch.arange(400) // 100, torch.ones(400, dtype=torch.bool)
+    report = SimpleNamespace(
+        threat=THREAT, seed=0, ids=[str(i) for i in range(400)], y=y, clean=right & (y != 2), robust=right
+    )
+    checks.attack_works(Network(smooth(4), 64), torch.zeros(400, 1, 1, 1), report)
+    assert len(probed) == 5
+    assert all((len(labels), set(labels)) == (64, {0, 1, 3}) for labels in probed)
+
+
 def test_a_sure_network_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its gradients are too small to be squared in float32, and still have a direction."""
     net, x = smooth(4), images(16)
@@ -402,6 +416,7 @@ def test_low_precision() -> None:
         assert checks.full_precision(x, "mixed").verdict == "warn"
         torch.backends.cuda.matmul.fp32_precision = "tf32"
         assert checks.full_precision(x, "float32").verdict == "fail"
+        assert checks.full_precision(x, "mixed").verdict == "fail"
     assert torch.backends.cuda.matmul.fp32_precision == "none"  # as it was
 
 
