@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import autolora
+from autolora.attacks.engine.network import Network
 from autolora.attacks.eps_curve import Point, eps_curve
 from autolora.attacks.mixture import Shown
 from autolora.attacks.verdicts import Check
@@ -279,7 +280,6 @@ def test_copies_are_refused(shown) -> None:
 def test_transfer_to_the_same_network_is_the_attack_itself(shown) -> None:
     from autolora.attacks.apgd import APGD
     from autolora.attacks.engine.draws import image_keys
-    from autolora.attacks.engine.network import Network
 
     model, (_, x, y) = robust_part(shown[0]), shown
     network, points = Network(model, 12), x / 255
@@ -313,6 +313,21 @@ def by_transfer(mixture: Classifier, x: Tensor, y: Tensor, threat: Threat) -> np
         point = point.detach() + threat.eps / 4 * slope.sign()
         point = point.clamp(start - threat.eps, start + threat.eps).clamp(0, 1)
     return (mixture(point).argmax(1) == y).numpy()
+
+
+def test_a_point_beyond_the_ball_counts_nowhere() -> None:
+    """APGD for L1 begins at three times the radius."""
+
+    class Far:
+        rounds, gradients, forwards = 1, 1.0, 0.0
+
+        def step(self, s: dict[str, Tensor], age: np.ndarray) -> tuple[Tensor, Tensor]:
+            return torch.ones(2, dtype=torch.bool), s["x"] + torch.tensor([0.09, 0.11]).view(2, 1, 1, 1)
+
+    fooled = Network(lambda x: torch.tensor([[0.0, 1.0]]).expand(len(x), 2), 2)
+    state = {"x": torch.full((2, 1, 1, 1), 0.5), "y": torch.zeros(2, dtype=torch.long)}
+    found, _ = Shown(Far(), fooled, Threat("linf", 0.1)).step(state, np.zeros(2, dtype=np.int64))
+    assert found.tolist() == [True, False]
 
 
 def test_the_dials_judge_takes_all_three(shown) -> None:
