@@ -123,6 +123,21 @@ def test_a_corrected_label_is_another_attack(tmp_path: Path) -> None:
     assert len(keys) == 2
 
 
+def test_each_option_that_changes_the_attack_has_progress_of_its_own(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=X, y=Y)
+    model, data = (
+        Target("m", "ONNX", nn.Identity(), "a" * 64, None),
+        read(str(tmp_path / "d.npz"), "all", 0, None, None),
+    )
+    more = ["", "--seed=1", "--version=fast", "--batch=3", "--also=l2:0.5", "--budget=1", "--before-softmax"]
+    more += ["--normalised", "--layout=nhwc", "--mean=0 --std=1", "--mean=0 --std=2", "--mean=1 --std=1"]
+    keys = set()
+    for said in more:
+        chosen = parsed(["attack", "m.onnx", "--data", "d", "--eps", "8/255", *said.split()])
+        keys.add(_key(model, data, Threat("linf", "8/255"), chosen))
+    assert len(keys) == len(more)
+
+
 @pytest.mark.parametrize(
     ("x", "says"),
     [(None, "it is no .npz of arrays"), (X[:, 0], "of grey ones save [n,1,h,w]")],
