@@ -72,13 +72,13 @@ def test_parity_forgives_a_flip_within_the_noise() -> None:
 
 
 def test_replay_counts_what_stands() -> None:
-    """A file that answers NaN is wrong, though argmax makes class 0 of it."""
+    """A file that answers NaN is wrong, though argmax makes class 0 of it; and the last image was never right."""
     table = np.array([[1, 0], [0, 1], [np.nan, np.nan]], np.float32)
     answer = lambda x: table[x[:, 0].astype(int)]  # noqa: E731  the first pixel is the class
-    clean, adversarial = np.array([[0], [1], [1], [0], [0]]), np.array([[0], [0], [1], [0], [2]])
-    seen = replay(answer, clean, adversarial, np.array([0, 1, 1, 1, 0]))
-    assert seen.clean.tolist() == [True, True, True, False, True]
-    assert seen.robust.tolist() == [True, False, True, False, False]
+    clean, adversarial = np.array([[0], [1], [1], [0], [0], [1]]), np.array([[0], [0], [1], [0], [2], [0]])
+    seen = replay(answer, clean, adversarial, np.array([0, 1, 1, 1, 0, 0]))
+    assert seen.clean.tolist() == [True, True, True, False, True, False]
+    assert seen.robust.tolist() == [True, False, True, False, False, False]
 
 
 # --- Square -----------------------------------------------------------------------------------------------------------
