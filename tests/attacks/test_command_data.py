@@ -370,6 +370,7 @@ def test_a_budget_counts_answers_where_scores_alone_are_asked_for(
     assert budget._seconds(model, data, "square") == 1
     assert budget._seconds(model, data, "fast") == 0.5
     ten = budget._work(model, data, [threat], "fast")
+    assert budget._work(model, data, [threat, Threat("l2", 0.5)], "fast") == 2 * ten  # --also
     model.network = nn.Sequential(Slow(), Two())
     assert ten > 5 * budget._work(model, data, [threat], "fast")
 

@@ -212,6 +212,15 @@ def test_the_white_box_is_stronger_than_nothing_and_judged_on_the_file(quantised
     assert constant["APGD-T"].tolist() == [True]  # the copy is fooled, the file is not
 
 
+def test_what_fools_the_copy_alone_breaks_nothing() -> None:
+    x = grey([0.47, 0.49])
+    copy = lambda p: 9 * torch.stack([0.5 - p.mean((1, 2, 3)), p.mean((1, 2, 3)) - 0.5], 1)  # noqa: E731
+    sure = lambda p: np.tile(np.float32([1, 0]), (len(p), 1))  # noqa: E731
+    shown, threat = TestImages.of(x, [0, 0]), Threat("linf", 0.1)
+    assert white_box(copy, sure, shown, threat, seed=0)["APGD-CE"].all()
+    assert not white_box(copy, brightness(0.5), shown, threat, seed=0)["APGD-CE"].any()
+
+
 def test_logits_so_large_that_cross_entropy_has_no_gradient_do_not_hide_a_weakness(exported: Path) -> None:
     model, session = tiny(), open_session(exported)
     shown, threat = TestImages.of(images(12), labels(exported, 12)), Threat("linf", 0.1)
