@@ -39,10 +39,12 @@ def test_leakage_between_splits() -> None:
         {"sha256": "a", "split": "train", "near_duplicate": ""},
         {"sha256": "b", "split": "test", "near_duplicate": ""},
         {"sha256": "c", "split": "test", "near_duplicate": "a"},
+        {"sha256": "d", "split": "val", "near_duplicate": ""},
     ]
     assert splits_apart(rows, ["b"]).verdict == "pass"
     assert splits_apart(rows, ["b", "c"]).verdict == "warn"
     assert splits_apart(rows, ["a", "b"]).verdict == "fail"
+    assert splits_apart(rows, ["b", "d"]).verdict == "fail"
 
 
 def test_a_copy_that_prepare_left_out_is_in_no_split() -> None:
