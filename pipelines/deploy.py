@@ -267,7 +267,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         reads="the registry: the alias, the version's files and canaries",
         writes="the version's folder, config.pbtxt and deployed.json in FOLDER",
     )
-    parser.add_argument("model", metavar="NAME[@ALIAS]")
+    parser.add_argument("model", metavar="NAME[@ALIAS]", help="of the registry, as robust-digits@champion")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the Triton model repository")
     parser.add_argument(
         "--keep", type=at_least_one, default=3, metavar="K", help="version folders that stay (default 3)"
@@ -278,7 +278,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gpu", action="store_true", help="KIND_GPU in config.pbtxt")
     parser.add_argument("--unlogged", action="store_true", help="also a version that no decision in the log explains")
     parser.add_argument("--verify", type=Path, metavar="KEY", help="only what was signed; the public key, in PEM")
-    parser.add_argument("--rollback", action="store_true")
+    parser.add_argument("--rollback", action="store_true", help="serve the version before the present one")
     chosen = parser.parse_args(arguments)
     of_the_alias = [f"--{name}" for name in ("watch", "server", "retry", "gpu", "unlogged") if getattr(chosen, name)]
     if chosen.rollback and of_the_alias:

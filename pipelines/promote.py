@@ -285,14 +285,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         reads="the registry; models/registered.json for `registered`; FILE with --params",
         writes="the alias and the decision's record in the registry",
     )
-    parser.add_argument("name")
-    parser.add_argument("version", nargs="?")
-    parser.add_argument("--to", choices=ALIASES, default="champion")
+    parser.add_argument("name", help="the model's, as register.name in params.yaml has it")
+    parser.add_argument("version", nargs="?", help="a number, or `registered`; without it the aliases are shown")
+    parser.add_argument("--to", choices=ALIASES, default="champion", help="the alias to move (default champion)")
     parser.add_argument("--force", action="store_true", help="move it although it was refused (needs --why)")
     parser.add_argument("--why", help="kept in the log")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign what is promoted with this private key (PEM)")
-    parser.add_argument("--rollback", action="store_true")
-    parser.add_argument("--history", action="store_true")
+    parser.add_argument("--rollback", action="store_true", help="move the alias back to the version before")
+    parser.add_argument("--history", action="store_true", help="show the decisions so far, refusals included")
     parser.add_argument("--params", metavar="FILE", help="gates of this params.yaml instead of the version's own")
     chosen = parser.parse_args(arguments)
     if chosen.force and not chosen.why:

@@ -268,7 +268,7 @@ def main() -> None:
         writes="reports/sweeps/NAME/, DVC's cache, and a workspace for each cell",
     )
     parser.add_argument("name", help="of presets/sweeps/NAME.yaml, or a YAML file")
-    parser.add_argument("--revision", default="HEAD")
+    parser.add_argument("--revision", default="HEAD", help="the commit, branch or tag that is built (default HEAD)")
     parser.add_argument("--pool", help="fan out over the workers of this pool")
     parser.add_argument(
         "--at-once",
@@ -276,7 +276,12 @@ def main() -> None:
         metavar="N",
         help="cells at a time on this machine (default: one per GPU, or one)",
     )
-    parser.add_argument("--runner", choices=["threads", "ray", "dask"], default="threads")
+    parser.add_argument(
+        "--runner",
+        choices=["threads", "ray", "dask"],
+        default="threads",
+        help="what cells run in: threads here, or tasks of a Ray or Dask cluster (default threads)",
+    )
     parser.add_argument(
         "--only",
         nargs="+",

@@ -85,7 +85,7 @@ def evaluate() -> None:
             robust.report.checks = replaced(robust.report.checks, provenance)
             write(images, robust, natural)
             record["attacks"] = {"robust": times(robust.report), "natural": times(natural.report)}
-    print(robust.report.in_words)
+    print(f"evaluate: {robust.report.in_words}")
 
 
 def check_provenance(images: TestImages) -> list[Check]:
@@ -126,7 +126,9 @@ def times(report: Report) -> list[dict[str, Any]]:
 
 def evaluate_networks(params: EvaluateParams, images: TestImages) -> tuple[Evaluated, Evaluated]:
     """The one that ships, and its naturally tuned twin."""
-    return evaluate_network(params, images, MERGED), evaluate_network(params, images, NATURAL)
+    robust = evaluate_network(params, images, MERGED)
+    say("now the natural twin, attacked in the same way")
+    return robust, evaluate_network(params, images, NATURAL)
 
 
 def evaluate_network(params: EvaluateParams, images: TestImages, path: Path) -> Evaluated:

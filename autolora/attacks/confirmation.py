@@ -123,8 +123,11 @@ def _bar(e: Evaluation, name: str, steps: int, left: Callable[[], tuple[int, int
     shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
     hidden = not (e.settings.show and steps and distributed.process_number() == 0)
 
+    processes = distributed.process_count()
+    share = f" (process 1 of {processes})" if processes > 1 else ""  # whose images are a part of all
+
     def said() -> str:
-        return "{}: {} of {} stand".format(name, *left())
+        return "{}: {} of {} stand{}".format(name, *left(), share)
 
     shown = bar(steps, said(), bar_format=shape, disable=hidden)
 

@@ -82,16 +82,21 @@ def add_to(commands: Any) -> None:
         reads="MODEL and the images of --data",
         writes="--out: report.json, robust_flags.npy, adversarial.npz, card.html",
     )
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("--data", required=True, metavar="DATA")
+    parser.add_argument("model", metavar="MODEL", help="what is attacked, as above")
+    parser.add_argument("--data", required=True, metavar="DATA", help="the images, as above")
     parser.add_argument("--eps", required=True, help="the radius in the pixels of the image as given: 8/255, 0.5")
-    parser.add_argument("--norm", default="linf", choices=NORMS)
+    parser.add_argument("--norm", default="linf", choices=NORMS, help="in which the radius is measured (default linf)")
     parser.add_argument(
-        "--version", default="standard", choices=(*VERSIONS, "square"), help="square: from scores alone"
+        "--version",
+        default="standard",
+        choices=(*VERSIONS, "square"),
+        help="which attacks (default standard); fast: two of the four, labelled so; square: from scores alone",
     )
     parser.add_argument("--images", default="500", help="how many, the same of each class, or all (default 500)")
-    parser.add_argument("--also", metavar="LIST", help="more, on the same images: l2:0.5,linf:4/255,corruptions")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--also", metavar="LIST", help="other threats, on the same images: l2:0.5,linf:4/255,corruptions"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the attacks' random draws (default 0)")
     parser.add_argument(
         "--batch", type=at_least_one, metavar="N", help="images a forward; the default fits the network"
     )
@@ -104,8 +109,12 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--classes", help="names in the model's order: a,b,c or a file with one a line or a JSON list")
     parser.add_argument("--weights", help="of package.module:factory or timm:NAME: a file, a URL or hf:ID/FILE")
     parser.add_argument("--trust", action="store_true", help="read a .pt2, which can run code: you know who made it")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="at most so long: fewer images, which is said")
-    parser.add_argument("--require-robust", type=float, metavar="SHARE", help="exit code 1 where fewer stand")
+    parser.add_argument(
+        "--budget", type=float, metavar="MINUTES", help="at most so long; the report says how many images were left out"
+    )
+    parser.add_argument(
+        "--require-robust", type=float, metavar="SHARE", help="exit code 1 where a smaller share stands, of 0 to 1"
+    )
     parser.add_argument(
         "--processes", type=at_least_one, metavar="N", help="that share the images out (default: one a core, 8 at most)"
     )

@@ -29,7 +29,7 @@ def add_to(commands: Any) -> None:
         ("verify", verify, "Whether the hashes in a file, or in an attack's report, hold."),
     ):
         parser = commands.add_parser(name, doc=doc, help=doc, reads=FILE, writes="text on stdout")
-        parser.add_argument("file", metavar="FILE", type=Path)
+        parser.add_argument("file", metavar="FILE", type=Path, help=FILE)
         if run is verify:
             parser.add_argument("--signature", type=Path, help="a file that model-signing wrote over FILE")
             parser.add_argument("--key", type=Path, help="the public key in PEM that must have signed it")

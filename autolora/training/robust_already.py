@@ -47,8 +47,10 @@ def with_schedule(
 
 
 def in_words(moved: float) -> str:
-    found = f"Before training an attacker moves features by {moved:g} of the squared distance between two images"
-    return f"{found}: eps grows from 0." if moved > MOST else f"{found}: eps is the whole one throughout."
+    found = f"an attacker moves its features by {moved:g} of the squared distance between two images"
+    if moved > MOST:
+        return f"The backbone is not robust yet: {found}, so eps grows from 0."
+    return f"The backbone is robust already: {found}, so eps is the whole one throughout."
 
 
 def features_moved(model: nn.Module, x: Tensor, threat: Threat, seed: int = 0) -> float:

@@ -24,7 +24,8 @@ ATTACKED_AT_ONCE = 64  # images of an attack's batch
 
 def say(stage: str, seconds: float, of_what: str) -> None:
     if seconds >= WORTH_SAYING:
-        print(f"{stage}: at most about {duration(seconds)} in all: {of_what}", file=sys.stderr, flush=True)
+        most = f"at most about {duration(seconds)} in all, where nothing else runs"
+        print(f"{stage}: {most}: {of_what}", file=sys.stderr, flush=True)
 
 
 def cost(model: Classifier, batch: int, seconds: Callable[[Price], float]) -> Price:

@@ -392,6 +392,16 @@ def test_progress_is_shown_where_somebody_looks(capsys, monkeypatch: pytest.Monk
     assert not capsys.readouterr().err
 
 
+def test_progress_of_one_of_several_processes_says_so(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process counts the images of its own share: "46 of 46" of a hundred."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(confirmation.distributed, "process_count", lambda: 2)
+    shown = SimpleNamespace(settings=SimpleNamespace(show=True))
+    with confirmation._bar(shown, "apgd-ce", 4, lambda: (2, 3)) as tick:
+        tick(4, 0)
+    assert "apgd-ce: 2 of 3 stand (process 1 of 2)" in capsys.readouterr().err
+
+
 def test_images_that_lie_otherwise_in_memory() -> None:
     net, x = smooth(4), images(5)
     turned = x.transpose(2, 3).contiguous().transpose(2, 3)

@@ -67,10 +67,14 @@ def test_a_larger_ball_moves_more_and_the_head_counts_for_nothing():
 def test_a_run_decides_by_it_and_says_so(monkeypatch, capsys, found, schedule):
     monkeypatch.setattr(robust_already, "features_moved", lambda *of: found)
     tuned = finetune(network(), images(24), images(12, 1), THREAT, **AUTO | {"progress": True})
-    said = {"constant": "eps is the whole one throughout", "ramp": "eps grows from 0"}[schedule]
-    assert f"features by {found:g} of the squared distance between two images: {said}." in capsys.readouterr().err
+    verdict, said = {
+        "constant": ("robust already", "eps is the whole one throughout"),
+        "ramp": ("not robust yet", "eps grows from 0"),
+    }[schedule]
+    reason = f"an attacker moves its features by {found:g} of the squared distance between two images"
+    assert f"The backbone is {verdict}: {reason}, so {said}." in capsys.readouterr().err
     assert (tuned.settings.eps_schedule, tuned.features_moved) == (schedule, found)
-    assert f"eps     Before training an attacker moves features by {found:g} of the squared distance" in repr(tuned)
+    assert f"eps     The backbone is {verdict}: {reason}" in repr(tuned)
     same = finetune(network(), images(24), images(12, 1), THREAT, **AUTO | {"eps_schedule": schedule})
     assert same.features_moved is None
     for name, value in same.model.state_dict().items():

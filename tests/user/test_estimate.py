@@ -62,7 +62,7 @@ def test_fine_tuning_begins_with_how_long_it_will_take(clone):
         assert clone.run("python", "-m", f"stages.{stage}").returncode == 0
     said = clone.first_line("python", "-m", "stages.finetune")
     assert re.fullmatch(
-        rf"finetune: at most about {TIME} in all: 400 epochs of 1,\d+ images, "
+        rf"finetune: at most about {TIME} in all, where nothing else runs: 400 epochs of 1,\d+ images, "
         rf"{TIME} of it for the naturally tuned twin\n",
         said,
     ), said
