@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 20, 40
+LINE = 16  # of text, which another may not overlap
 
 STYLE = """
 .chart text{font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:var(--muted,#4b5563)}
@@ -110,12 +111,21 @@ def lines(
     low, high = y_range or _range([y for s in series for y in s.y], log=log)
     x_axis = Axis(min(xs), max(xs), LEFT, WIDTH - RIGHT)
     y_axis = Axis(low, high, HEIGHT - BOTTOM, TOP, log)
-    ticks = sorted({y for s in series for y in s.y})[-6:] if steps else y_axis.ticks()
+    ticks = _readable({y for s in series for y in s.y}, y_axis) if steps else y_axis.ticks()
     parts = [_grid(x_axis, y_axis, x_label, ticks, y_text)]
     parts += [_mark(x_axis(x), label) for x, label in marks]
     parts += [_line(_held(s) if steps else s, x_axis, y_axis, y_text, dots=dots) for s in series]
     parts += [_hollow(p.style, x_axis(p.x), y_axis(p.y), f"{p.label}: {y_text(p.y)} at {plain(p.x)}") for p in points]
     return _svg(title, words, "".join(parts), HEIGHT)
+
+
+def _readable(values: Iterable[float], axis: Axis) -> list[float]:
+    """The highest, and of the others those whose labels do not lie over one another."""
+    kept: list[float] = []
+    for value in sorted(values, reverse=True):
+        if not kept or abs(axis(value) - axis(kept[-1])) >= LINE:
+            kept.append(value)
+    return kept
 
 
 def _range(values: Sequence[float], *, log: bool) -> tuple[float, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -499,3 +500,15 @@ def test_iat_is_not_called_plain_training():
 
     assert _published({"method": "madry", "axes": {"augmentation": "interpolate"}}) == " (IAT, AISec 2019)"
     assert _published({"method": "madry"}) == " (PGD training, ICLR 2018)"
+
+
+def test_rates_are_written_where_there_is_room_for_each():
+    """A rate that cools takes twenty values, which lie close together at first."""
+    rates = [0.08 * (1 - step / 20) for step in range(20)]
+    drawn = lines("Learning rate", "", [Series("rate", "accent", [*map(float, range(20))], rates)], "epoch",
+                      y_range=None, y_text=lambda rate: f"rate {rate:.4f}", log=True, steps=True)  # fmt: skip
+    labels = [(float(y), text) for y, text in re.findall(r'y="([\d.]+)" text-anchor="end">(rate [\d.]+)<', drawn)]
+    heights = sorted(y for y, _ in labels)
+    assert all(b - a >= 16 for a, b in pairwise(heights))
+    assert "rate 0.0800" in [text for _, text in labels]
+    assert len(labels) > 5
