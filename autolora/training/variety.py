@@ -24,7 +24,8 @@ class Variety:
     def __init__(self, settings: Settings, stored: int, size: int) -> None:
         self.sides, self.name = (stored, size), settings.augmentation
         robust = METHODS[settings.method].attacked and settings.trains != "head"
-        self.watches = self.name == "auto" and robust and REFERENCES[settings.reference].finds_rate
+        measured = stored <= size  # shifts; what crops of larger images would gain, nobody knows
+        self.watches = self.name == "auto" and measured and robust and REFERENCES[settings.reference].finds_rate
         self.now: Augmentation = augmentation(self.name, *self.sides)
 
     def becomes_harder(self, training: Tensor, validation: Tensor) -> bool:

@@ -59,6 +59,10 @@ def test_who_names_an_augmentation_or_a_papers_rule_keeps_it(asked):
     assert not variety(**asked).watches
 
 
+def test_crops_of_larger_images_stay():
+    assert not Variety(Settings(THREAT, **WATCHED), 24, 16).watches
+
+
 @pytest.mark.parametrize("method", ["autolora", "vanilla", "madry"])
 def test_all_methods_under_the_defaults_rule_watch(method):
     assert variety(method=method).watches
