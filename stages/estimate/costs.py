@@ -19,6 +19,7 @@ TRAINING_ATTACK, DIAL_ATTACK = 10, 20  # steps of PGD
 PLAIN = ("natural", "linear")  # trained without an attack
 STEPS = {"madry": 1, "natural": 1}  # training passes over an image; of the other methods two
 WATCHED = 32  # training images that are attacked both ways, where training takes one gradient an image
+BY_HEART = 512  # training images that are looked at beside the validation images, where augmentation decides by itself
 DIAL, DIRECTIONS = 5, 2  # points of the dial in each direction
 CRITICAL_IMAGES, ASCENT = 512, 11  # and gradients of each layer's weight on all of them, for merge.toward: critical
 TUNING_EPOCHS, TUNING_STEPS, TUNING_BATCH = 10, 1000, 128  # of the one layer: whichever is more
@@ -66,10 +67,12 @@ def epoch(price: Price, counts: Counts, section: Finetune, eps: float = 0.0) -> 
     revised = steps if section.trains == "prominent" else 0  # of each pass one through the revision, and one way back
     train = price.of(gradients=gradients + revised, steps=steps + perturbed + straight, forwards=measured)
     judged = counts.val * price.of(forwards=2, gradients=TRAINING_ATTACK)
+    by_itself = section.reference in ("auto", "best")  # the other rules judge each epoch, and vary images as asked
+    if by_itself and section.augmentation == "auto" and section.trains != "head":
+        judged += min(BY_HEART, counts.train) * price.forward
     if single:
         judged += min(WATCHED, counts.train) * price.of(forwards=2, gradients=TRAINING_ATTACK + 1)
-        seldom = section.reference in ("auto", "best")  # the other rules judge each epoch
-        judged /= between_looks(counts.train, counts.val, section.epochs) if seldom else 1
+        judged /= between_looks(counts.train, counts.val, section.epochs) if by_itself else 1
     return counts.train * train + judged
 
 

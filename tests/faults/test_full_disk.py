@@ -27,7 +27,7 @@ def small_files() -> Iterator[None]:
 
 def learner(size: int) -> SimpleNamespace:
     part = SimpleNamespace(state_dict=dict, state=dict)
-    parts = {"optimiser": part, "controller": part, "attacker": part}
+    parts = dict.fromkeys(("optimiser", "controller", "attacker", "variety"), part)
     return SimpleNamespace(state=lambda: {"w": torch.ones(size)}, weights=[], balance=None, **parts)
 
 
