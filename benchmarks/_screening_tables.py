@@ -25,12 +25,15 @@ def table(args: argparse.Namespace) -> None:
     adjusted = iter(holm([p for *_, p in tests]))
     print("| network, set | change | seeds | clean | robust | seconds |\n|---|---|---|---|---|---|")
     over: list[str] = []
-    for group, two in itertools.groupby(tests, lambda test: test[:3]):
-        net, name, change = group
+    for group, both_tests in itertools.groupby(tests, lambda test: test[:3]):
+        (net, name, change), two = group, list(both_tests)
         said = [f"{difference:+.1f} (p {p:.2g}){'*' * (p < 0.05)}" for (*_, difference, _), p in zip(two, adjusted)]
         pairs = [pair for pair in both(rows, net, change) if pair[0].data == name]
         cost = fmean(ours.seconds for _, ours in pairs) / fmean(base.seconds for base, _ in pairs)
         print(f"| {net}, {name} | {change} | {len(pairs)} | {' | '.join(said)} | {cost:.2f} |")
+        gap = fmean(100 * base.train_accuracy - base.clean for base, _ in pairs)
+        before = " / ".join(f"{p:.2g}" for *_, p in two)
+        over.append(f"{net}, {name}, {change}: gap of the default {gap:.0f}, p before correction {before}")
         if len(pairs) >= FEWEST:
             of_seeds = [paired_t(*([getattr(row, what) for row in one] for one in zip(*pairs))) for what in MEASURES]
             told = " / ".join("-" if p is None else f"{p:.2g}" for p in of_seeds)

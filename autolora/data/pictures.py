@@ -3,8 +3,8 @@
     pixels = picture(content)      # uint8 [1,h,w] or [3,h,w]; BadImage, or what a decoder raises on broken bytes
 
 The EXIF orientation is applied; 16-bit grey is scaled to 8 bits; a palette and CMYK become RGB; what is transparent
-lies on white; of an animation the first frame counts. What is scaled is scaled by `scaled`, once: torch's antialiased
-bilinear, which is Pillow's up to one grey level in a pixel of 700, and the same bits on every processor.
+lies on white; of an animation the first frame counts. `scaled` scales as both do: torch's antialiased bilinear,
+which is Pillow's up to one grey level in a pixel of 700, the same bits on every level of a processor's instructions.
 """
 
 from __future__ import annotations
